@@ -1,0 +1,2 @@
+from ptuning import chatglm
+chatglm.register()

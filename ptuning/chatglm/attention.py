@@ -1,0 +1,122 @@
+"""Attention that also sees a prefix, as named implementations in transformers' attention registry.
+
+The prefix stays out of the KV cache: gradient checkpointing drops caches silently, and a prefix in the cache would shift
+positions. Instead every layer prepends the prefix's keys and values right before the attention kernel, and pads the
+mask by T on the left so that every token sees the whole prefix.
+
+Shapes: B rows, H query heads, G key/value groups, S query positions, K key positions, T prefix positions, D head dimension.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask, sdpa_mask
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
+from transformers.models.glm.modeling_glm import eager_attention_forward
+
+from ptuning.chatglm.prefix import PrefixKeyValues
+
+PREFIXED = "prefix_"
+
+
+def prefixed_name(implementation: str) -> str:
+    """The registered name of an attention implementation that sees the prefix, e.g. `sdpa` → `prefix_sdpa`."""
+    return implementation if implementation.startswith(PREFIXED) else PREFIXED + implementation
+
+
+def _flash_attention(implementation: str) -> Callable:
+    # transformers' own wrapper picks the kernel by the config's implementation name, which here is the prefixed one.
+    def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+        out = _flash_attention_forward(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attention_mask,
+            query_length=query.shape[2],
+            is_causal=True,
+            dropout=dropout,
+            softmax_scale=scaling,
+            attn_implementation=implementation,
+        )
+        return out, None
+
+    return forward
+
+
+def _pad_mask(mask: torch.Tensor | BlockMask | None, query: torch.Tensor, prefix_length: int, key_length: int):
+    if mask is None:
+        if query.shape[2] == 1:
+            return None
+        if query.is_cuda:  # lets torch choose its flash kernel, whose causal rule is the lower right one
+            return causal_lower_right(query.shape[2], prefix_length + key_length)
+        ones = torch.ones(query.shape[2], prefix_length + key_length, dtype=torch.bool, device=query.device)
+        return ones.tril(prefix_length + key_length - query.shape[2])
+    if isinstance(mask, BlockMask):
+        return _pad_block_mask(mask, prefix_length)
+    return nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def _pad_block_mask(mask: BlockMask, prefix_length: int) -> BlockMask:
+    padded = getattr(mask, "_with_prefix", None)  # all layers share one mask, so build its padded form once
+    if padded is None:
+        inner = mask.mask_mod
+
+        def mask_mod(b, h, q, kv):
+            # Indices are clamped because both sides of `|` are evaluated, also for the prefix's columns.
+            return (kv < prefix_length) | inner(b, h, q, (kv - prefix_length).clamp(min=0))
+
+        q_length, kv_length = mask.seq_lengths
+        padded = create_block_mask(
+            mask_mod, mask.shape[0], None, q_length, kv_length + prefix_length, device=mask.kv_num_blocks.device
+        )
+        mask._with_prefix = padded
+    return padded
+
+
+def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | BlockMask | None,
+        prefix: PrefixKeyValues | None = None,
+        **kwargs,
+    ):
+        """query (B, H, S, D), key and value (B, G, K, D); `prefix` holds this layer's (B or 1, G, T, D) pair."""
+        if prefix is not None:
+            batch, _, q_length, _ = query.shape
+            prefix_key, prefix_value = (part.expand(batch, -1, -1, -1) for part in prefix[module.layer_idx])
+            if attention_mask is None and q_length > 1 and key.shape[2] > q_length:
+                # Prefill of a static cache without a mask: what lies behind the query is empty cache.
+                key, value = key[:, :, :q_length], value[:, :, :q_length]
+            key_length, prefix_length = key.shape[2], prefix_key.shape[2]
+            key = torch.cat((prefix_key, key), dim=2)
+            value = torch.cat((prefix_value, value), dim=2)
+            if not mask_is_2d:
+                attention_mask = _pad_mask(attention_mask, query, prefix_length, key_length)
+            elif attention_mask is not None:
+                attention_mask = nn.functional.pad(attention_mask, (prefix_length, 0), value=1)
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def register() -> None:
+    """Adds `prefix_eager`, `prefix_sdpa`, `prefix_flex_attention` and `prefix_flash_attention_{2,3}` to transformers."""
+    implementations = {
+        "eager": (_with_prefix(eager_attention_forward), eager_mask),
+        "sdpa": (_with_prefix(sdpa_attention_forward), sdpa_mask),
+        "flex_attention": (_with_prefix(flex_attention_forward), flex_attention_mask),
+    }
+    for name in ("flash_attention_2", "flash_attention_3"):
+        implementations[name] = (_with_prefix(_flash_attention(name), mask_is_2d=True), flash_attention_mask)
+    for name, (forward, mask) in implementations.items():
+        AttentionInterface.register(prefixed_name(name), forward)
+        AttentionMaskInterface.register(prefixed_name(name), mask)

@@ -1,0 +1,143 @@
+"""ChatGLM2's configuration: the official names in config.json on the outside, transformers' GLM configuration inside.
+
+Source of the names and defaults: THUDM/chatglm2-6b `configuration_chatglm.py` and `config.json`.
+"""
+
+from typing import Any, ClassVar
+
+from transformers import GlmConfig
+from transformers.utils import logging
+
+from ptuning.errors import ModelError
+
+logger = logging.get_logger(__name__)
+
+SUPPORTED = "chatglm2-6b, chatglm2-6b-32k and codegeex2-6b (and checkpoints of the same architecture)"
+
+# official name -> name in transformers' GlmConfig
+OFFICIAL_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "padded_vocab_size": "vocab_size",
+    "ffn_hidden_size": "intermediate_size",
+    "multi_query_group_num": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "layernorm_epsilon": "rms_norm_eps",
+    "seq_length": "max_position_embeddings",
+    "add_qkv_bias": "attention_bias",
+}
+
+# What the official configuration says when config.json doesn't; written back so that the official code, and vLLM,
+# read what this package read.
+OFFICIAL_CONSTANTS = {
+    "add_bias_linear": False,
+    "apply_query_key_layer_scaling": True,
+    "apply_residual_connection_post_layernorm": False,
+    "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True,
+    "fp32_residual_connection": False,
+    "hidden_dropout": 0.0,
+    "multi_query_attention": True,
+    "original_rope": True,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+}
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+    "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+    "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+}
+
+# A different value of these means a network that GlmForCausalLM does not compute.
+_REFUSED = {
+    "rmsnorm": (True, "LayerNorm instead of RMSNorm"),
+    "apply_residual_connection_post_layernorm": (False, "post-layernorm residual connections"),
+    "add_bias_linear": (False, "biases in the dense layers"),
+    "post_layer_norm": (True, "no final layer norm"),
+    "original_rope": (True, "a rotary embedding that is not the original interleaved one"),
+}
+
+
+class ChatGLMConfig(GlmConfig):
+    """Reads an official ChatGLM2 `config.json` and writes one back.
+
+    Inside, the attributes have transformers' names (`num_hidden_layers`, `vocab_size`, …), the official names are aliases of
+    them (`config.num_layers`), and `save_pretrained` writes the official names. `rope_ratio` (chatglm2-6b-32k) means
+    positional interpolation: positions are divided by it, which transformers calls linear scaling.
+
+    Raises:
+        ModelError: the file describes another architecture (ChatGLM-6B v1, ChatGLM3, GLM-4, LayerNorm, …).
+    """
+
+    model_type = "chatglm"
+    attribute_map: ClassVar[dict[str, str]] = dict(OFFICIAL_NAMES)
+
+    # defaults of the official configuration class, where GLM-4's (the parent's) differ
+    vocab_size: int = 65024
+    num_hidden_layers: int = 28
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    rope_ratio: float | int = 1
+
+    def __post_init__(self, **kwargs):
+        name = str(kwargs.get("_name_or_path") or kwargs.get("name_or_path") or "")
+        _refuse_other_architectures(kwargs, name)
+        # The base class would set these aliases too, but only after it has used the values.
+        for official, native in OFFICIAL_NAMES.items():
+            if official in kwargs:
+                setattr(self, native, kwargs.pop(official))
+        if not kwargs.pop("multi_query_attention", True):
+            self.num_key_value_heads = self.num_attention_heads
+        for official in OFFICIAL_CONSTANTS:
+            kwargs.pop(official, None)
+        self.architectures = self.architectures or ["ChatGLMModel"]
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        if kwargs.get("rope_parameters") is None and self.rope_parameters is None:
+            self.rope_parameters = _rope_parameters(self.rope_ratio)
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to config.json: official names, complete, so that no reader depends on its own defaults."""
+        values = {key: value for key, value in super().to_diff_dict().items() if key not in GlmConfig().to_dict()}
+        values.pop("rope_ratio", None)
+        values |= OFFICIAL_CONSTANTS
+        values |= {official: getattr(self, native) for official, native in OFFICIAL_NAMES.items()}
+        values |= {
+            "model_type": self.model_type,
+            "architectures": self.architectures,
+            "attention_dropout": self.attention_dropout,
+            "eos_token_id": self.eos_token_id,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads,
+            "pad_token_id": self.pad_token_id,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": str(self.dtype or "float32").removeprefix("torch."),
+            "use_cache": self.use_cache,
+        }
+        if self.rope_ratio != 1:
+            values["rope_ratio"] = self.rope_ratio
+        return values
+
+
+def _rope_parameters(rope_ratio: float) -> dict[str, Any]:
+    # Only half of each head is rotated; theta is fixed in the official code.
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    if rope_ratio != 1:
+        rope |= {"rope_type": "linear", "factor": float(rope_ratio)}
+    return rope
+
+
+def _refuse_other_architectures(values: dict[str, Any], name: str) -> None:
+    def refuse(what: str):
+        raise ModelError(f"{name or 'this config.json'}: {what}. Supported: {SUPPORTED}.")
+
+    if "position_encoding_2d" in values or "inner_hidden_size" in values:
+        refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
+    if any(other in name.lower() for other in ("chatglm3", "glm-4", "glm4")):
+        refuse("ChatGLM3 and GLM-4 use another chat template and rotary base")
+    for key, (expected, meaning) in _REFUSED.items():
+        if values.get(key, expected) != expected:
+            refuse(f"{key}={values[key]} means {meaning}, which is not supported (expected {expected})")

@@ -1,0 +1,28 @@
+"""Official ChatGLM2 weight names declared to transformers, in both directions (loading and `save_pretrained`)."""
+
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+# official name -> GlmForCausalLM's name, matched anywhere in a key
+_RENAMED = {
+    r"transformer\.embedding\.word_embeddings\.": "model.embed_tokens.",
+    r"transformer\.encoder\.final_layernorm\.": "model.norm.",
+    r"transformer\.output_layer\.": "lm_head.",
+    r"transformer\.encoder\.layers\.": "model.layers.",
+    r"\.self_attention\.dense\.": ".self_attn.o_proj.",
+    r"\.mlp\.dense_h_to_4h\.": ".mlp.gate_up_proj.",
+    r"\.mlp\.dense_4h_to_h\.": ".mlp.down_proj.",
+}
+
+
+def register(model_type: str) -> None:
+    """Declares the mapping for `model_type`. `self_attention.query_key_value` has the rows of q, k and v stacked."""
+    mapping = [WeightRenaming(source, target) for source, target in _RENAMED.items()]
+    mapping.append(
+        WeightConverter(
+            "self_attention.query_key_value",
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            [Split(0)],
+        )
+    )
+    register_checkpoint_conversion_mapping(model_type, mapping, overwrite=True)
