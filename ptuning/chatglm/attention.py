@@ -92,7 +92,7 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
         """query (B, H, S, D), key and value (B, G, K, D); `prefix` holds this layer's (B or 1, G, T, D) pair."""
         if prefix is not None:
             batch, _, q_length, _ = query.shape
-            prefix_key, prefix_value = (part.expand(batch, -1, -1, -1) for part in prefix[module.layer_idx])
+            prefix_key, prefix_value = (part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix[module.layer_idx])
             if attention_mask is None and q_length > 1 and key.shape[2] > q_length:
                 # Prefill of a static cache without a mask: what lies behind the query is empty cache.
                 key, value = key[:, :, :q_length], value[:, :, :q_length]

@@ -34,9 +34,12 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
             pre_seq_len: T.
             prefix_projection: the reparametrised variant.
         """
-        encoder = PrefixEncoder(PrefixShape.of(self.config), pre_seq_len, prefix_projection)
+        return self.attach_encoder(PrefixEncoder(PrefixShape.of(self.config), pre_seq_len, prefix_projection))
+
+    def attach_encoder(self, encoder: PrefixEncoder) -> PrefixEncoder:
+        """Attaches an existing prefix, such as one that `detach_prefix` returned, and freezes everything else."""
         self.requires_grad_(False)
-        self.prefix_encoder = encoder.to(self.device).train(self.training)
+        self.prefix_encoder = encoder.to(self.device).train(self.training).requires_grad_(True)
         self.config._attn_implementation = prefixed_name(self.config._attn_implementation)
         return encoder
 

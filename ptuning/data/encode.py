@@ -1,0 +1,201 @@
+"""Records → token ids and labels, exactly as the official scripts encode what fits, and without their traps where it doesn't.
+
+Source: THUDM/ChatGLM2-6B `ptuning/main.py`, preprocess_function_train: [gMASK] sop prompt, then the answer, then eos;
+loss on the answer and eos only. The official code cuts a long prompt on the right, which removes "答：" and the newest
+turn, and gives a cut answer an eos, which teaches early stops. Here the oldest turns go first, then the middle of the
+question, and a cut answer has no eos.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ptuning.chatglm.template import build_prompt
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.data.records import Record
+from ptuning.errors import ConfigError
+
+IGNORE = -100  # label of a position without loss
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Limits in tokens, with the official meaning.
+
+    Args:
+        max_source_length: of the prompt, [gMASK] sop included.
+        max_target_length: of the answer, eos not included.
+    """
+
+    max_source_length: int
+    max_target_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """`input_ids` and `labels` have the same length; `labels` is empty for a row that is only generated from."""
+
+    input_ids: list[int]
+    labels: list[int]
+    source: str
+
+
+@dataclass
+class EncodingReport:
+    """How many rows were changed to fit, printed before training or evaluation starts."""
+
+    rows: int = 0
+    dropped_turns: int = 0
+    cut_questions: int = 0
+    cut_answers: int = 0
+    tokens: int = 0
+    longest: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, source: str, what: str) -> None:
+        if len(self.examples) < 3:
+            self.examples.append(f"{source} ({what})")
+
+    def __str__(self) -> str:
+        parts = [f"{self.rows} rows, {self.tokens / max(self.rows, 1):.0f} tokens on average, longest {self.longest}"]
+        for count, what in (
+            (self.dropped_turns, "rows lost old turns"),
+            (self.cut_questions, "questions cut in the middle"),
+            (self.cut_answers, "answers cut (no end token)"),
+        ):
+            if count:
+                parts.append(f"{count} {what}")
+        text = "; ".join(parts)
+        return text + (f", e.g. {', '.join(self.examples)}" if self.examples else "")
+
+
+class Encoder:
+    """Turns records into rows of ids.
+
+    Args:
+        tokenizer: the base model's.
+        lengths: limits in tokens.
+        source_prefix: text put in front of every prompt, before `[Round 1]`.
+        loss_on: "last" puts loss on the record's response, "all" also on the answers in its history.
+    """
+
+    def __init__(self, tokenizer: ChatGLMTokenizer, lengths: Lengths, source_prefix: str = "", loss_on: str = "last"):
+        self.tokenizer = tokenizer
+        self.lengths = lengths
+        self.source_prefix = source_prefix
+        self.loss_on = loss_on
+        self._begin = tokenizer.prefix_ids()
+        shortest = len(self._prompt_ids("", ()))
+        if lengths.max_source_length < shortest:
+            raise ConfigError(
+                f"max_source_length {lengths.max_source_length} is shorter than the prompt template itself "
+                f"({shortest} tokens); use at least {shortest + 16}"
+            )
+        if lengths.max_target_length < 1:
+            raise ConfigError(f"max_target_length is {lengths.max_target_length}; use at least 1")
+
+    def training_rows(self, records: Iterable[Record]) -> tuple[list[EncodedRow], EncodingReport]:
+        """Prompt + answer + eos with labels. Records must have a response."""
+        records, report = list(records), EncodingReport()
+        prompts = self._prompts(records, report)
+        answers = self.tokenizer.encode_text([record.response for record in records])
+        rows = []
+        for record, (prompt_ids, prompt, history), answer in zip(records, prompts, answers, strict=True):
+            labels = [IGNORE] * len(prompt_ids)
+            if self.loss_on == "all":
+                labels = self._history_labels(prompt_ids, prompt, history)
+            if len(answer) > self.lengths.max_target_length:
+                answer = answer[: self.lengths.max_target_length]
+                report.cut_answers += 1
+                report.note(record.source, "answer cut")
+            else:
+                answer = [*answer, self.tokenizer.eos_token_id]
+            rows.append(EncodedRow(prompt_ids + answer, labels + answer, record.source))
+        return rows, _count(rows, report)
+
+    def prompt_rows(self, records: Iterable[Record]) -> tuple[list[EncodedRow], EncodingReport]:
+        """Prompts alone, to generate from."""
+        records, report = list(records), EncodingReport()
+        prompts = self._prompts(records, report)
+        rows = [EncodedRow(ids, [], record.source) for record, (ids, *_) in zip(records, prompts, strict=True)]
+        return rows, _count(rows, report)
+
+    def _prompts(self, records: list[Record], report: EncodingReport) -> list[tuple[list[int], str, tuple]]:
+        texts = [self.source_prefix + build_prompt(record.prompt, record.history) for record in records]
+        encoded = self.tokenizer.encode_text(texts)
+        limit = self.lengths.max_source_length - len(self._begin)
+        return [
+            (self._begin + ids, text, record.history) if len(ids) <= limit else self._fit(record, report)
+            for record, text, ids in zip(records, texts, encoded, strict=True)
+        ]
+
+    def _fit(self, record: Record, report: EncodingReport) -> tuple[list[int], str, tuple]:
+        history, limit = record.history, self.lengths.max_source_length
+        while history and len(self._prompt_ids(record.prompt, history)) > limit:
+            history = history[1:]
+        if len(history) < len(record.history):
+            report.dropped_turns += 1
+            report.note(record.source, f"{len(record.history) - len(history)} old turns dropped")
+        question = record.prompt
+        if len(self._prompt_ids(question, history)) > limit:
+            question = self._cut_middle(question, limit)
+            report.cut_questions += 1
+            report.note(record.source, "question cut")
+        text = self.source_prefix + build_prompt(question, history)
+        return self._prompt_ids(question, history), text, history
+
+    def _cut_middle(self, question: str, limit: int) -> str:
+        """The longest head + tail of the question that fits. Length grows with the characters kept, nearly always; the
+        last loop settles the rare exception."""
+
+        def keep(n: int) -> str:
+            return question[: (n + 1) // 2] + question[len(question) - n // 2 :]
+
+        low, high = 0, len(question)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._prompt_ids(keep(middle), ())) <= limit:
+                low = middle
+            else:
+                high = middle - 1
+        while low and len(self._prompt_ids(keep(low), ())) > limit:
+            low -= 1
+        return keep(low)
+
+    def _prompt_ids(self, question: str, history: tuple) -> list[int]:
+        return self._begin + self.tokenizer.encode_text(self.source_prefix + build_prompt(question, history))
+
+    def _history_labels(self, prompt_ids: list[int], prompt: str, history: tuple) -> list[int]:
+        """Labels on the tokens that lie wholly inside an answer of the history. No end token follows those answers,
+        because the official format has none between turns."""
+        spans, at = [], len(self.source_prefix)
+        for i, (question, answer) in enumerate(history, start=1):
+            start = at + len(f"[Round {i}]\n\n问：{question}\n\n答：")
+            spans.append((len(prompt[:start].encode()), len(prompt[: start + len(answer)].encode())))
+            at = start + len(answer) + len("\n\n")
+        labels, n_begin = [IGNORE] * len(prompt_ids), len(self._begin)
+        for index, (begin, end) in enumerate(self._byte_spans(prompt_ids[n_begin:], prompt), start=n_begin):
+            if any(start <= begin and end <= stop and begin < end for start, stop in spans):
+                labels[index] = prompt_ids[index]
+        return labels
+
+    def _byte_spans(self, ids: list[int], text: str) -> list[tuple[int, int]]:
+        spans, at = [], 0
+        for index, piece in enumerate(self.tokenizer.sp_model.id_to_piece(list(ids))):
+            is_byte = len(piece) == 6 and piece.startswith("<0x")
+            surface = piece.replace("▁", " ")
+            if index == 0 and not text.startswith(" "):
+                surface = surface.removeprefix(" ")  # the dummy prefix stands for no text
+            width = 1 if is_byte else len(surface.encode())
+            spans.append((at, at + width))
+            at += width
+        if at != len(text.encode()):
+            raise ConfigError(
+                "loss_on=all needs a tokenizer that keeps the text as it is, and this one normalises it; use loss_on=last"
+            )
+        return spans
+
+
+def _count(rows: list[EncodedRow], report: EncodingReport) -> EncodingReport:
+    lengths = [len(row.input_ids) for row in rows]
+    report.rows, report.tokens, report.longest = len(rows), sum(lengths), max(lengths, default=0)
+    return report

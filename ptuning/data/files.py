@@ -1,0 +1,128 @@
+"""Data files as text: found, decoded as UTF-8, and identified by a hash. What is not UTF-8 text is refused by name."""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import hashlib
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from ptuning.data.problems import listed
+from ptuning.errors import DataError
+
+_BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_NOT_TEXT = (
+    (b"\x1f\x8b", "a gzip archive", "unpack it with gunzip"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or export the sheet as CSV in UTF-8"),
+    (b"PAR1", "a Parquet file", "convert it to JSON lines (pandas: to_json(orient='records', lines=True))"),
+)
+# Codec, iconv's name, and the least number of bytes above 0x7F for each character that is not ASCII. Common characters
+# have two such bytes in GBK, about 1.6 in Big5 (nearly all of which decodes as GBK, to nonsense), and one in Latin-1.
+_CHINESE_ENCODINGS = (("gbk", "GBK", 1.8), ("gb18030", "GB18030", 1.8), ("big5", "BIG5", 1.3))
+_ASCII = bytes(range(128))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, without a byte order mark and with its line ends as they are.
+
+    Raises:
+        DataError: the file is missing, a directory, unreadable, empty, no text, or in another encoding.
+    """
+    raw = b"".join(_chunks(path))
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
+        raise DataError(f"{path}: the file is empty ({len(raw)} bytes): write at least 1 row into it")
+    for magic, what, fix in _NOT_TEXT:
+        if raw.startswith(magic):
+            raise DataError(f"{path}: this is {what}, not JSON, JSON lines or CSV: {fix}")
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if raw.startswith(mark):
+            raise _wrong_encoding(path, encoding, "by its byte order mark")
+    if b"\0" in raw[:2]:  # data files start with an ASCII character, of which UTF-16 makes a pair with a zero
+        raise _wrong_encoding(path, "UTF-16BE" if raw[0] == 0 else "UTF-16LE", "by the zero bytes at its start")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _not_utf8(path, raw) from None
+
+
+def data_fingerprint(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the file's bytes in 64 hex digits, read piece by piece.
+
+    Raises:
+        DataError: the file is missing, a directory or unreadable.
+    """
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: str | os.PathLike[str], size: int = 1 << 20) -> Iterator[bytes]:
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(size):
+                yield chunk
+    except OSError as error:
+        raise DataError(_why_unreadable(Path(path), error)) from error
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        if not path.parent.is_dir():
+            return f"{path}: no such file, nor a folder {path.parent} in {Path.cwd()}: correct the path"
+        near = difflib.get_close_matches(path.name, _file_names(path.parent), n=3, cutoff=0.5)
+        hint = f"did you mean {listed(near)}?" if near else "correct the path"
+        return f"{path}: no such file in {path.parent.resolve()}: {hint}"
+    # Asked of the path, because Windows reports an opened directory as a lack of permission.
+    if isinstance(error, (IsADirectoryError, PermissionError)) and path.is_dir():
+        files = [name for name in _file_names(path) if name.endswith((".json", ".jsonl", ".csv"))]
+        hint = f"name one of its files: {listed(files)}" if files else "it has no .json, .jsonl or .csv file to name"
+        return f"{path}: this is a directory, not a data file: {hint}"
+    return f"{path}: can't be read ({error.strerror}): check the path and the permissions"
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    except OSError:  # a folder that can be entered but not listed: then there are no names to propose
+        return []
+
+
+def _wrong_encoding(path: str | os.PathLike[str], encoding: str, evidence: str) -> DataError:
+    name = Path(path)
+    target = name.with_name(f"{name.stem}.utf8{name.suffix}")
+    return DataError(
+        f"{path}: the encoding is {encoding} ({evidence}), only UTF-8 is read: convert it with "
+        f"`iconv -f {encoding} -t UTF-8 {shlex.quote(str(name))} > {shlex.quote(str(target))}`"
+    )
+
+
+def _not_utf8(path: str | os.PathLike[str], raw: bytes) -> DataError:
+    """Tells a file in another encoding from a UTF-8 file with a few damaged bytes, and places the first bad byte."""
+    lenient = raw.decode("utf-8", errors="replace")
+    damaged = lenient.count("\N{REPLACEMENT CHARACTER}")
+    intact = sum(character > "\x7f" for character in lenient) - damaged
+    if intact <= damaged:
+        high_bytes = len(raw.translate(None, delete=_ASCII))
+        for codec, name, least in _CHINESE_ENCODINGS:
+            try:
+                characters = sum(character > "\x7f" for character in raw.decode(codec))
+            except UnicodeDecodeError:
+                continue
+            if high_bytes >= least * characters:
+                return _wrong_encoding(path, name, "a guess: the bytes are not UTF-8 and fit this one")
+    before = lenient[: lenient.index("\N{REPLACEMENT CHARACTER}")]
+    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    count = "1 place" if damaged == 1 else f"{damaged} places"
+    return DataError(
+        f"{path}:{line}: the text is not UTF-8 in {count}, the first at column {column}: "
+        f"correct it there, or save the file again as UTF-8"
+    )

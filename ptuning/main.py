@@ -1,0 +1,157 @@
+"""Entry of `python`, `torchrun` and `deepspeed ptuning/main.py`: parse → data → model → train → evaluate; composition only."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # The launchers put ptuning/ itself on the path, where our `data` or `config` would shadow other packages.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ptuning.checkpoint import describe_prefix
+from ptuning.config import Config, parse
+from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.load import Split, read_split
+from ptuning.data.records import Columns
+from ptuning.errors import PTuningError
+from ptuning.evaluation.generate import GenerationOptions
+from ptuning.evaluation.predict import predict, table
+from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.training.run import checkpoint_to_resume, train
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
+    try:
+        config, notes = parse(sys.argv[1:] if argv is None else argv)
+        run(config, notes)
+    except PTuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
+    """Trains and evaluates as the config says. Returns the scores of each evaluated model."""
+    say = print if config.training.process_index == 0 else _silent
+    for note in notes:
+        say(f"note: {note}")
+    splits = read_data(config)
+    for split in splits.values():
+        say(split)
+    data = {name: split.sha256 for name, split in splits.items()}
+    resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
+
+    tokenizer = load_tokenizer(config.model.model_name_or_path)
+    train_encoder, eval_encoder = encoders(config, tokenizer)
+    rows = {}
+    for name, encoder in (("train", train_encoder), ("validation", eval_encoder)):
+        if name in splits:
+            rows[name], report = encoder.training_rows(splits[name].records)
+            say(f"{name}: {report}")
+
+    model = build_model(config, say)
+    description = None
+    if model.prefix_encoder is not None:
+        description = describe_prefix(model, config.model.model_name_or_path, **description_of(config))
+    trainer = build_trainer(config, model, tokenizer, rows, description)
+    if config.training.do_train:
+        train(config, trainer, data, resume_from, say)
+        say(f"Saved the tuned {'prefix' if description else 'model'} in {config.training.output_dir}")
+    results = {}
+    if config.training.do_eval and "validation" in rows:
+        results["validation"] = trainer.evaluate()
+        say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**results["validation"]))
+    if config.training.do_predict or (config.training.do_eval and config.generation.predict_with_generate):
+        split = splits["test" if config.training.do_predict else "validation"]
+        scores = score_answers(config, model, tokenizer, split.records, eval_encoder, say)
+        say(table(scores))
+        results |= scores
+    if results and config.training.should_save:
+        path = Path(config.training.output_dir) / "metrics.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        say(f"Wrote {path}")
+    return results
+
+
+def read_data(config: Config) -> dict[str, Split]:
+    """Reads and checks every file the run needs, before any model is loaded."""
+    data, training = config.data, config.training
+    columns = Columns(data.prompt_column, data.response_column, data.history_column)
+    wanted = {}
+    if training.do_train:
+        wanted["train"] = (data.train_file, data.max_train_samples)
+    if data.validation_file and (training.do_train or training.do_eval):
+        wanted["validation"] = (data.validation_file, data.max_eval_samples)
+    if training.do_predict:
+        wanted["test"] = (data.prediction_file, data.max_predict_samples)
+    return {
+        name: read_split(name, file, columns, limit, data.skip_invalid_rows) for name, (file, limit) in wanted.items()
+    }
+
+
+def encoders(config: Config, tokenizer) -> tuple[Encoder, Encoder]:
+    """One for training rows, one for evaluation, which may have its own answer length."""
+    data = config.data
+    training = Lengths(data.max_source_length, data.max_target_length)
+    evaluation = Lengths(data.max_source_length, data.eval_target_length)
+    return (
+        Encoder(tokenizer, training, data.source_prefix, data.loss_on),
+        Encoder(tokenizer, evaluation, data.source_prefix, data.loss_on),
+    )
+
+
+def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, say) -> dict[str, dict[str, float]]:
+    """Generates and scores; with --baseline also without the prefix."""
+    settings, data, training = config.generation, config.data, config.training
+    official = settings.generation_mode == "official"
+    options = GenerationOptions(
+        max_new_tokens=data.eval_target_length,
+        batch_size=training.per_device_eval_batch_size,
+        num_beams=settings.num_beams,
+        sample=official,
+        max_length=data.max_source_length + data.eval_target_length + 1 if official else None,
+        seed=training.seed,
+    )
+    folder = Path(training.output_dir)
+    results = {}
+    if settings.baseline and model.prefix_encoder is not None:
+        encoder_off = model.detach_prefix()
+        say(f"Answering {len(records)} rows with the untuned base")
+        path = folder / "predictions_base.jsonl"
+        results["base"] = predict(model, tokenizer, records, encoder, options, path, progress_bar(say))
+        model.attach_encoder(encoder_off)
+    name = "base" if model.prefix_encoder is None and not training.do_train else "tuned"
+    say(f"Answering {len(records)} rows with the {'tuned model' if name == 'tuned' else 'model'}")
+    path = folder / ("predictions.jsonl" if name == "tuned" else "predictions_base.jsonl")
+    results[name] = predict(model, tokenizer, records, encoder, options, path, progress_bar(say))
+    return results
+
+
+def description_of(config: Config) -> dict:
+    """What a prefix checkpoint says about how it was trained."""
+    data = config.data
+    return {
+        "max_source_length": data.max_source_length,
+        "max_target_length": data.max_target_length,
+        "source_prefix": data.source_prefix,
+        "loss_on": data.loss_on,
+    }
+
+
+def build_model(config: Config, say):
+    """The base with the prefix of the checkpoint, a new prefix, or none (all weights are tuned)."""
+    args, training = config.model, config.training
+    dtype = args.dtype
+    if dtype == "auto" and training.do_train and args.pre_seq_len is None and args.ptuning_checkpoint is None:
+        dtype = "float32"  # the optimizer's master weights; bf16/fp16 autocast does the computing
+    model = load_base(args.model_name_or_path, dtype=dtype, device=training.device, attn_implementation=args.attn_implementation)
+    if args.ptuning_checkpoint is not None:
+        attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, args.pre_seq_len, args.prefix_projection or None)
+        if training.do_train:
+            say(f"Starting a new run from the prefix in {args.ptuning_checkpoint} (to continue a run: --resume_from_checkpoint)")
+    elif args.pre_seq_len is not None:
+        model.attach_prefix(args.pre_seq_len, args.prefix_projection)
+    return model

@@ -1,0 +1,145 @@
+"""One training run: output folder, trainer, resume, final checkpoint."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from ptuning.checkpoint import PrefixDescription
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.config import Config
+from ptuning.data.batch import RowDataset
+from ptuning.data.encode import EncodedRow
+from ptuning.errors import ConfigError
+from ptuning.training.record import LossCurve, resume_conflicts, write_run
+from ptuning.training.trainer import TuningTrainer
+
+
+def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
+    """Settles what happens to an earlier run in the output folder, before anything expensive.
+
+    Args:
+        data: split name → sha256.
+
+    Returns:
+        The checkpoint to continue from, None for a new run.
+
+    Raises:
+        ConfigError: an earlier run is there and no flag says what to do with it, there is nothing to resume, or resuming
+            would not be exact.
+    """
+    training = config.training
+    folder, wish = Path(training.output_dir), training.resume_from_checkpoint
+    wish = None if wish is None or str(wish).lower() in ("false", "none", "") else str(wish)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if wish is None:
+        if last and training.overwrite_output_dir:
+            _delete_checkpoints(folder, config.model.ptuning_checkpoint)
+        elif last:
+            raise ConfigError(
+                f"{folder} already holds {Path(last).name} of an earlier run. Continue it with --resume_from_checkpoint "
+                "true, delete it with --overwrite_output_dir, or choose another --output_dir."
+            )
+        return None
+    if wish.lower() == "true":
+        if last is None:
+            raise ConfigError(f"--resume_from_checkpoint true: there is no checkpoint in {folder}")
+        wish = last
+    elif not (Path(wish) / "trainer_state.json").is_file():
+        near = get_last_checkpoint(wish) if Path(wish).is_dir() else None
+        hint = f"; did you mean {near}?" if near else " (it needs trainer_state.json)"
+        raise ConfigError(f"--resume_from_checkpoint {wish}: not a checkpoint of a run{hint}")
+    conflicts = resume_conflicts(Path(wish).parent, config.to_dict(), data, training.world_size)
+    if conflicts:
+        raise ConfigError(
+            f"--resume_from_checkpoint {wish} would not continue the same run: " + "; ".join(conflicts) + ". Use the old "
+            "values, or start a new run from its prefix with --ptuning_checkpoint."
+        )
+    return wish
+
+
+def _delete_checkpoints(folder: Path, source: str | None) -> None:
+    if source is not None and Path(source).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--overwrite_output_dir would delete {source}, which --ptuning_checkpoint starts from; choose another "
+            "--output_dir"
+        )
+    for old in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(old)
+    for old in folder.glob("run*.json"):
+        old.unlink()
+
+
+def build_trainer(
+    config: Config,
+    model: ChatGLMForConditionalGeneration,
+    tokenizer: ChatGLMTokenizer,
+    rows: dict[str, list[EncodedRow]],
+    description: PrefixDescription | None,
+) -> TuningTrainer:
+    """The trainer for training or for the eval loss alone.
+
+    Args:
+        rows: split name → encoded rows; train and validation are used where they are there.
+        description: of the prefix; None when all weights are tuned.
+    """
+    args, data = config.training, config.data
+    callbacks = [LossCurve(Path(args.output_dir))] if args.do_train else []
+    if args.early_stopping_patience is not None:
+        args.load_best_model_at_end = True
+        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    return TuningTrainer(
+        model=model,
+        args=args,
+        tokenizer=tokenizer,
+        description=description,
+        pad_to=data.max_source_length + data.max_target_length + 1 if data.pad_to_max_length else None,
+        train_dataset=RowDataset(rows["train"]) if "train" in rows else None,
+        eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
+        callbacks=callbacks,
+    )
+
+
+def train(
+    config: Config,
+    trainer: TuningTrainer,
+    data: dict[str, str],
+    resume_from: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """Trains and saves. The tuned checkpoint is written into the output folder itself, after the last step.
+
+    Args:
+        data: split name → sha256, for the run's record.
+        resume_from: from `checkpoint_to_resume`.
+        say: prints on the main process.
+    """
+    args = config.training
+    if args.should_save:
+        write_run(Path(args.output_dir), config.to_dict(), data, args.world_size, resume_from)
+    say(_banner(trainer, resume_from))
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model()
+    trainer.save_state()
+
+
+def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
+    args = trainer.args
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in trainer.model.parameters())
+    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    rows = len(trainer.train_dataset)
+    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-rows // effective))
+    lines = [
+        f"Training {trainable:,} of {total:,} parameters ({trainable / total:.3%}) on {rows:,} rows",
+        f"  effective batch {effective} = {args.per_device_train_batch_size} rows × {args.gradient_accumulation_steps} "
+        f"accumulation steps × {args.world_size} processes; {steps:,} steps = {steps * effective / rows:.2f} epochs",
+        f"  learning rate {args.learning_rate:g}, {args.lr_scheduler_type.value} schedule, device {args.device}",
+    ]
+    if resume_from:
+        lines.append(f"  continuing the run at {resume_from}")
+    return "\n".join(lines)

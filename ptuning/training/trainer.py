@@ -1,0 +1,205 @@
+"""transformers' Trainer for a prefix (or all weights): exact resume, atomic checkpoints, no silent NaN."""
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from ptuning.checkpoint import PrefixDescription, read_prefix, save_prefix
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
+from ptuning.errors import TrainingError
+
+STAGING = ".saving"  # checkpoints are written here and renamed when complete
+
+
+class TuningTrainer(Trainer):
+    """Trains what requires grad and saves what was tuned.
+
+    Args:
+        tokenizer: saved beside full-parameter checkpoints.
+        description: written into every prefix checkpoint; None when all weights are tuned.
+        pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
+        **kwargs: of Trainer; the data sets are RowDatasets.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: ChatGLMTokenizer,
+        description: PrefixDescription | None,
+        pad_to: int | None = None,
+        **kwargs,
+    ):
+        collator = PadRight(tokenizer.pad_token_id, pad_to)
+        super().__init__(processing_class=tokenizer, data_collator=collator, **kwargs)
+        self.description = description
+        self._sampler_epoch = _SamplerEpoch()
+        self.add_callback(self._sampler_epoch)
+
+    # --- data order -------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: RowDataset | None = None):
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch = self.args.per_device_train_batch_size * self.args.world_size
+        self._sampler_epoch.sampler = LengthGroupedSampler(dataset.lengths, batch, seed)
+        return self._sampler_epoch.sampler
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        rows = inputs.pop("row")
+        loss = super().compute_loss(model, inputs | {"loss_only": True}, num_items_in_batch=num_items_in_batch)
+        if model.training and not torch.isfinite(loss):
+            sources = ", ".join(self.train_dataset.rows[int(row)].source for row in rows)
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the loss is {float(loss)} on {sources}. {self._last_checkpoint()} "
+                "Try a lower --learning_rate, --warmup_steps, or look at these rows."
+            )
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        # With fp16 the loss scaler expects overflows and skips those steps itself.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the weights were left as they "
+                f"were. {self._last_checkpoint()} Try a lower --learning_rate."
+            )
+        return norm
+
+    def _last_checkpoint(self) -> str:
+        saved = sorted(Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: p.stat().st_mtime)
+        return f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Loss a token over the whole set: the same figure whatever the batch size and the number of processes."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        started, model = time.perf_counter(), self.model_wrapped
+        was_training = model.training
+        model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for batch, weight in self._evaluation_batches(dataset):
+                tokens = int((batch["labels"][:, 1:] != -100).sum())
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(batch))
+                totals += weight * torch.tensor([float(loss) * tokens, tokens], device=totals.device)
+        model.train(was_training)
+        loss_sum, tokens = self.accelerator.reduce(totals, "sum").tolist()
+        loss = loss_sum / max(tokens, 1)
+        seconds = time.perf_counter() - started
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),
+            f"{metric_key_prefix}_rows": len(dataset),
+            f"{metric_key_prefix}_seconds": round(seconds, 2),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluation_batches(self, dataset: RowDataset) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+        order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
+        size, world, rank = self.args.per_device_eval_batch_size, self.args.world_size, self.args.process_index
+        for start in range(0, len(order), size * world):
+            mine = order[start : start + size * world][rank * size : (rank + 1) * size]
+            # A rank without rows still takes the step, because sharded weights are gathered by all ranks together.
+            yield self.data_collator([dataset[i] for i in mine or order[:1]]), float(bool(mine))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        encoder = self._encoder()
+        if encoder is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with _gathered(encoder, self.is_deepspeed_enabled):
+            tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
+        if self.args.should_save:
+            save_prefix(Path(output_dir or self.args.output_dir), tensors, self.description)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            self.processing_class.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes into a staging folder and renames it, so that a `checkpoint-N` folder is always complete."""
+        run = Path(self.args.output_dir)
+        staging, name = run / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_model_checkpoint
+        self._staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        if self.state.best_global_step == self.state.global_step:
+            best = str(run / name)
+        self.state.best_model_checkpoint = best
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            shutil.rmtree(run / name, ignore_errors=True)
+            os.replace(staging / name, run / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=best,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    _staging: str | None = None
+
+    def _get_output_dir(self, trial) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        encoder = self._encoder()
+        if encoder is None:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
+            return
+        encoder.load_state_dict(read_prefix(resume_from_checkpoint).tensors)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _encoder(self) -> nn.Module | None:
+        return self.accelerator.unwrap_model(self.model).prefix_encoder
+
+
+class _SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch, also in the middle of a resumed one."""
+
+    sampler: LengthGroupedSampler | None = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.sampler is not None:
+            self.sampler.set_epoch(int(state.epoch or 0))
+
+
+def _gathered(module: nn.Module, deepspeed: bool):
+    if not deepspeed:
+        return contextlib.nullcontext()
+    import deepspeed as ds
+
+    return ds.zero.GatheredParameters(list(module.parameters()))
