@@ -1,7 +1,6 @@
 """Entry of `python`, `torchrun` and `deepspeed ptuning/main.py`: parse → data → model → train → evaluate; composition only."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ if __name__ == "__main__":
     # The launchers put ptuning/ itself on the path, where our `data` or `config` would shadow other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ptuning.checkpoint import describe_prefix
+from ptuning.checkpoint import describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.load import Split, read_split
@@ -18,17 +17,19 @@ from ptuning.errors import PTuningError
 from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.predict import predict, table
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
-from ptuning.training.run import checkpoint_to_resume, train
+from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
-        config, notes = parse(sys.argv[1:] if argv is None else argv)
-        run(config, notes)
+        run(*parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint))
     except PTuningError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -76,6 +77,19 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     return results
 
 
+def options_of_checkpoint(checkpoint: str) -> list[str]:
+    """What a prefix checkpoint knows about its own use, as options that any given flag overrides."""
+    description = read_prefix(checkpoint).description
+    if description is None:
+        return []
+    return [
+        *("--model_name_or_path", description.base.name_or_path),
+        *("--max_source_length", str(description.max_source_length)),
+        *("--max_target_length", str(description.max_target_length)),
+        *(("--source_prefix", description.source_prefix) if description.source_prefix else ()),
+    ]
+
+
 def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
@@ -103,6 +117,10 @@ def encoders(config: Config, tokenizer) -> tuple[Encoder, Encoder]:
     )
 
 
+def _silent(*_) -> None:
+    """Stands for print on all but the first process."""
+
+
 def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, say) -> dict[str, dict[str, float]]:
     """Generates and scores; with --baseline also without the prefix."""
     settings, data, training = config.generation, config.data, config.training
@@ -121,12 +139,12 @@ def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, s
         encoder_off = model.detach_prefix()
         say(f"Answering {len(records)} rows with the untuned base")
         path = folder / "predictions_base.jsonl"
-        results["base"] = predict(model, tokenizer, records, encoder, options, path, progress_bar(say))
+        results["base"] = predict(model, tokenizer, records, encoder, options, path)
         model.attach_encoder(encoder_off)
     name = "base" if model.prefix_encoder is None and not training.do_train else "tuned"
     say(f"Answering {len(records)} rows with the {'tuned model' if name == 'tuned' else 'model'}")
     path = folder / ("predictions.jsonl" if name == "tuned" else "predictions_base.jsonl")
-    results[name] = predict(model, tokenizer, records, encoder, options, path, progress_bar(say))
+    results[name] = predict(model, tokenizer, records, encoder, options, path)
     return results
 
 
@@ -155,3 +173,7 @@ def build_model(config: Config, say):
     elif args.pre_seq_len is not None:
         model.attach_prefix(args.pre_seq_len, args.prefix_projection)
     return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

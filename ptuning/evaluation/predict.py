@@ -3,11 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from tqdm import tqdm
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
@@ -24,16 +25,15 @@ def predict(
     encoder: Encoder,
     options: GenerationOptions,
     path: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Answers and scores every record.
 
-    Each answer is appended to `path` as a JSON line {index, prompt, labels, predict, scores} the moment it is there; at the end the
-    file is put into the records' order. Under several processes each answers its share, and all get the same scores.
+    Each answer is appended as a JSON line {index, prompt, labels, predict, scores, …} to a part file beside `path` the
+    moment it is there; at the end `path` has them in the records' order. Under several processes each answers its share,
+    and all get the same scores.
 
     Args:
         path: the JSON lines file.
-        progress: called with (rows done, rows in all) of this process.
 
     Returns:
         Mean bleu-4 and rouge-1/2/l, and counts: rows, empty and unfinished answers, average tokens, seconds.
@@ -44,7 +44,8 @@ def predict(
     part = path.with_suffix(f".part{state.process_index}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = []
-    with part.open("w", encoding="utf-8") as file:
+    bar = tqdm(total=len(rows), desc=path.stem, unit="row", disable=not state.is_main_process)
+    with part.open("w", encoding="utf-8") as file, bar:
         for answer in generate_answers(model, tokenizer, rows, options):
             record = records[mine[answer.index]]
             reference = _reference(record.response, tokenizer, encoder, options)
@@ -60,7 +61,7 @@ def predict(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             done.append(line)
-            progress(len(done), len(rows))
+            bar.update()
     everything = sorted(gather_object(done), key=lambda line: line["index"])
     if state.is_main_process:
         _write_in_order(path, everything)
@@ -92,7 +93,8 @@ def _write_in_order(path: Path, lines: list[dict]) -> None:
 def table(results: dict[str, dict[str, float]]) -> str:
     """The scores as a text table, one row a model."""
     width = max(len(name) for name in results)
-    head = f"{'':{width}}  " + "".join(f"{name:>10}" for name in ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", "rows", "empty"))
+    columns = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", "rows", "empty")
+    head = f"{'':{width}}  " + "".join(f"{column:>10}" for column in columns)
     lines = [
         f"{name:{width}}  "
         + "".join(f"{values[metric]:10.2f}" for metric in METRICS)

@@ -1,0 +1,222 @@
+"""P-Tuning training speed: this package's default against the official way, on the same samples and the same model.
+
+    python benchmarks/train.py [--samples 128] [--device cuda --dtype bfloat16] [--layers 12 --hidden 512 …]
+
+Each way runs in a process of its own, one after the other. The official way is what THUDM's ptuning/train.sh does: batch
+1 × 16 accumulation steps, every row padded to 64 + 128 + 1 tokens, gradient checkpointing on, logits for every position.
+The last line of the output is JSON.
+"""
+
+import argparse
+import json
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+SHARED_LENGTHS = Path(__file__).resolve().parents[2] / "shared" / "adgen" / "lengths.json"
+MAX_SOURCE, MAX_TARGET = 64, 128
+WAYS = ("ours", "official")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", choices=WAYS, help="run one way in this process (used internally)")
+    parser.add_argument("--samples", type=int, default=128, help="timed samples; 32 more warm up")
+    parser.add_argument("--batch", type=int, default=16, help="rows a step of our way")
+    parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help="JSON list of [prompt, answer] tokens")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--ffn", type=int, default=1536)
+    parser.add_argument("--vocab", type=int, default=3072)
+    parser.add_argument("--pre_seq_len", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    return parser.parse_args()
+
+
+def sample_lengths(path: Path, count: int) -> list[tuple[int, int]]:
+    """Token counts of prompts and answers, cut at 64 and 128; without the real ones, ones of the same mean and spread."""
+    if path.exists():
+        pairs = json.loads(path.read_text())
+    else:
+        draw = random.Random(1)
+        pairs = [[max(28, int(draw.gauss(52, 16))), max(40, int(draw.gauss(76, 20)))] for _ in range(count)]
+    return [(min(s, MAX_SOURCE), min(t, MAX_TARGET)) for s, t in (pairs[i % len(pairs)] for i in range(count))]
+
+
+def matmul_rate(device: str, dtype) -> float:
+    """FLOP/s of a large square product in this dtype: what the machine can do at all."""
+    import torch
+
+    n = 1024 if device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        _wait(device)
+        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - started))
+    return best
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def needed_flops(args: argparse.Namespace, lengths: list[tuple[int, int]]) -> float:
+    """FLOPs that the job itself needs a sample, on average: real tokens only, logits where labels are, and no gradient of
+    the frozen weights: forward 2, backward to the activations 2 for each weight and token."""
+    head = args.hidden // args.heads
+    layer = args.hidden * (args.heads + 2 * args.groups) * head + args.heads * head * args.hidden + 3 * args.hidden * args.ffn
+    total = 0.0
+    for source, target in lengths:
+        tokens = source + target
+        total += 4 * args.layers * layer * tokens
+        total += 4 * args.vocab * args.hidden * target
+        seen = tokens * (args.pre_seq_len + (tokens + 1) / 2)  # keys each query sees, summed over the queries
+        total += 3 * args.layers * 4 * args.hidden * seen  # scores and values; backward twice the forward
+    return total / len(lengths)
+
+
+def run_way(args: argparse.Namespace) -> dict:
+    """Trains in this process and measures."""
+    import torch
+
+    from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
+    from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from ptuning.config import TuningArguments
+    from ptuning.data.batch import RowDataset
+    from ptuning.data.encode import IGNORE, EncodedRow
+    from ptuning.training.trainer import TuningTrainer
+
+    official = args.way == "official"
+    warmup = 32
+    lengths = sample_lengths(args.lengths, args.samples + warmup)
+    draw = random.Random(0)
+    rows = []
+    for source, target in lengths:
+        ids = [draw.randrange(3, args.vocab) for _ in range(source + target)]
+        rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
+
+    torch.manual_seed(0)
+    config = ChatGLMConfig(
+        num_layers=args.layers,
+        hidden_size=args.hidden,
+        num_attention_heads=args.heads,
+        multi_query_group_num=args.groups,
+        kv_channels=args.hidden // args.heads,
+        ffn_hidden_size=args.ffn,
+        padded_vocab_size=args.vocab,
+    )
+    dtype = getattr(torch, args.dtype)
+    config._attn_implementation = "sdpa"
+    torch.set_default_dtype(dtype)
+    with torch.device(args.device):
+        model = ChatGLMForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    model.attach_prefix(args.pre_seq_len)
+
+    class OfficialTrainer(TuningTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs = {key: value for key, value in inputs.items() if key != "row"}
+            return model(**inputs, num_items_in_batch=num_items_in_batch).loss
+
+    class Clock(_clock_callback()):
+        started = ended = 0.0
+
+        def on_step_end(self, training, state, control, **kwargs):
+            _wait(args.device)
+            if state.global_step == warmup // 16:
+                self.started = time.perf_counter()
+            self.ended = time.perf_counter()
+
+    class Tokenizer:
+        pad_token_id, model_input_names = 0, ["input_ids"]  # noqa: RUF012
+
+    clock = Clock()
+    accumulation = 16 if official else max(16 // args.batch, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        training = TuningArguments(
+            output_dir=folder,
+            per_device_train_batch_size=1 if official else args.batch,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=1,
+            learning_rate=2e-2,
+            gradient_checkpointing=official,
+            train_sampling_strategy="random" if official else "group_by_length",
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1000,
+            disable_tqdm=True,
+        )
+        trainer = (OfficialTrainer if official else TuningTrainer)(
+            model=model,
+            args=training,
+            tokenizer=Tokenizer(),
+            description=None,
+            pad_to=MAX_SOURCE + MAX_TARGET + 1 if official else None,
+            train_dataset=RowDataset(rows),
+            callbacks=[clock],
+        )
+        trainer.train()
+    seconds = clock.ended - clock.started
+    result = {
+        "samples_per_second": round(args.samples / seconds, 3),
+        "seconds": round(seconds, 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    if args.device != "cpu":
+        result["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    rate = matmul_rate(args.device, dtype)
+    flops = needed_flops(args, lengths[warmup:])
+    result["matmul_gflops"] = round(rate / 1e9, 1)
+    result["share_of_matmul"] = round(flops * result["samples_per_second"] / rate, 3)
+    return result
+
+
+def _clock_callback():
+    from transformers import TrainerCallback
+
+    return TrainerCallback
+
+
+def main() -> None:
+    args = arguments()
+    if args.way:
+        print(json.dumps(run_way(args)))
+        return
+    results = {}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--way", way, *sys.argv[1:]]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results[way] = json.loads(output.splitlines()[-1])
+        print(way, results[way], flush=True)
+    summary = {
+        "benchmark": "train",
+        "date": date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "device": args.device,
+        "dtype": args.dtype,
+        "real_lengths": args.lengths.exists(),
+        "samples": args.samples,
+        "ratio": round(results["ours"]["samples_per_second"] / results["official"]["samples_per_second"], 2),
+        **results,
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The installed command: `ptuning train | evaluate | chat | export`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from ptuning import main as entry
+from ptuning.checkpoint import export_official, export_peft, read_prefix
+from ptuning.chatglm.template import build_prompt
+from ptuning.errors import ConfigError, PTuningError
+from ptuning.loading import load_model
+
+USAGE = """usage: ptuning COMMAND [options]
+
+  train      tune a prefix or all weights; the options of ptuning/main.py, e.g. --config configs/ptuning_demo.yaml
+  evaluate   answer a test file with a tuned prefix and score the answers: --ptuning_checkpoint DIR --test_file FILE …
+  chat       talk to a model in the terminal: --ptuning_checkpoint DIR
+  export     write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
+
+ptuning COMMAND --help lists the options."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "train": lambda rest: entry.main(["--do_train", *rest]),
+        "evaluate": lambda rest: entry.main(["--do_predict", *rest]),
+        "chat": chat,
+        "export": export,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        print(f"error: no command {argv[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        return commands[argv[0]](argv[1:]) or 0
+    except PTuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _load(args: argparse.Namespace):
+    base = args.model_name_or_path
+    if base is None:
+        if args.ptuning_checkpoint is None:
+            raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
+        description = read_prefix(args.ptuning_checkpoint).description
+        if description is None:
+            raise ConfigError(f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
+        base = description.base.name_or_path
+    return load_model(base, args.ptuning_checkpoint, dtype=args.dtype)
+
+
+def chat(argv: list[str]) -> None:
+    """A dialogue in the terminal, streamed. /clear forgets it, /exit or end of input leaves."""
+    parser = argparse.ArgumentParser(prog="ptuning chat", allow_abbrev=False)
+    parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
+    parser.add_argument("--ptuning_checkpoint")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top_p", type=float, default=0.8)
+    args = parser.parse_args(argv)
+    from transformers import TextStreamer
+
+    model, tokenizer = _load(args)
+    sampling = {"do_sample": False}
+    if args.temperature > 0:
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    print("/clear forgets the dialogue, /exit leaves.")
+    history: list[tuple[str, str]] = []
+    while True:
+        try:
+            question = input("问：").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if question == "/exit":
+            return
+        if question == "/clear":
+            history.clear()
+        elif question:
+            print("答：", end="", flush=True)
+            encoded = tokenizer(build_prompt(question, history), return_tensors="pt").to(model.device)
+            output = model.generate(
+                **encoded, max_new_tokens=args.max_new_tokens, streamer=TextStreamer(tokenizer, skip_prompt=True), **sampling
+            )
+            history.append((question, tokenizer.decode(output[0, encoded["input_ids"].shape[1] :]).strip()))
+
+
+def export(argv: list[str]) -> None:
+    """Writes a prefix in the official or peft's format."""
+    parser = argparse.ArgumentParser(prog="ptuning export", allow_abbrev=False)
+    parser.add_argument("--ptuning_checkpoint", required=True)
+    parser.add_argument("--format", required=True, choices=["official", "peft"])
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
+    args = parser.parse_args(argv)
+    raise NotImplementedError
