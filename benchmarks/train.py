@@ -80,7 +80,11 @@ def needed_flops(args: argparse.Namespace, lengths: list[tuple[int, int]]) -> fl
     """FLOPs that the job itself needs a sample, on average: real tokens only, logits where labels are, and no gradient of
     the frozen weights: forward 2, backward to the activations 2 for each weight and token."""
     head = args.hidden // args.heads
-    layer = args.hidden * (args.heads + 2 * args.groups) * head + args.heads * head * args.hidden + 3 * args.hidden * args.ffn
+    layer = (
+        args.hidden * (args.heads + 2 * args.groups) * head
+        + args.heads * head * args.hidden
+        + 3 * args.hidden * args.ffn
+    )
     total = 0.0
     for source, target in lengths:
         tokens = source + target
@@ -95,8 +99,8 @@ def run_way(args: argparse.Namespace) -> dict:
     """Trains in this process and measures."""
     import torch
 
-    from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
     from ptuning.data.encode import IGNORE, EncodedRow
@@ -144,7 +148,7 @@ def run_way(args: argparse.Namespace) -> dict:
             self.ended = time.perf_counter()
 
     class Tokenizer:
-        pad_token_id, model_input_names = 0, ["input_ids"]  # noqa: RUF012
+        pad_token_id, model_input_names = 0, ["input_ids"]
 
     clock = Clock()
     accumulation = 16 if official else max(16 // args.batch, 1)

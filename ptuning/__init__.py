@@ -1,2 +1,16 @@
-from ptuning import chatglm
-chatglm.register()
+"""Fine-tuning for ChatGLM2-6B: P-Tuning v2 and full parameters, on transformers' own model.
+
+Imports point one way, from right to left (tests/test_imports.py holds it):
+
+    errors ← chatglm ← config ← data ← checkpoint ← loading ← training ← evaluation ← main ← cli
+
+Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
+"""
+
+from ptuning import chatglm as _chatglm
+from ptuning.loading import load_model
+
+__all__ = ["load_model"]
+__version__ = "0.1.0"
+
+_chatglm.register()

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 
 from ptuning import main as entry
-from ptuning.checkpoint import export_official, export_peft, read_prefix
 from ptuning.chatglm.template import build_prompt
+from ptuning.checkpoint import read_prefix
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.loading import load_model
 
@@ -49,7 +49,9 @@ def _load(args: argparse.Namespace):
             raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
         description = read_prefix(args.ptuning_checkpoint).description
         if description is None:
-            raise ConfigError(f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
+            raise ConfigError(
+                f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path"
+            )
         base = description.base.name_or_path
     return load_model(base, args.ptuning_checkpoint, dtype=args.dtype)
 
@@ -86,7 +88,10 @@ def chat(argv: list[str]) -> None:
             print("答：", end="", flush=True)
             encoded = tokenizer(build_prompt(question, history), return_tensors="pt").to(model.device)
             output = model.generate(
-                **encoded, max_new_tokens=args.max_new_tokens, streamer=TextStreamer(tokenizer, skip_prompt=True), **sampling
+                **encoded,
+                max_new_tokens=args.max_new_tokens,
+                streamer=TextStreamer(tokenizer, skip_prompt=True),
+                **sampling,
             )
             history.append((question, tokenizer.decode(output[0, encoded["input_ids"].shape[1] :]).strip()))
 

@@ -6,6 +6,7 @@ TrainingArguments are there. An unknown name is an error that names the nearest 
 
 import difflib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ptuning.chatglm.prefix import DROPOUT
 from ptuning.errors import ConfigError
 
 # Flags of the official command lines that have nothing left to do. They run, and one line says why.
@@ -38,10 +40,16 @@ class ModelArguments:
         },
     )
     pre_seq_len: int | None = field(
-        default=None, metadata={"help": "Length of the prefix; without it and without a checkpoint all weights are tuned."}
+        default=None,
+        metadata={"help": "Length of the prefix; without it and without a checkpoint all weights are tuned."},
     )
     prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
-    dtype: str = field(default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"})
+    prefix_dropout: float = field(
+        default=DROPOUT, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"}
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa (default), eager, flex_attention or flash_attention_2."}
     )
@@ -53,17 +61,25 @@ class DataArguments:
     """Which data, and how it is cut."""
 
     train_file: str | None = field(default=None, metadata={"help": "JSON array, JSON lines or CSV."})
-    validation_file: str | None = field(default=None, metadata={"help": "For the eval loss during training and --do_eval."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "For the eval loss during training and --do_eval."}
+    )
     test_file: str | None = field(default=None, metadata={"help": "For --do_predict; default: the validation file."})
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the question."})
     response_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
     history_column: str | None = field(default=None, metadata={"help": "Column of past [question, answer] turns."})
     source_prefix: str = field(default="", metadata={"help": "Text put in front of every prompt."})
     loss_on: str = field(
-        default="last", metadata={"help": "last: loss on the answer; all: also on the answers in the history.", "choices": ["last", "all"]}
+        default="last",
+        metadata={
+            "help": "last: loss on the answer; all: also on the answers in the history.",
+            "choices": ["last", "all"],
+        },
     )
     max_source_length: int = field(default=1024, metadata={"help": "Tokens of the prompt, [gMASK] sop included."})
-    max_target_length: int = field(default=128, metadata={"help": "Tokens of the answer; in prediction, new tokens at most."})
+    max_target_length: int = field(
+        default=128, metadata={"help": "Tokens of the answer; in prediction, new tokens at most."}
+    )
     val_max_target_length: int | None = field(
         default=None, metadata={"help": "max_target_length for evaluation and prediction; default: the same."}
     )
@@ -73,7 +89,9 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
-    skip_invalid_rows: bool = field(default=False, metadata={"help": "Leave rows with problems out instead of stopping."})
+    skip_invalid_rows: bool = field(
+        default=False, metadata={"help": "Leave rows with problems out instead of stopping."}
+    )
 
     @property
     def eval_target_length(self) -> int:
@@ -108,7 +126,9 @@ class TuningArguments(TrainingArguments):
     """transformers' TrainingArguments with defaults for this job."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of this run."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the checkpoints of an earlier run there."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints of an earlier run there."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a lower eval loss; keep the best."}
     )
@@ -154,13 +174,19 @@ class Config:
         return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
 
 
-def parse(argv: list[str]) -> tuple[Config, list[str]]:
+def parse(argv: list[str], infer: Callable[[str], list[str]] = lambda checkpoint: []) -> tuple[Config, list[str]]:
     """Command line → config and notes to print.
+
+    Args:
+        argv: without the program's name.
+        infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
     """
     argv, notes = _normalise(_expand_config(argv))
+    if "--ptuning_checkpoint" in argv[:-1]:
+        argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
     argv += _implied(argv)
     parser = _Parser(
         [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
@@ -201,7 +227,9 @@ def _read_config(path: Path) -> list[str]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -257,8 +285,6 @@ def _check_names(argv: list[str], parser: _Parser) -> None:
             near = difflib.get_close_matches(token, sorted(known), n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown option {token}{hint} (all options: ptuning train --help)")
-        if not token.startswith("-"):
-            continue
 
 
 def _check(config: Config) -> None:
@@ -274,17 +300,23 @@ def _check(config: Config) -> None:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     if not data.prompt_column or not data.response_column:
         missing = "--prompt_column" if not data.prompt_column else "--response_column"
-        raise ConfigError(f"{missing} is missing; name the column, e.g. --prompt_column content --response_column summary")
+        raise ConfigError(
+            f"{missing} is missing; name the column, e.g. --prompt_column content --response_column summary"
+        )
     for flag, needed, file in (
         ("--do_train", training.do_train, data.train_file and "--train_file"),
         ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
         ("--do_predict", training.do_predict, data.prediction_file and "--test_file"),
     ):
         if needed and not file:
-            wanted = {"--do_train": "--train_file", "--do_eval": "--validation_file", "--do_predict": "--test_file"}[flag]
+            wanted = {"--do_train": "--train_file", "--do_eval": "--validation_file", "--do_predict": "--test_file"}[
+                flag
+            ]
             raise ConfigError(f"{flag} needs {wanted}")
     if model.pre_seq_len is not None and model.pre_seq_len < 1:
         raise ConfigError(f"--pre_seq_len is {model.pre_seq_len}; use at least 1 (official: 128)")
+    if not 0 <= model.prefix_dropout < 1:
+        raise ConfigError(f"--prefix_dropout is {model.prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
     if model.prefix_projection and model.pre_seq_len is None and model.ptuning_checkpoint is None:
         raise ConfigError("--prefix_projection needs --pre_seq_len")
     if training.logging_nan_inf_filter:

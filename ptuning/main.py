@@ -165,13 +165,21 @@ def build_model(config: Config, say):
     dtype = args.dtype
     if dtype == "auto" and training.do_train and args.pre_seq_len is None and args.ptuning_checkpoint is None:
         dtype = "float32"  # the optimizer's master weights; bf16/fp16 autocast does the computing
-    model = load_base(args.model_name_or_path, dtype=dtype, device=training.device, attn_implementation=args.attn_implementation)
+    model = load_base(
+        args.model_name_or_path, dtype=dtype, device=training.device, attn_implementation=args.attn_implementation
+    )
     if args.ptuning_checkpoint is not None:
-        attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, args.pre_seq_len, args.prefix_projection or None)
+        attach_checkpoint(
+            model, args.ptuning_checkpoint, args.model_name_or_path, args.pre_seq_len, args.prefix_projection or None
+        )
         if training.do_train:
-            say(f"Starting a new run from the prefix in {args.ptuning_checkpoint} (to continue a run: --resume_from_checkpoint)")
+            say(
+                f"Starting a new run from the prefix in {args.ptuning_checkpoint} (to continue a run: --resume_from_checkpoint)"
+            )
     elif args.pre_seq_len is not None:
         model.attach_prefix(args.pre_seq_len, args.prefix_projection)
+    if model.prefix_encoder is not None:
+        model.prefix_encoder.dropout.p = args.prefix_dropout
     return model
 
 

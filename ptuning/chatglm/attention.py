@@ -79,6 +79,11 @@ def _pad_block_mask(mask: BlockMask, prefix_length: int) -> BlockMask:
     return padded
 
 
+def _flex_mask(*, q_offset: torch.Tensor | int = 0, **kwargs) -> BlockMask:
+    # A static cache counts in place, and a block mask reads its offset only inside attention, after the update.
+    return flex_attention_mask(q_offset=q_offset.clone() if torch.is_tensor(q_offset) else q_offset, **kwargs)
+
+
 def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     def attention(
         module: nn.Module,
@@ -93,8 +98,9 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
         if prefix is not None:
             batch, _, q_length, _ = query.shape
             prefix_key, prefix_value = (part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix[module.layer_idx])
-            if attention_mask is None and q_length > 1 and key.shape[2] > q_length:
-                # Prefill of a static cache without a mask: what lies behind the query is empty cache.
+            if not mask_is_2d and attention_mask is None and q_length > 1 and key.shape[2] > q_length:
+                # Prefill of a static cache without a mask: what lies behind the query is empty cache. (A flash kernel
+                # gets no mask either when tokens are added to a filled cache, whose keys all count.)
                 key, value = key[:, :, :q_length], value[:, :, :q_length]
             key_length, prefix_length = key.shape[2], prefix_key.shape[2]
             key = torch.cat((prefix_key, key), dim=2)
@@ -113,7 +119,7 @@ def register() -> None:
     implementations = {
         "eager": (_with_prefix(eager_attention_forward), eager_mask),
         "sdpa": (_with_prefix(sdpa_attention_forward), sdpa_mask),
-        "flex_attention": (_with_prefix(flex_attention_forward), flex_attention_mask),
+        "flex_attention": (_with_prefix(flex_attention_forward), _flex_mask),
     }
     for name in ("flash_attention_2", "flash_attention_3"):
         implementations[name] = (_with_prefix(_flash_attention(name), mask_is_2d=True), flash_attention_mask)

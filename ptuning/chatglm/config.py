@@ -136,7 +136,8 @@ def _refuse_other_architectures(values: dict[str, Any], name: str) -> None:
 
     if "position_encoding_2d" in values or "inner_hidden_size" in values:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
-    if any(other in name.lower() for other in ("chatglm3", "glm-4", "glm4")):
+    folder = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()  # a parent folder's name says nothing
+    if any(other in folder for other in ("chatglm3", "glm-4", "glm4")):
         refuse("ChatGLM3 and GLM-4 use another chat template and rotary base")
     for key, (expected, meaning) in _REFUSED.items():
         if values.get(key, expected) != expected:

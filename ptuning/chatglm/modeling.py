@@ -89,8 +89,8 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
                     f"set it to '{prefixed_name(self.config._attn_implementation)}'"
                 )
             kwargs["prefix"] = prefix
-        if position_ids is None and _is_padded_prompt(attention_mask, inputs, kwargs.get("past_key_values")):
-            position_ids = positions_of(attention_mask)
+        if position_ids is None:
+            position_ids = _positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if not loss_only:
             if labels is not None:
@@ -107,7 +107,7 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         logits_NV = self.lm_head(hidden_BSH[:, :-1][chosen]).float()
         targets_N = shifted[chosen]
         if num_items_in_batch is None:
-            num_items_in_batch = targets_N.numel()
+            num_items_in_batch = max(targets_N.numel(), 1)  # no labels: loss 0 and zero gradients instead of NaN
         return nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum") / num_items_in_batch
 
 
@@ -116,8 +116,9 @@ def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _is_padded_prompt(mask, inputs, cache) -> bool:
-    # Only where the mask covers exactly these tokens; with a filled cache `generate` passes positions itself.
-    if mask is None or mask.ndim != 2 or mask.shape[1] != inputs.shape[1]:
-        return False
-    return cache is None or cache.get_seq_length() == 0
+def _positions_where_padded(mask, length: int, cache) -> torch.Tensor | None:
+    """Positions of the newest `length` tokens, or None where no mask covers them and everything before them."""
+    seen = 0 if cache is None else cache.get_seq_length()
+    if mask is None or mask.ndim != 2 or mask.shape[1] < seen + length:
+        return None
+    return positions_of(mask)[:, seen : seen + length]

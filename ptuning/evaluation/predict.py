@@ -1,7 +1,6 @@
 """Predictions written as they come, scored at the end."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +86,7 @@ def _reference(text: str, tokenizer: ChatGLMTokenizer, encoder: Encoder, options
 def _write_in_order(path: Path, lines: list[dict]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -48,7 +48,11 @@ def write_run(folder: Path, config: dict, data: dict[str, str], world_size: int,
         resumed_from: the checkpoint, if any.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = "run.json" if resumed_from is None else f"run-resumed-{Path(resumed_from).name.removeprefix('checkpoint-')}.json"
+    name = (
+        "run.json"
+        if resumed_from is None
+        else f"run-resumed-{Path(resumed_from).name.removeprefix('checkpoint-')}.json"
+    )
     values = {
         "command": sys.argv,
         "config": config,

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ptuning.checkpoint import PrefixDescription
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.checkpoint import PrefixDescription
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
@@ -55,7 +55,9 @@ def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
     conflicts = resume_conflicts(Path(wish).parent, config.to_dict(), data, training.world_size)
     if conflicts:
         raise ConfigError(
-            f"--resume_from_checkpoint {wish} would not continue the same run: " + "; ".join(conflicts) + ". Use the old "
+            f"--resume_from_checkpoint {wish} would not continue the same run: "
+            + "; ".join(conflicts)
+            + ". Use the old "
             "values, or start a new run from its prefix with --ptuning_checkpoint."
         )
     return wish

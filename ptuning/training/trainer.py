@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ptuning.checkpoint import PrefixDescription, read_prefix, save_prefix
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.checkpoint import PrefixDescription, read_prefix, save_prefix
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.errors import TrainingError
 
@@ -157,7 +156,7 @@ class TuningTrainer(Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
             shutil.rmtree(run / name, ignore_errors=True)
-            os.replace(staging / name, run / name)
+            (staging / name).replace(run / name)
             shutil.rmtree(staging, ignore_errors=True)
             rotate_checkpoints(
                 output_dir=str(run),

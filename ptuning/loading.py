@@ -1,0 +1,239 @@
+"""The one way in for training, evaluation, serving and users' own code: base, tokenizer, prefix, checked against each other."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ptuning import chatglm
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.chatglm.template import NAME
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.checkpoint.base_folder import check_tokenizer, check_weights, read_base_config, resolve_base
+from ptuning.checkpoint.effect import check_prefix_changes_logits
+from ptuning.checkpoint.fingerprint import base_fingerprint
+from ptuning.checkpoint.prefix import PrefixCheckpoint, for_base
+from ptuning.checkpoint.read import read_prefix
+from ptuning.errors import CheckpointError, ConfigError, ModelError
+
+__all__ = [
+    "attach_checkpoint",
+    "check_prefix_changes_logits",
+    "load_base",
+    "load_model",
+    "load_tokenizer",
+    "resolve_dtype",
+]
+
+chatglm.register()
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+}
+ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+
+
+def load_model(
+    model_name_or_path: str | Path,
+    ptuning_checkpoint: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[ChatGLMForConditionalGeneration, ChatGLMTokenizer]:
+    """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
+
+    Args:
+        model_name_or_path: folder in the official format, or a hub id. No remote code is run.
+        ptuning_checkpoint: prefix folder (this package's, the official trainer's or peft's); length and projection are
+            inferred.
+        dtype: of the base; auto is fp32 on a CPU, bf16 on a GPU that has it, else fp16. The prefix stays fp32.
+        device: default: the accelerator if there is one.
+        attn_implementation: sdpa (default), eager, flex_attention or flash_attention_2.
+
+    Returns:
+        The model in eval mode and its tokenizer.
+
+    Raises:
+        ModelError: the base is missing, incomplete, quantised or another architecture.
+        CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
+        ConfigError: unknown dtype or attention implementation.
+    """
+    # What reads fast is checked first: nobody should wait for 12 GB to learn that a path is wrong.
+    tokenizer = load_tokenizer(model_name_or_path)
+    checkpoint = None if ptuning_checkpoint is None else read_prefix(ptuning_checkpoint)
+    model = load_base(model_name_or_path, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"{model_name_or_path}: tokenizer.model has {len(tokenizer)} tokens and the model {model.config.vocab_size} "
+            "(padded_vocab_size); the two belong to different models."
+        )
+    if checkpoint is not None:
+        attach_checkpoint(model, checkpoint, model_name_or_path)
+        check_prefix_changes_logits(model)
+    return model, tokenizer
+
+
+def load_base(
+    model_name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+) -> ChatGLMForConditionalGeneration:
+    """Loads the base alone, in eval mode; arguments and errors as in `load_model`.
+
+    With a live DeepSpeed ZeRO-3 configuration the weights are partitioned while loading and `device` is DeepSpeed's affair.
+    """
+    device = _device(device)
+    torch_dtype = resolve_dtype(dtype, device)
+    if attn_implementation not in (None, *ATTENTION):
+        raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
+    folder = resolve_base(model_name_or_path)
+    read_base_config(folder)
+    if Path(model_name_or_path).expanduser().is_dir():
+        check_weights(folder)
+        source = str(folder)
+    else:
+        source = str(model_name_or_path)  # from_pretrained downloads the weights
+    # Straight onto the device: a copy in the host's memory first would take 12 GB there.
+    placement = {} if device.type == "cpu" or is_deepspeed_zero3_enabled() else {"device_map": {"": device}}
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=torch_dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placement,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise
+        raise ModelError(f"{model_name_or_path}: can't be loaded: {cause}") from cause
+    _check_loading_info(info, model_name_or_path)
+    return model.eval()
+
+
+def load_tokenizer(model_name_or_path: str | Path) -> ChatGLMTokenizer:
+    """The tokenizer in a base's folder.
+
+    Raises:
+        ModelError: no such folder, another architecture, or tokenizer.model is missing or damaged.
+    """
+    folder = resolve_base(model_name_or_path)
+    read_base_config(folder)
+    local = Path(model_name_or_path).expanduser().is_dir()
+    if local:
+        check_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder if local else model_name_or_path), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, TypeError) as cause:
+        raise ModelError(
+            f"{model_name_or_path}: tokenizer.model can't be read ({str(cause).splitlines()[0]}); copy it again from the "
+            "official model."
+        ) from cause
+
+
+def attach_checkpoint(
+    model: ChatGLMForConditionalGeneration,
+    checkpoint: str | Path | PrefixCheckpoint,
+    base: str | Path,
+    pre_seq_len: int | None = None,
+    prefix_projection: bool | None = None,
+) -> PrefixCheckpoint:
+    """Attaches a checkpoint's prefix to its base and freezes the base.
+
+    Args:
+        checkpoint: a folder, or what `read_prefix` returned.
+        base: where `model` was loaded from; its fingerprint is compared with the checkpoint's.
+        pre_seq_len: expected length, None = whatever the checkpoint has.
+        prefix_projection: expected variant, None = whatever the checkpoint has.
+
+    Returns:
+        The checkpoint with raw keys; its `description` has the lengths and the source prefix it was trained with.
+
+    Raises:
+        CheckpointError: unreadable, of another base or template, or not what was expected.
+    """
+    if not isinstance(checkpoint, PrefixCheckpoint):
+        checkpoint = read_prefix(checkpoint)
+    for name, expected in (("pre_seq_len", pre_seq_len), ("prefix_projection", prefix_projection)):
+        found = getattr(checkpoint, name)
+        if expected is not None and expected != found:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name} is {found} in the checkpoint and {expected} was asked for; leave {name} out, it is "
+                "read from the checkpoint."
+            )
+    raw = for_base(checkpoint, model.config)
+    _check_description(raw, base)
+    encoder = model.attach_prefix(raw.pre_seq_len, raw.prefix_projection)
+    encoder.load_state_dict(raw.tensors)
+    return raw
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A name, a torch.dtype or `auto` → the dtype of the base on this device.
+
+    Raises:
+        ConfigError: none of them.
+    """
+    if isinstance(dtype, str) and dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if supported else torch.float16
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ConfigError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
+    return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device(device)
+
+
+def _check_loading_info(info: dict, name: str | Path) -> None:
+    for problem in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in info.get(f"{problem}_keys", ()))
+        keys = [
+            key
+            for key in keys
+            if "rotary_emb" not in key and "rotary_pos_emb" not in key and "prefix_encoder" not in key
+        ]
+        if keys:
+            raise ModelError(
+                f"{name}: {len(keys)} {problem} weights: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}. The folder is "
+                "incomplete or not a ChatGLM2 checkpoint; copy or download it again."
+            )
+    if info.get("error_msgs"):
+        raise ModelError(f"{name}: weights can't be loaded: {info['error_msgs']}")
+
+
+def _check_description(checkpoint: PrefixCheckpoint, base: str | Path) -> None:
+    description = checkpoint.description
+    if description is None:
+        return
+    if description.template != NAME:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained with the prompt template {description.template!r}, and this package builds prompts "
+            f"with {NAME!r}; answers would be off."
+        )
+    fingerprint = base_fingerprint(base)
+    if fingerprint != description.base.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained on {description.base.name_or_path} (fingerprint {description.base.fingerprint}), "
+            f"and the base given is {base} (fingerprint {fingerprint}), with other weights. Give the base it was trained on."
+        )

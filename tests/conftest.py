@@ -1,0 +1,101 @@
+"""Fixtures shared by all tests: the golden figures, tiny models, and tokenizers.
+
+The environment is set before torch is imported. The golden figures were computed by AVX2 kernels, with which this package's
+logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
+"""
+
+import os
+
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import ptuning  # noqa: F401  registers ChatGLM2 with transformers' Auto classes
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+
+torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"  # other people's files: used in place where present, never part of the project
+PREFIX_KEY = "transformer.prefix_encoder."
+
+# What the tiny vocabulary is learned from. "sop" is frequent, so that it becomes an ordinary piece.
+CORPUS = [
+    "[Round 1]\n\n问：你好\n\n答：你好，很高兴见到你。",
+    "类型#上衣*材质#牛仔布*颜色#白色*风格#简约",
+    "这件外套简约而不简单，白色的衣身十分百搭，彰显别样时尚。",
+    "sop sop shop sops the quick brown fox jumps over the lazy dog 0123456789",
+    "  leading and  double  spaces \t and tabs",
+    "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
+]
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """tests/golden: weights and figures computed with the official implementation."""
+    return REPO / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_dir) -> dict[str, torch.Tensor]:
+    """The golden tensors; read only."""
+    return load_file(golden_dir / "expected.safetensors")
+
+
+@pytest.fixture(scope="session")
+def load_tiny(golden_dir) -> Callable[..., ChatGLMForConditionalGeneration]:
+    """Loads a fresh golden model in eval mode: `load_tiny()` is the base, `load_tiny("embedding")` and
+    `load_tiny("projection")` carry the golden prefix; `attention` picks the implementation."""
+
+    def load(prefix: str | None = None, attention: str = "sdpa", **kwargs) -> ChatGLMForConditionalGeneration:
+        folder = golden_dir / "chatglm2-tiny"
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **kwargs)
+        if prefix is not None:
+            encoder = model.attach_prefix(8, prefix_projection=prefix == "projection")
+            saved = torch.load(golden_dir / f"prefix-{prefix}" / "pytorch_model.bin", weights_only=True)
+            encoder.load_state_dict({key.removeprefix(PREFIX_KEY): tensor for key, tensor in saved.items()})
+        return model.eval()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer() -> ChatGLMTokenizer:
+    """The real ChatGLM2-6B tokenizer, where this machine has it."""
+    path = SHARED / "chatglm2" / "tokenizer.model"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here: the real tokenizer is not part of the project")
+    return ChatGLMTokenizer(str(path))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
+    """A ChatGLM2 tokenizer over a vocabulary of 500 pieces, trained here: BPE, byte fallback, text kept as it is."""
+    folder = tmp_path_factory.mktemp("tiny-tokenizer")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(line for text in CORPUS for line in text.split("\n") * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=500,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    return ChatGLMTokenizer(str(folder / "tokenizer.model"))

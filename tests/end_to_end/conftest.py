@@ -1,0 +1,78 @@
+"""Real processes on the small model in the repo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "chatglm2-tiny"
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory) -> Path:
+    """The first rows of the demo data."""
+    lines = (ROOT / "data" / "advertise" / "train.json").read_text(encoding="utf-8").splitlines()[:64]
+    path = tmp_path_factory.mktemp("rows") / "train.json"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_main():
+    """Runs `LAUNCHER… ptuning/main.py FLAGS…` as a user would, from another directory. Returns the finished process."""
+
+    def run(*flags, launcher=(sys.executable,), cwd=None, check=True, **env):
+        command = [*map(str, launcher), str(ROOT / "ptuning" / "main.py"), *map(str, flags)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | env
+        done = subprocess.run(command, cwd=cwd or "/", env=environment, text=True, capture_output=True, timeout=170)
+        if check:
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    return run
+
+
+@pytest.fixture
+def train_flags(rows_file):
+    """A short P-Tuning run; further flags override."""
+
+    def flags(output_dir, **more) -> list[str]:
+        options = {
+            "model_name_or_path": MODEL,
+            "train_file": rows_file,
+            "prompt_column": "content",
+            "response_column": "summary",
+            "output_dir": output_dir,
+            "pre_seq_len": 8,
+            "learning_rate": 2e-2,
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "max_source_length": 64,
+            "max_target_length": 64,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "report_to": "none",
+        } | more
+        return ["--do_train", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+
+    return flags
+
+
+def losses(output_dir: Path) -> dict[int, float]:
+    """Step → loss, from the run's log."""
+    entries = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

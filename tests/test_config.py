@@ -1,0 +1,110 @@
+"""Options: one name for flag and YAML key, no unknown ones, every shipped config usable."""
+
+from pathlib import Path
+
+import pytest
+
+from ptuning.config import parse
+from ptuning.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+TRAIN = ["--do_train", "--model_name_or_path", "m", "--train_file", "t.json", "--prompt_column", "q"]
+TRAIN += ["--response_column", "a", "--output_dir", "out"]
+
+
+def test_there_are_configs():
+    assert {path.stem for path in CONFIGS} >= {"ptuning_demo", "ptuning_official", "ptuning_chat"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_parses(path):
+    given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "model_name" not in path.read_text() else []
+    config, notes = parse(["--config", str(path), *given])
+    assert config.training.do_train and config.model.pre_seq_len
+    assert config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps == 16
+    assert not notes
+
+
+def test_official_values():
+    config, _ = parse(["--config", str(CONFIGS[0].parent / "ptuning_official.yaml"), *TRAIN])
+    assert (config.model.pre_seq_len, config.training.learning_rate, config.training.max_steps) == (128, 2e-2, 3000)
+    assert (config.data.max_source_length, config.data.max_target_length) == (64, 128)
+
+
+def test_flags_override_the_file_and_numbers_may_be_written_as_yaml_strings(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("learning_rate: 2e-2\nmax_steps: 7\ndo_train: true\npre_seq_len: 16\n")
+    config, _ = parse(["--config", str(path), *TRAIN, "--max_steps=9"])
+    assert config.training.learning_rate == 0.02
+    assert config.training.max_steps == 9
+    assert config.model.pre_seq_len == 16
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--do_predic"], "unknown option --do_predic; did you mean --do_predict?"),
+        ([*TRAIN, "--pre_seq_length", "8"], "unknown option --pre_seq_length; did you mean --pre_seq_len?"),
+        ([*TRAIN, "--max_steps", "many"], "invalid int value: 'many'"),
+        ([*TRAIN, "--max_st", "3"], "unknown option --max_st"),
+        (TRAIN[1:], "nothing to do: give --do_train, --do_eval or --do_predict"),
+        (TRAIN[:-2], "--output_dir is missing"),
+        ([*TRAIN[:3], *TRAIN[5:]], "--do_train needs --train_file"),
+        ([*TRAIN, "--do_predict"], "--do_predict needs --test_file"),
+        ([*TRAIN, "--quantization_bit", "4"], "--quantization_bit 4 is not supported yet"),
+        ([*TRAIN, "--pre_seq_len", "0"], "--pre_seq_len is 0; use at least 1 (official: 128)"),
+        ([*TRAIN, "--prefix_projection"], "--prefix_projection needs --pre_seq_len"),
+        ([*TRAIN, "--prefix_dropout", "1"], "--prefix_dropout is 1.0; use 0 up to, not including, 1"),
+        ([*TRAIN, "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
+        ([*TRAIN, "--logging_nan_inf_filter", "true"], "--logging_nan_inf_filter hides NaN losses"),
+        ([*TRAIN, "--generation_mode", "beam"], "invalid choice: 'beam'"),
+        ([*TRAIN, "--early_stopping_patience", "2"], "--early_stopping_patience needs --validation_file"),
+        ([*TRAIN, "--resume_from_checkpoint", "true", "--ptuning_checkpoint", "x"], "give one"),
+        (["--config"], "--config needs a file"),
+        (["--config", "configs/ptuning_dmeo.yaml"], "configs/ptuning_dmeo.yaml: no such file"),
+    ],
+)
+def test_refused(argv, text):
+    with pytest.raises(ConfigError) as error:
+        parse(argv)
+    assert text in str(error.value)
+
+
+def test_yaml_that_is_no_mapping(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("- do_train\n")
+    with pytest.raises(ConfigError, match="expected 'option: value' lines, found list"):
+        parse(["--config", str(path)])
+    path.write_text("do_train: [\n")
+    with pytest.raises(ConfigError, match="can't be read as YAML"):
+        parse(["--config", str(path)])
+    near = tmp_path / "y.yaml"
+    with pytest.raises(ConfigError, match=r"did you mean .*x\.yaml"):
+        parse(["--config", str(near)])
+
+
+def test_flags_of_the_official_scripts_that_have_nothing_left_to_do_are_named():
+    config, notes = parse([*TRAIN, "--overwrite_cache", "--preprocessing_num_workers", "10", "--max_steps", "5"])
+    assert config.training.max_steps == 5
+    assert [note.split()[0] for note in notes] == ["--overwrite_cache", "--preprocessing_num_workers"]
+
+
+def test_a_validation_file_is_evaluated_whenever_a_checkpoint_is_due():
+    config, _ = parse([*TRAIN, "--validation_file", "v.json", "--save_steps", "250"])
+    assert (config.training.eval_strategy, config.training.eval_steps) == ("steps", 250)
+    config, _ = parse([*TRAIN, "--validation_file", "v.json", "--eval_strategy", "no"])
+    assert config.training.eval_strategy == "no"
+
+
+def test_checkpoint_fills_in_what_is_not_given():
+    argv = ["--do_predict", "--ptuning_checkpoint", "ckpt", *TRAIN[5:], "--test_file", "t", "--max_source_length", "99"]
+    known = ["--model_name_or_path", "base", "--max_source_length", "64", "--max_target_length", "32"]
+    config, _ = parse(argv, infer=lambda checkpoint: known if checkpoint == "ckpt" else [])
+    assert config.model.model_name_or_path == "base"
+    assert (config.data.max_source_length, config.data.max_target_length) == (99, 32)
+
+
+def test_the_record_of_a_run_has_every_option_and_no_secret():
+    values = parse([*TRAIN, "--hub_token", "secret"])[0].to_dict()
+    assert {"model_name_or_path", "train_file", "num_beams", "learning_rate", "seed"} <= values.keys()
+    assert "secret" not in str(values)
