@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable
 
 from ptuning import main as entry
+from ptuning.chatglm.config import ChatGLMConfig
 from ptuning.chatglm.template import build_prompt
-from ptuning.checkpoint import read_prefix
+from ptuning.checkpoint import export_official, export_peft, read_prefix
+from ptuning.checkpoint.base_folder import read_base_config, resolve_base
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.loading import load_model
 
@@ -42,18 +44,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _load(args: argparse.Namespace):
-    base = args.model_name_or_path
-    if base is None:
-        if args.ptuning_checkpoint is None:
-            raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-        description = read_prefix(args.ptuning_checkpoint).description
-        if description is None:
-            raise ConfigError(
-                f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path"
-            )
-        base = description.base.name_or_path
-    return load_model(base, args.ptuning_checkpoint, dtype=args.dtype)
+def _base_of(args: argparse.Namespace) -> str:
+    """The base that was given, or the one that the checkpoint names."""
+    if args.model_name_or_path is not None:
+        return args.model_name_or_path
+    if args.ptuning_checkpoint is None:
+        raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
+    description = read_prefix(args.ptuning_checkpoint).description
+    if description is None:
+        raise ConfigError(f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
+    return description.base.name_or_path
 
 
 def chat(argv: list[str]) -> None:
@@ -68,7 +68,7 @@ def chat(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     from transformers import TextStreamer
 
-    model, tokenizer = _load(args)
+    model, tokenizer = load_model(_base_of(args), args.ptuning_checkpoint, dtype=args.dtype)
     sampling = {"do_sample": False}
     if args.temperature > 0:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
@@ -104,4 +104,12 @@ def export(argv: list[str]) -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
     args = parser.parse_args(argv)
-    raise NotImplementedError
+    checkpoint = read_prefix(args.ptuning_checkpoint)
+    base = resolve_base(_base_of(args))
+    read_base_config(base)  # refuses other architectures by name
+    config = ChatGLMConfig.from_pretrained(base)
+    if args.format == "official":
+        folder = export_official(checkpoint, config, args.output_dir)
+    else:
+        folder = export_peft(checkpoint, config, args.output_dir, str(base))
+    print(f"Wrote {folder} in {args.format} format")

@@ -104,8 +104,12 @@ def load_base(
         source = str(folder)
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights
-    # Straight onto the device: a copy in the host's memory first would take 12 GB there.
-    placement = {} if device.type == "cpu" or is_deepspeed_zero3_enabled() else {"device_map": {"": device}}
+    options = {}
+    if not is_deepspeed_zero3_enabled():
+        options["ignore_mismatched_sizes"] = True  # reported below, with names and shapes
+        if device.type != "cpu":
+            # Straight onto the device: a copy in the host's memory first would take 12 GB there.
+            options["device_map"] = {"": device}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -115,7 +119,7 @@ def load_base(
             attn_implementation=attn_implementation,
             trust_remote_code=False,
             output_loading_info=True,
-            **placement,
+            **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
@@ -207,7 +211,8 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _check_loading_info(info: dict, name: str | Path) -> None:
     for problem in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key) for key in info.get(f"{problem}_keys", ()))
+        found = info.get(f"{problem}_keys", ())
+        keys = sorted(key if isinstance(key, str) else _mismatch(*key) for key in found)
         keys = [
             key
             for key in keys
@@ -220,6 +225,10 @@ def _check_loading_info(info: dict, name: str | Path) -> None:
             )
     if info.get("error_msgs"):
         raise ModelError(f"{name}: weights can't be loaded: {info['error_msgs']}")
+
+
+def _mismatch(key: str, in_file: torch.Size, in_config: torch.Size) -> str:
+    return f"{key} {tuple(in_file)} in the file and {tuple(in_config)} by config.json"
 
 
 def _check_description(checkpoint: PrefixCheckpoint, base: str | Path) -> None:

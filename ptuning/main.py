@@ -8,6 +8,8 @@ if __name__ == "__main__":
     # The launchers put ptuning/ itself on the path, where our `data` or `config` would shadow other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from transformers import set_seed
+
 from ptuning.checkpoint import describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import Encoder, Lengths
@@ -73,7 +75,9 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
         path = Path(config.training.output_dir) / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        say(f"Wrote {path}")
+        say(f"Wrote {path} and the predictions beside it")
+    if config.training.do_train and model.prefix_encoder is not None:
+        say(f"Next: {Path(sys.executable).parent}/ptuning chat --ptuning_checkpoint {config.training.output_dir}")
     return results
 
 
@@ -162,6 +166,7 @@ def description_of(config: Config) -> dict:
 def build_model(config: Config, say):
     """The base with the prefix of the checkpoint, a new prefix, or none (all weights are tuned)."""
     args, training = config.model, config.training
+    set_seed(training.seed)  # the prefix is random before it is trained
     dtype = args.dtype
     if dtype == "auto" and training.do_train and args.pre_seq_len is None and args.ptuning_checkpoint is None:
         dtype = "float32"  # the optimizer's master weights; bf16/fp16 autocast does the computing

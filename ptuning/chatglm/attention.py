@@ -97,7 +97,9 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
         """query (B, H, S, D), key and value (B, G, K, D); `prefix` holds this layer's (B or 1, G, T, D) pair."""
         if prefix is not None:
             batch, _, q_length, _ = query.shape
-            prefix_key, prefix_value = (part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix[module.layer_idx])
+            prefix_key, prefix_value = (
+                part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix[module.layer_idx]
+            )
             if not mask_is_2d and attention_mask is None and q_length > 1 and key.shape[2] > q_length:
                 # Prefill of a static cache without a mask: what lies behind the query is empty cache. (A flash kernel
                 # gets no mask either when tokens are added to a filled cache, whose keys all count.)

@@ -13,6 +13,7 @@ import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizer
 
 from ptuning.chatglm.template import build_prompt, split_messages
+from ptuning.errors import DataError
 
 # Their ids follow the last sentencepiece piece, in this order.
 CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -155,11 +156,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             add_generation_prompt: kept for the interface; an open last round always ends in `答：`, and a conversation
                 that ends with the assistant gets its answer and </s> (what training sees).
             return_dict: return input_ids, attention_mask and position_ids instead of the ids alone.
-            **kwargs: padding, truncation, max_length, return_tensors as in `__call__`.
+            **kwargs: padding, max_length, return_tensors as in `__call__`.
 
         Raises:
-            DataError: messages that aren't such a dialogue.
+            DataError: messages that aren't such a dialogue, or truncation is asked for.
         """
+        if kwargs.get("truncation"):
+            raise DataError("truncation would cut off the end of the question and 答：; leave out old messages instead")
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         parts = [split_messages(messages) for messages in (conversation if batched else [conversation])]
         prompts = [build_prompt(query, history, system) for system, history, query, _ in parts]
@@ -172,6 +175,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             if answer is not None:
                 row += [*self.encode_text(answer), self.eos_token_id]
         kwargs = {key: value for key, value in kwargs.items() if key in ("padding", "max_length", "return_tensors")}
+        kwargs.setdefault("padding", False)
         encoded = self.pad({"input_ids": rows if batched or kwargs.get("return_tensors") else rows[0]}, **kwargs)
         return encoded if return_dict else encoded["input_ids"]
 

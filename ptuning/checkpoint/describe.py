@@ -36,8 +36,10 @@ def describe_prefix(
     if encoder is None:
         raise CheckpointError("the model has no prefix to describe; call model.attach_prefix(pre_seq_len) first.")
     shape = encoder.shape
+    local = Path(model_name_or_path).expanduser()
     base = BaseDescription(
-        name_or_path=str(model_name_or_path),
+        # absolute, so that the checkpoint finds its base from any working directory
+        name_or_path=str(local.resolve() if local.is_dir() else model_name_or_path),
         fingerprint=base_fingerprint(model_name_or_path),
         num_layers=shape.num_layers,
         multi_query_group_num=shape.num_key_value_heads,

@@ -183,8 +183,8 @@ class Encoder:
         for index, piece in enumerate(self.tokenizer.sp_model.id_to_piece(list(ids))):
             is_byte = len(piece) == 6 and piece.startswith("<0x")
             surface = piece.replace("▁", " ")
-            if index == 0 and not text.startswith(" "):
-                surface = surface.removeprefix(" ")  # the dummy prefix stands for no text
+            if index == 0:
+                surface = surface.removeprefix(" ")  # the dummy prefix stands for no text, also before a real space
             width = 1 if is_byte else len(surface.encode())
             spans.append((at, at + width))
             at += width

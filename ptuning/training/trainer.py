@@ -64,7 +64,7 @@ class TuningTrainer(Trainer):
         if model.training and not torch.isfinite(loss):
             sources = ", ".join(self.train_dataset.rows[int(row)].source for row in rows)
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is {float(loss)} on {sources}. {self._last_checkpoint()} "
+                f"step {self.state.global_step + 1}: the loss is {float(loss.detach())} on {sources}. {self._last_checkpoint()} "
                 "Try a lower --learning_rate, --warmup_steps, or look at these rows."
             )
         return (loss, {"loss": loss}) if return_outputs else loss

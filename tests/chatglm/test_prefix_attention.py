@@ -2,52 +2,14 @@
 
 import pytest
 import torch
-from torch.nn.attention import flex_attention as torch_flex
 from transformers import DynamicCache, StaticCache
 
 from ptuning.chatglm import attention as attention_module
 from ptuning.chatglm.modeling import positions_of
 
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
-CACHES = {"dynamic": DynamicCache, "static": StaticCache}
+CACHES = ["dynamic", "static"]
 TOLERANCE = 2e-5
-
-
-def flash_by_hand(
-    query, key, value, attention_mask, query_length, is_causal, dropout, softmax_scale, attn_implementation
-):
-    """What a flash kernel computes: lower-right causal, grouped heads, a two-dimensional mask that may be shorter than
-    a static cache. (B, S, H, D) in and out."""
-    assert attn_implementation in ("flash_attention_2", "flash_attention_3")
-    assert is_causal and query_length == query.shape[1] and dropout == 0.0
-    if attention_mask is not None:
-        key, value = key[:, : attention_mask.shape[1]], value[:, : attention_mask.shape[1]]
-    groups = query.shape[2] // key.shape[2]
-    key, value = (part.transpose(1, 2).repeat_interleave(groups, dim=1) for part in (key, value))
-    scores = query.transpose(1, 2) @ key.mT * softmax_scale
-    visible = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(scores.shape[-1] - scores.shape[-2])[None, None]
-    if attention_mask is not None:
-        visible = visible & attention_mask[:, None, None, :].bool()
-    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return (scores.softmax(-1) @ value).transpose(1, 2)
-
-
-@pytest.fixture
-def load(load_tiny, monkeypatch):
-    """`load(implementation)`: the golden model with its prefix on that implementation, runnable on a CPU and without a
-    compiler: flex attention uncompiled, flash attention computed by hand."""
-
-    def load(implementation: str, prefix: str | None = "embedding"):
-        if implementation == "flex_attention":
-            monkeypatch.setattr(torch._dynamo.config, "disable", True)
-            monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-        monkeypatch.setattr(attention_module, "_flash_attention_forward", flash_by_hand)
-        model = load_tiny(prefix)
-        name = implementation if prefix is None else attention_module.prefixed_name(implementation)
-        model.config._attn_implementation = name
-        return model
-
-    return load
 
 
 def in_chunks(model, input_ids, ends, cache, mask=None):
@@ -87,13 +49,14 @@ def test_right_padded_rows_equal_rows_alone(golden, load, implementation, given_
     assert (logits[1, :7] - golden["prefix_embedding.full.logits"][1, :7]).abs().max() <= TOLERANCE
 
 
+# transformers gives flash attention no mask for a static cache that is not full, with or without a prefix.
+@pytest.mark.parametrize(
+    ("implementation", "cache"),
+    [(name, cache) for name in IMPLEMENTATIONS for cache in CACHES if cache == "dynamic" or "flash" not in name],
+)
 @pytest.mark.parametrize("ends", [(11,), (4, 11), (3, 4, 8, 11), (1, 2, 11)])
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @torch.no_grad()
 def test_rows_read_in_chunks(golden, load, implementation, cache, ends):
-    if implementation.startswith("flash") and cache == "static":
-        pytest.skip("transformers gives flash attention no mask for a static cache, with or without a prefix")
     model = load(implementation)
     logits = in_chunks(model, golden["full.input_ids"], ends, new_cache(cache, model))
     assert (logits - golden["prefix_embedding.full.logits"]).abs().max() <= TOLERANCE
@@ -110,12 +73,11 @@ def test_rows_read_in_chunks_without_a_prefix(golden, load, implementation, cach
 
 @pytest.mark.parametrize("ends", [(14,), (9, 14), (6, 7, 11, 14)])
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("prefix", [None, "embedding"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("prefix", "implementation"), [(None, "eager"), (None, "sdpa"), *(("embedding", name) for name in IMPLEMENTATIONS)]
+)
 @torch.no_grad()
 def test_left_padded_rows_read_in_chunks_without_position_ids(golden, load, implementation, prefix, cache, ends):
-    if "fl" in implementation and prefix is None:
-        pytest.skip("transformers' own implementation, nothing of ours")
     model, mask = load(implementation, prefix), golden["padded.attention_mask"]
     assert mask[:, 0].min() == 0, "some row starts with padding"
     logits = in_chunks(model, golden["padded.input_ids"], ends, new_cache(cache, model), mask) * mask[:, :, None]
@@ -176,75 +138,3 @@ def test_an_implementation_that_would_ignore_the_prefix_raises(golden, load, giv
     model.config._attn_implementation = "sdpa"
     with pytest.raises(RuntimeError, match="'sdpa' would ignore the prefix; set it to 'prefix_sdpa'"):
         model(golden["full.input_ids"], prefix=prefix)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@torch.no_grad()
-def test_a_bf16_base_keeps_an_fp32_prefix(golden, load_tiny, attention):
-    model = load_tiny("embedding", attention, dtype=torch.bfloat16)
-    assert model.prefix_encoder.embedding.weight.dtype == torch.float32
-    logits = model(golden["full.input_ids"]).logits
-    assert logits.dtype == torch.bfloat16
-    exact = golden["prefix_embedding.full.logits"]
-    assert (logits.float() - exact).abs().max() <= 0.03 * exact.abs().max()
-
-
-def test_autocast_casts_the_prefix_to_the_keys_dtype(golden, load_tiny):
-    model = load_tiny("embedding")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(golden["train.input_ids"], labels=golden["train.labels"], loss_only=True)
-    output.loss.backward()
-    assert output.loss.item() == pytest.approx(golden["train.prefix_embedding.losses"][0].item(), rel=0.01)
-    gradient, exact = model.prefix_encoder.embedding.weight.grad, golden["train.prefix_embedding.grad0"]
-    assert gradient.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0) > 0.99
-
-
-def prefix_gradient(model, golden):
-    model.zero_grad()
-    model(golden["train.input_ids"], labels=golden["train.labels"], loss_only=True).loss.backward()
-    return model.prefix_encoder.embedding.weight.grad.clone()
-
-
-@pytest.mark.parametrize("how", [None, {"use_reentrant": False}])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
-def test_gradient_checkpointing_changes_no_gradient(golden, load, implementation, how):
-    model = load(implementation).train()
-    model.prefix_encoder.eval()
-    plain = prefix_gradient(model, golden)
-    assert (plain - golden["train.prefix_embedding.grad0"]).abs().max() <= 1e-6
-    model.activation_checkpointing_enable(how)  # None is what the Trainer gives when its user says nothing
-    assert torch.equal(prefix_gradient(model, golden), plain)
-
-
-def test_gradient_checkpointing_repeats_the_same_dropout(golden, load):
-    model, gradients = load("sdpa").train(), []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
-        torch.manual_seed(7)
-        gradients.append(prefix_gradient(model, golden))
-    assert torch.equal(*gradients)
-    assert (gradients[0] - golden["train.prefix_embedding.grad0"]).abs().max() > 1e-4, "dropout is on"
-
-
-def test_reentrant_checkpointing_fails_aloud(golden, load):
-    model = load("sdpa").train()
-    model.activation_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        prefix_gradient(model, golden)
-
-
-@pytest.mark.slow
-def test_compiled_forward(golden, load_tiny):
-    model = load_tiny("embedding")
-    compiled = torch.compile(model)
-    try:
-        with torch.no_grad():
-            logits = compiled(golden["full.input_ids"]).logits
-            padded = compiled(golden["padded.input_ids"], attention_mask=golden["padded.attention_mask"]).logits
-    except torch._inductor.exc.InductorError as error:
-        pytest.skip(f"no working compiler here: {str(error).splitlines()[0]}")
-    assert (logits - golden["prefix_embedding.full.logits"]).abs().max() <= TOLERANCE
-    padded = padded * golden["padded.attention_mask"][:, :, None]
-    assert (padded - golden["prefix_embedding.padded.logits"]).abs().max() <= TOLERANCE

@@ -79,7 +79,7 @@ def test_rotated_keys_cannot_be_used_by_accident(peft_folder):
 
 def test_peft_folder_of_another_base_is_refused(peft_folder):
     other = ChatGLMConfig(num_layers=3, multi_query_group_num=4, kv_channels=8, hidden_size=64, num_attention_heads=8)
-    with pytest.raises(CheckpointError, match="num_key_value_heads 2 in the checkpoint, 4 in the base"):
+    with pytest.raises(CheckpointError, match=r"num_key_value_heads 2 in the checkpoint, 4 in the base"):
         for_base(read_prefix(peft_folder), other)
 
 
@@ -87,7 +87,7 @@ def test_peft_folder_damaged(peft_folder):
     config = peft_folder / "adapter_config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"num_layers": None}))
-    with pytest.raises(CheckpointError, match="num_layers, num_attention_heads and token_dim must be numbers"):
+    with pytest.raises(CheckpointError, match=r"num_layers, num_attention_heads and token_dim must be numbers"):
         read_prefix(peft_folder)
     (peft_folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is missing"):

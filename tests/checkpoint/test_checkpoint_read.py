@@ -57,6 +57,7 @@ class Attack:
         return os.mkdir, (self.target,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_nothing_but_tensors_is_unpickled(tmp_path):
     attack = Attack()
     attack.target = str(tmp_path / "was-run")
@@ -75,13 +76,13 @@ def test_truncated_files(tmp_path, file, keep):
     tensors = {NAME: torch.ones(4, 192)}
     (torch.save if file.endswith(".bin") else save_file)(tensors, tmp_path / file)
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="damaged|is empty"):
+    with pytest.raises(CheckpointError, match=r"damaged|is empty"):
         read_prefix(tmp_path)
 
 
 def test_git_lfs_pointer(tmp_path):
     (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
-    with pytest.raises(CheckpointError, match="git-lfs pointer of .* bytes, not the file itself"):
+    with pytest.raises(CheckpointError, match=r"git-lfs pointer of .* bytes, not the file itself"):
         read_prefix(tmp_path)
 
 
@@ -128,7 +129,7 @@ def test_other_weights(tmp_path):
 
 
 def test_empty_missing_and_file(tmp_path):
-    with pytest.raises(CheckpointError, match="is an empty folder. Expected a folder with"):
+    with pytest.raises(CheckpointError, match=r"is an empty folder. Expected a folder with"):
         read_prefix(tmp_path)
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         read_prefix(tmp_path / "nowhere")
@@ -142,13 +143,13 @@ def test_empty_missing_and_file(tmp_path):
 def test_prefix_of_another_shape_is_refused(official):
     deeper = ChatGLMConfig(num_layers=4, multi_query_group_num=2, kv_channels=16, hidden_size=64, num_attention_heads=4)
     with pytest.raises(
-        CheckpointError, match="num_layers 3 in the checkpoint, 4 in the base; 192 numbers .*, 256 in the base"
+        CheckpointError, match=r"num_layers 3 in the checkpoint, 4 in the base; 192 numbers .*, 256 in the base"
     ):
         for_base(official, deeper)
     # The same width, cut up differently: only the folder's config.json can tell.
     other = ChatGLMConfig(num_layers=3, multi_query_group_num=4, kv_channels=8, hidden_size=64, num_attention_heads=8)
     with pytest.raises(
-        CheckpointError, match="num_key_value_heads 2 in the checkpoint, 4 in the base; head_dim 16 .*, 8 in"
+        CheckpointError, match=r"num_key_value_heads 2 in the checkpoint, 4 in the base; head_dim 16 .*, 8 in"
     ):
         for_base(official, other)
 

@@ -123,7 +123,7 @@ def test_a_kill_of_the_first_save_leaves_nothing_that_loads(tmp_path, official, 
 def test_an_interrupted_first_save_is_named(tmp_path, official, described):
     save_prefix(tmp_path, official.tensors, described)
     (tmp_path / "ptuning_config.json").unlink()
-    with pytest.raises(CheckpointError, match="save that was interrupted before ptuning_config.json was written"):
+    with pytest.raises(CheckpointError, match=r"save that was interrupted before ptuning_config.json was written"):
         read_prefix(tmp_path)
 
 
