@@ -266,16 +266,23 @@ def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _implied(argv: list[str]) -> list[str]:
-    """A validation file given to a training run is used: eval loss whenever a checkpoint is due."""
+    """Options that follow from others, where they aren't given."""
     given = {token for token in argv if token.startswith("--")}
-    if "--do_train" in given and "--validation_file" in given and "--eval_strategy" not in given:
-        implied = ["--eval_strategy", "steps"]
-        if "--eval_steps" not in given and "--save_steps" in given:
-            implied += ["--eval_steps", argv[len(argv) - argv[::-1].index("--save_steps")]]
-        elif "--eval_steps" not in given:
-            implied += ["--eval_steps", "500"]
-        return implied
-    return []
+    if "--do_train" not in given:
+        return []
+    implied = []
+    if "--validation_file" in given and "--eval_strategy" not in given:
+        # A validation file given to a training run is used: eval loss whenever a checkpoint is due.
+        implied += ["--eval_strategy", "steps"]
+        if "--eval_steps" not in given:
+            last = len(argv) - argv[::-1].index("--save_steps") if "--save_steps" in given else None
+            implied += ["--eval_steps", argv[last] if last is not None else "500"]
+    if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs
+        elif not given & {"--pre_seq_len", "--ptuning_checkpoint"}:
+            implied += ["--bf16", "true"]  # fp32 master weights, bf16 computing; a frozen base is bf16 itself
+    return implied
 
 
 def _check_names(argv: list[str], parser: _Parser) -> None:

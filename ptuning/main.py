@@ -86,12 +86,13 @@ def options_of_checkpoint(checkpoint: str) -> list[str]:
     description = read_prefix(checkpoint).description
     if description is None:
         return []
-    return [
-        *("--model_name_or_path", description.base.name_or_path),
-        *("--max_source_length", str(description.max_source_length)),
-        *("--max_target_length", str(description.max_target_length)),
-        *(("--source_prefix", description.source_prefix) if description.source_prefix else ()),
-    ]
+    known = {
+        "--model_name_or_path": description.base.name_or_path,
+        "--max_source_length": description.max_source_length,
+        "--max_target_length": description.max_target_length,
+        "--source_prefix": description.source_prefix,
+    }
+    return [token for flag, value in known.items() if value for token in (flag, str(value))]
 
 
 def read_data(config: Config) -> dict[str, Split]:

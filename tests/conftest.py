@@ -29,12 +29,12 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"  # other people's files: used in place where present, never part of the project
 PREFIX_KEY = "transformer.prefix_encoder."
 
-# What the tiny vocabulary is learned from. "sop" is frequent, so that it becomes an ordinary piece.
+# What the tiny vocabulary is learned from. "sop" is frequent, so that it becomes an ordinary piece, also inside a word.
 CORPUS = [
     "[Round 1]\n\n问：你好\n\n答：你好，很高兴见到你。",
     "类型#上衣*材质#牛仔布*颜色#白色*风格#简约",
     "这件外套简约而不简单，白色的衣身十分百搭，彰显别样时尚。",
-    "sop sop shop sops the quick brown fox jumps over the lazy dog 0123456789",
+    "sop sop 你sop好sop世sop界sop shop sops the quick brown fox jumps over the lazy dog 0123456789",
     "  leading and  double  spaces \t and tabs",
     "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
 ]

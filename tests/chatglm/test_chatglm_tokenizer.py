@@ -67,12 +67,14 @@ def test_text_that_spells_a_control_token_stays_text(tiny_tokenizer, text):
     assert tiny_tokenizer.encode(text) == tiny_tokenizer.prefix_ids() + ids
 
 
-def test_sop_as_an_ordinary_piece_of_the_vocabulary(tiny_tokenizer):
-    piece = tiny_tokenizer.sp_model.piece_to_id("▁sop")
-    assert piece != tiny_tokenizer.unk_token_id, "the fixture's corpus should make this a piece"
-    assert tiny_tokenizer("sop", add_special_tokens=False).input_ids == [piece]
-    assert tiny_tokenizer("sop").input_ids == [*tiny_tokenizer.prefix_ids(), piece]
-    assert tiny_tokenizer.decode([*tiny_tokenizer.prefix_ids(), piece, 2]) == "sop"
+@pytest.mark.parametrize(("text", "piece"), [("sop", "▁sop"), ("你sop", "sop")])
+def test_sop_as_an_ordinary_piece_of_the_vocabulary(tiny_tokenizer, text, piece):
+    index = tiny_tokenizer.sp_model.piece_to_id(piece)
+    assert index != tiny_tokenizer.unk_token_id, "the fixture's corpus should make this a piece"
+    ids = tiny_tokenizer(text, add_special_tokens=False).input_ids
+    assert ids[-1] == index
+    assert tiny_tokenizer(text).input_ids == [*tiny_tokenizer.prefix_ids(), *ids]
+    assert tiny_tokenizer.decode([*tiny_tokenizer.prefix_ids(), *ids, 2]) == text
 
 
 def test_random_texts_come_back(tiny_tokenizer):

@@ -18,6 +18,15 @@ def test_a_bf16_base_keeps_an_fp32_prefix(golden, load_tiny, attention):
     assert (logits.float() - exact).abs().max() <= 0.05 * exact.abs().max()
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_an_fp32_prefix_given_to_a_bf16_base_is_cast(golden, load_tiny, attention):
+    model = load_tiny("embedding", attention, dtype=torch.bfloat16)
+    expected = model(golden["full.input_ids"]).logits
+    given = model.prefix_encoder(1, torch.float32)
+    assert torch.equal(model(golden["full.input_ids"], prefix=given).logits, expected)
+
+
 def test_autocast_casts_the_prefix_to_the_keys_dtype(golden, load_tiny):
     model = load_tiny("embedding")
     with torch.autocast("cpu", dtype=torch.bfloat16):
