@@ -107,7 +107,9 @@ class ChatGLMConfig(GlmConfig):
         values |= {official: getattr(self, native) for official, native in OFFICIAL_NAMES.items()}
         values |= {
             "model_type": self.model_type,
-            "architectures": self.architectures,
+            "architectures": [
+                "ChatGLMModel"
+            ],  # save_pretrained puts the class's name; the official files have this one
             "attention_dropout": self.attention_dropout,
             "eos_token_id": self.eos_token_id,
             "hidden_size": self.hidden_size,

@@ -75,15 +75,21 @@ def test_quantization_is_refused_until_it_is_there(tmp_path, run_main, rows_file
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_prefix_as_one(tmp_path, run_main, train_flags, free_port):
-    """DDP on two CPU processes, the same global batch: equal curves within fp32 rounding, and one checkpoint."""
+def test_two_processes_compute_the_same_as_one(tmp_path, run_main, train_flags, rows_file, free_port):
+    """DDP on two CPU processes, the same global batch: equal curves, one checkpoint, every row answered once."""
     same = {"max_steps": 3, "train_sampling_strategy": "sequential", "prefix_dropout": 0}
-    one = train_flags(tmp_path / "one", per_device_train_batch_size=8, **same)
-    two = train_flags(tmp_path / "two", per_device_train_batch_size=4, **same)
-    run_main(*one)
+    predict = ["--do_predict", "--test_file", str(rows_file), "--max_predict_samples", "5", "--max_target_length", "12"]
+    run_main(*train_flags(tmp_path / "one", per_device_train_batch_size=8, **same), *predict)
     launcher = (BIN / "torchrun", "--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port}")
-    run_main(*two, launcher=launcher)
+    run_main(*train_flags(tmp_path / "two", per_device_train_batch_size=4, **same), *predict, launcher=launcher)
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert first == pytest.approx(second, rel=1e-5)
     tuned, expected = read_prefix(tmp_path / "two").tensors, read_prefix(tmp_path / "one").tensors
     assert torch.allclose(tuned["embedding.weight"], expected["embedding.weight"], atol=1e-4)
+    answers = [
+        [(line["index"], line["predict"]) for line in map(json.loads, path.read_text().splitlines())]
+        for path in (tmp_path / "one" / "predictions.jsonl", tmp_path / "two" / "predictions.jsonl")
+    ]
+    assert answers[0] == answers[1]
+    assert [index for index, _ in answers[0]] == list(range(5))
+    assert not list((tmp_path / "two").glob("*.part*"))

@@ -1,0 +1,79 @@
+"""The commands and snippets of README and docs, run as they stand on a run of their own."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.end_to_end.conftest import BIN, ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [(page.name, code) for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+    return found
+
+
+def ptuning_commands() -> list[str]:
+    """The `.venv/bin/ptuning` command lines that are complete (no `…`)."""
+    lines = []
+    for _, code in blocks("bash"):
+        joined = code.replace("\\\n", " ")
+        lines += [line.split("  #")[0].strip() for line in joined.splitlines() if line.startswith(".venv/bin/ptuning")]
+    return sorted({line for line in lines if "…" not in line and " train " not in line})
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A directory that looks like the repo after the first command: output/demo, models/, data/."""
+    folder = tmp_path_factory.mktemp("repo")
+    for name in ("models", "data", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    small = "--max_steps 1 --max_predict_samples 1 --max_eval_samples 1 --max_target_length 16"
+    command = [sys.executable, "-m", "ptuning.main", "--config", "configs/ptuning_demo.yaml", *small.split()]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=170)
+    return folder
+
+
+def test_there_is_something_to_run():
+    assert len(blocks("python")) >= 3
+    assert len(ptuning_commands()) >= 3
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_python_snippets(page, code, finished_run):
+    if "output/demo-peft" in code and not (finished_run / "output" / "demo-peft").exists():
+        run(
+            ".venv/bin/ptuning export --ptuning_checkpoint output/demo --format peft --output_dir output/demo-peft",
+            finished_run,
+        )
+    done = subprocess.run([sys.executable, "-c", code], cwd=finished_run, text=True, capture_output=True, timeout=170)
+    assert done.returncode == 0, f"{page}: {done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("command", ptuning_commands())
+def test_commands(command, finished_run):
+    target = re.search(r"--output_dir (\S+)", command)
+    if target and (finished_run / target[1]).exists():
+        pytest.skip("already run by another test of this module")
+    done = run(command, finished_run)
+    assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+
+
+def run(command: str, folder) -> subprocess.CompletedProcess:
+    words = shlex.split(command)
+    small = ["--max_predict_samples", "1"] if words[1] == "evaluate" else []
+    return subprocess.run(
+        [str(BIN / "ptuning"), *words[1:], *small],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=170,
+        input="/exit\n",
+    )
