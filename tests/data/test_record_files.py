@@ -66,7 +66,10 @@ def test_an_empty_file(tmp_path, content, size):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (gzip.compress(ROW.encode(), mtime=0), ": this is a gzip archive, not JSON, JSON lines or CSV: unpack it with gunzip"),
+        (
+            gzip.compress(ROW.encode(), mtime=0),
+            ": this is a gzip archive, not JSON, JSON lines or CSV: unpack it with gunzip",
+        ),
         (b"PK\x03\x04\x14\0", ": this is a zip archive or an Excel workbook, not JSON, JSON lines or CSV: unpack it"),
         (b"PAR1\x15\x04", ": this is a Parquet file, not JSON, JSON lines or CSV: convert it to JSON lines"),
     ],
