@@ -174,12 +174,17 @@ class Config:
         return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
 
 
-def parse(argv: list[str], infer: Callable[[str], list[str]] = lambda checkpoint: []) -> tuple[Config, list[str]]:
+def parse(
+    argv: list[str],
+    infer: Callable[[str], list[str]] = lambda checkpoint: [],
+    prepare: Callable[[list[str]], None] = lambda argv: None,
+) -> tuple[Config, list[str]]:
     """Command line → config and notes to print.
 
     Args:
         argv: without the program's name.
         infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
+        prepare: is called with all options before TrainingArguments makes the process group.
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
@@ -192,6 +197,7 @@ def parse(argv: list[str], infer: Callable[[str], list[str]] = lambda checkpoint
         [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
     )
     _check_names(argv, parser)
+    prepare(argv)
     config = Config(*parser.parse_args_into_dataclasses(argv))
     _check(config)
     return config, notes

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 from transformers import set_seed
 
-from ptuning.checkpoint import describe_prefix, read_prefix
+from ptuning.checkpoint import describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.load import Split, read_split
@@ -19,13 +19,18 @@ from ptuning.errors import PTuningError
 from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.predict import predict, table
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.training import distributed
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
-        run(*parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint))
+        config, notes = parse(
+            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=distributed.prepare
+        )
+        with distributed.session():
+            run(config, notes)
     except PTuningError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     """Trains and evaluates as the config says. Returns the scores of each evaluated model."""
+    distributed.start(deepspeed=config.training.deepspeed is not None)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
@@ -55,13 +61,14 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
             say(f"{name}: {report}")
 
     model = build_model(config, say)
-    description = None
     if model.prefix_encoder is not None:
         description = describe_prefix(model, config.model.model_name_or_path, **description_of(config))
+    else:
+        description = describe_full(config.model.model_name_or_path, **description_of(config))
     trainer = build_trainer(config, model, tokenizer, rows, description)
     if config.training.do_train:
         train(config, trainer, data, resume_from, say)
-        say(f"Saved the tuned {'prefix' if description else 'model'} in {config.training.output_dir}")
+        say(f"Saved the tuned {'prefix' if model.prefix_encoder is not None else 'model'} in {config.training.output_dir}")
     results = {}
     if config.training.do_eval and "validation" in rows:
         results["validation"] = trainer.evaluate()

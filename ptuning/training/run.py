@@ -9,11 +9,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint import PrefixDescription
+from ptuning.checkpoint import FullDescription, PrefixDescription
+from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
+from ptuning.training import distributed
 from ptuning.training.record import LossCurve, resume_conflicts, write_run
 from ptuning.training.trainer import TuningTrainer
 
@@ -80,13 +82,13 @@ def build_trainer(
     model: ChatGLMForConditionalGeneration,
     tokenizer: ChatGLMTokenizer,
     rows: dict[str, list[EncodedRow]],
-    description: PrefixDescription | None,
+    description: PrefixDescription | FullDescription,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
     Args:
         rows: split name → encoded rows; train and validation are used where they are there.
-        description: of the prefix; None when all weights are tuned.
+        description: of the prefix or of the fully tuned model.
     """
     args, data = config.training, config.data
     callbacks = [LossCurve(Path(args.output_dir))] if args.do_train else []
@@ -94,7 +96,7 @@ def build_trainer(
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    return TuningTrainer(
+    trainer = TuningTrainer(
         model=model,
         args=args,
         tokenizer=tokenizer,
@@ -104,6 +106,8 @@ def build_trainer(
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
         callbacks=callbacks,
     )
+    distributed.check(args.deepspeed is not None, trainer.is_deepspeed_enabled, trainer.accelerator.num_processes)
+    return trainer
 
 
 def train(
@@ -131,8 +135,8 @@ def train(
 
 def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
     args = trainer.args
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in trainer.model.parameters())
+    trainable = sum(whole_shape(p).numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(whole_shape(p).numel() for p in trainer.model.parameters())
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = len(trainer.train_dataset)
     steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-rows // effective))
