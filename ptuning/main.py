@@ -74,6 +74,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
         results["validation"] = trainer.evaluate()
         say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**results["validation"]))
     if config.training.do_predict or (config.training.do_eval and config.generation.predict_with_generate):
+        trainer.prepare_for_evaluation()
         split = splits["test" if config.training.do_predict else "validation"]
         scores = score_answers(config, model, tokenizer, split.records, eval_encoder, say)
         say(table(scores))

@@ -26,7 +26,7 @@ FILE = "ptuning_full.json"
 FORMAT = "ptuning-full"
 FORMAT_VERSION = 1
 
-_INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
+INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def official_layout(parameters: Mapping[str, nn.Parameter], config: ChatGLMConfi
         rows = sum(shape[0] for shape in shapes)
         layout[official] = ((rows, *shapes[0][1:]), parameters[names[0]].dtype)
         if official == EMBEDDING:
-            layout[_INV_FREQ] = (tuple(inverse_frequencies(config).shape), parameters[names[0]].dtype)
+            layout[INV_FREQ] = (tuple(inverse_frequencies(config).shape), parameters[names[0]].dtype)
     return layout
 
 
@@ -138,7 +138,7 @@ def official_tensors(
         with gathered(parts), torch.no_grad():
             yield official, torch.cat([part.detach() for part in parts]) if len(parts) > 1 else parts[0].detach()
         if official == EMBEDDING:
-            yield _INV_FREQ, inverse_frequencies(config).to(parts[0].dtype)
+            yield INV_FREQ, inverse_frequencies(config).to(parts[0].dtype)
 
 
 def inverse_frequencies(config: ChatGLMConfig) -> torch.Tensor:

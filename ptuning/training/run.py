@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import EarlyStoppingCallback
@@ -11,6 +12,7 @@ from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import FullDescription, PrefixDescription
 from ptuning.checkpoint.partitioned import whole_shape
+from ptuning.checkpoint.zero_files import known_objects_only
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
@@ -128,7 +130,8 @@ def train(
     if args.should_save:
         write_run(Path(args.output_dir), config.to_dict(), data, args.world_size, resume_from)
     say(_banner(trainer, resume_from))
-    trainer.train(resume_from_checkpoint=resume_from)
+    with known_objects_only() if args.deepspeed else nullcontext():
+        trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
 

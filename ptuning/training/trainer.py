@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
@@ -74,6 +76,14 @@ class TuningTrainer(Trainer):
             raise_together(problem, self.args.device)
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
+            self._step_rate = super()._get_learning_rate()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_learning_rate(self) -> float:
+        return super()._get_learning_rate() if self._step_rate is None else self._step_rate
+
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
         if self.accelerator.optimizer_step_was_skipped:  # DeepSpeed has already tried the step and left it out
@@ -99,6 +109,7 @@ class TuningTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss a token over the whole set: the same figure whatever the batch size and the number of processes."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        self.prepare_for_evaluation()
         started, model = time.perf_counter(), self.model_wrapped
         was_training = model.training
         model.eval()
@@ -130,6 +141,13 @@ class TuningTrainer(Trainer):
             mine = order[start : start + size * world][rank * size : (rank + 1) * size]
             # A rank without rows still takes the step, because sharded weights are gathered by all ranks together.
             yield self.data_collator([dataset[i] for i in mine or order[:1]]), float(bool(mine))
+
+    def prepare_for_evaluation(self) -> None:
+        """Under ZeRO-3 without training before: the hooks that gather each layer for `evaluate` and `generate`."""
+        if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
+            return
+        deepspeed_init(self, num_training_steps=0, inference=True)
+        self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -192,6 +210,7 @@ class TuningTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     _staging: str | None = None
+    _step_rate: float | None = None
     overflow_steps = 0  # left out by the fp16 loss scaler
 
     def _get_output_dir(self, trial) -> str:
