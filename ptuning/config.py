@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.prefix import DROPOUT
 from ptuning.errors import ConfigError
@@ -347,5 +348,11 @@ def _check(config: Config) -> None:
         )
     if training.early_stopping_patience is not None and not data.validation_file:
         raise ConfigError("--early_stopping_patience needs --validation_file")
+    full = model.pre_seq_len is None and model.ptuning_checkpoint is None
+    if config.generation.baseline and full and training.do_train and is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            "--baseline with ZeRO-3 and all weights tuned: the base is gone once training has begun; leave --baseline out and "
+            f"score the base by itself: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file …"
+        )
     if config.generation.num_beams < 1:
         raise ConfigError(f"--num_beams is {config.generation.num_beams}; use at least 1")

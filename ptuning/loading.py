@@ -17,6 +17,7 @@ from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.base_folder import check_tokenizer, check_weights, read_base_config, resolve_base
 from ptuning.checkpoint.effect import check_prefix_changes_logits
 from ptuning.checkpoint.fingerprint import base_fingerprint
+from ptuning.checkpoint.full import read_full
 from ptuning.checkpoint.partitioned import load_partitioned
 from ptuning.checkpoint.prefix import PrefixCheckpoint, for_base
 from ptuning.checkpoint.read import read_prefix
@@ -105,6 +106,7 @@ def load_base(
     read_base_config(folder)
     if Path(model_name_or_path).expanduser().is_dir():
         check_weights(folder)
+        read_full(folder)  # a fully tuned model says which template it was trained with
         source = str(folder)
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights

@@ -66,10 +66,19 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     else:
         description = describe_full(config.model.model_name_or_path, **description_of(config))
     trainer = build_trainer(config, model, tokenizer, rows, description)
+    results = {}
+    if (
+        config.training.do_train
+        and config.generation.baseline
+        and config.training.do_predict
+        and model.prefix_encoder is None
+    ):
+        results |= score_answers(config, model, tokenizer, splits["test"].records, eval_encoder, say, trained=False)
     if config.training.do_train:
         train(config, trainer, data, resume_from, say)
-        say(f"Saved the tuned {'prefix' if model.prefix_encoder is not None else 'model'} in {config.training.output_dir}")
-    results = {}
+        say(
+            f"Saved the tuned {'prefix' if model.prefix_encoder is not None else 'model'} in {config.training.output_dir}"
+        )
     if config.training.do_eval and "validation" in rows:
         results["validation"] = trainer.evaluate()
         say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**results["validation"]))
@@ -77,8 +86,8 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
         trainer.prepare_for_evaluation()
         split = splits["test" if config.training.do_predict else "validation"]
         scores = score_answers(config, model, tokenizer, split.records, eval_encoder, say)
-        say(table(scores))
         results |= scores
+        say(table({name: values for name, values in results.items() if name != "validation"}))
     if results and config.training.should_save:
         path = Path(config.training.output_dir) / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +143,14 @@ def _silent(*_) -> None:
     """Stands for print on all but the first process."""
 
 
-def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, say) -> dict[str, dict[str, float]]:
-    """Generates and scores; with --baseline also without the prefix."""
+def score_answers(
+    config: Config, model, tokenizer, records, encoder: Encoder, say, trained: bool = True
+) -> dict[str, dict[str, float]]:
+    """Generates and scores; with --baseline also without the prefix.
+
+    Args:
+        trained: False before the training of this run has begun.
+    """
     settings, data, training = config.generation, config.data, config.training
     official = settings.generation_mode == "official"
     options = GenerationOptions(
@@ -154,7 +169,7 @@ def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, s
         path = folder / "predictions_base.jsonl"
         results["base"] = predict(model, tokenizer, records, encoder, options, path)
         model.attach_encoder(encoder_off)
-    name = "base" if model.prefix_encoder is None and not training.do_train else "tuned"
+    name = "base" if model.prefix_encoder is None and not (training.do_train and trained) else "tuned"
     say(f"Answering {len(records)} rows with the {'tuned model' if name == 'tuned' else 'model'}")
     path = folder / ("predictions.jsonl" if name == "tuned" else "predictions_base.jsonl")
     results[name] = predict(model, tokenizer, records, encoder, options, path)

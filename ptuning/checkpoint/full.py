@@ -160,4 +160,3 @@ def write_beside(folder: Path, config: ChatGLMConfig, dtype: torch.dtype, descri
     if description is not None:
         body = description.to_json()
         write_atomically(folder / FILE, lambda path: path.write_text(body, encoding="utf-8"))
-

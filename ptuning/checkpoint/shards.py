@@ -41,7 +41,9 @@ class ShardWriter:
         self._layout = layout
         self._shards = _divide(layout, max_shard_bytes)
         middle = f"{tag}-" if tag else ""
-        self._files = [f"model-{middle}{i + 1:05d}-of-{len(self._shards):05d}.safetensors" for i in range(len(self._shards))]
+        self._files = [
+            f"model-{middle}{i + 1:05d}-of-{len(self._shards):05d}.safetensors" for i in range(len(self._shards))
+        ]
         self._pending = [(name, number) for number, names in enumerate(self._shards) for name in names]
         self._open: tuple[int, BinaryIO] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,9 @@ class ShardWriter:
         expected, number = self._pending.pop(0)
         shape, dtype = self._layout[expected]
         if name != expected or tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            raise ValueError(f"expected {expected} {tuple(shape)} {dtype}, got {name} {tuple(tensor.shape)} {tensor.dtype}")
+            raise ValueError(
+                f"expected {expected} {tuple(shape)} {dtype}, got {name} {tuple(tensor.shape)} {tensor.dtype}"
+            )
         if self._open is None or self._open[0] != number:
             self._close()
             file = (self.folder / self._files[number]).open("wb")

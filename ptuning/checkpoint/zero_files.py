@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ptuning.checkpoint.base_folder import EMBEDDING, check_tokenizer, read_base
 from ptuning.checkpoint.full import FILE, INV_FREQ, inverse_frequencies, write_beside
 from ptuning.checkpoint.shards import ShardWriter
 from ptuning.errors import CheckpointError, ModelError
+
+UNIVERSAL = "latest_universal"  # DeepSpeed's name for the file that names the converted folder
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -146,15 +149,16 @@ def convert_to_universal(checkpoint: str | Path) -> Path:
     arguments = ["--input_folder", str(source), "--output_folder", str(target)]
     with known_objects_only(), _argv(arguments):
         ds_to_universal.main(ds_to_universal.parse_arguments())
-    (checkpoint / "latest_universal").write_text(target.name, encoding="utf-8")
+    (checkpoint / UNIVERSAL).write_text(target.name, encoding="utf-8")
     return target
 
 
 @contextlib.contextmanager
 def _argv(arguments: list[str]) -> Iterator[None]:
-    import sys
-
-    before, sys.argv = sys.argv, ["ds_to_universal", *arguments, "--num_extract_workers", "1", "--num_merge_workers", "1"]
+    before, sys.argv = (
+        sys.argv,
+        ["ds_to_universal", *arguments, "--num_extract_workers", "1", "--num_merge_workers", "1"],
+    )
     try:
         yield
     finally:

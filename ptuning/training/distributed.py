@@ -88,7 +88,9 @@ def check(deepspeed_given: bool, deepspeed_enabled: bool, processes: int) -> Non
         TrainingError: DeepSpeed isn't used though it was asked for, or the launcher's processes don't know each other.
     """
     if deepspeed_given and not deepspeed_enabled:
-        raise TrainingError("--deepspeed was given, and the trainer would train without it; start with deepspeed or torchrun.")
+        raise TrainingError(
+            "--deepspeed was given, and the trainer would train without it; start with deepspeed or torchrun."
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != processes or world_size() != processes:
         raise TrainingError(

@@ -19,6 +19,7 @@ from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
 from ptuning.training import distributed
 from ptuning.training.record import LossCurve, resume_conflicts, write_run
+from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer
 
 
@@ -56,15 +57,21 @@ def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
         near = get_last_checkpoint(wish) if Path(wish).is_dir() else None
         hint = f"; did you mean {near}?" if near else " (it needs trainer_state.json)"
         raise ConfigError(f"--resume_from_checkpoint {wish}: not a checkpoint of a run{hint}")
-    conflicts = resume_conflicts(Path(wish).parent, config.to_dict(), data, training.world_size)
+    conflicts = deepspeed_conflicts(Path(wish), training)
+    conflicts += resume_conflicts(Path(wish), config.to_dict(), data, training.world_size)
     if conflicts:
         raise ConfigError(
             f"--resume_from_checkpoint {wish} would not continue the same run: "
             + "; ".join(conflicts)
-            + ". Use the old "
-            "values, or start a new run from its prefix with --ptuning_checkpoint."
+            + ". Use the old values, or start a new run from it: "
+            + ("--ptuning_checkpoint" if _is_prefix_run(config) else f"--model_name_or_path {wish}")
         )
+    load_universal(Path(wish), training)
     return wish
+
+
+def _is_prefix_run(config: Config) -> bool:
+    return config.model.pre_seq_len is not None or config.model.ptuning_checkpoint is not None
 
 
 def _delete_checkpoints(folder: Path, source: str | None) -> None:
