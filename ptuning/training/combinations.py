@@ -58,21 +58,21 @@ def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
     bits = model.quantization_bit or _quantised(model.model_name_or_path)
     if bits:
         yield (
-            f"all weights can't be tuned on a base quantised to {bits} bit: rounded weights can't take small updates. Tune a prefix "
-            "(--pre_seq_len 128), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
+            f"all weights can't be tuned on a base quantised to {bits} bit: rounded weights can't take small updates. "
+            "Tune a prefix (--pre_seq_len 128), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
         )
     if model.dtype != "auto":
         device = torch.device("cpu" if training.use_cpu else "cuda")
         dtype = resolve_dtype(model.dtype, device)
         if dtype == torch.float16:
             yield (
-                f"--dtype {model.dtype} tunes all weights in fp16 without loss scaling, which ends in NaN; leave --dtype out and give "
-                "--fp16 true (fp32 weights, scaled loss), or --bf16 true where the GPU has bf16"
+                f"--dtype {model.dtype} tunes all weights in fp16 without loss scaling, which ends in NaN; leave --dtype out and "
+                "give --fp16 true (fp32 weights, scaled loss), or --bf16 true where the GPU has bf16"
             )
         elif dtype == torch.bfloat16 and values is None:
             yield (
-                f"--dtype {model.dtype} would keep the trained weights in bf16, where updates below 0.4 % of a weight are lost; leave "
-                "--dtype out and give --bf16 true, which keeps them in fp32"
+                f"--dtype {model.dtype} would keep the trained weights in bf16, where updates below 0.2 % of a weight are lost; "
+                "leave --dtype out and give --bf16 true, which keeps them in fp32"
             )
     if values is None:
         return
@@ -126,8 +126,8 @@ def _stage(config: Config, values: dict[str, Any]) -> Iterator[str]:
         yield 'offload_optimizer needs stage 1, 2 or 3, found stage 0; write "stage": 2'
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
         yield (
-            "ACCELERATE_USE_CPU is set (accelerate launch --cpu), with which DeepSpeed is silently left out; start with deepspeed or "
-            "torchrun, and --use_cpu true"
+            "ACCELERATE_USE_CPU is set (accelerate launch --cpu), with which DeepSpeed is silently left out; start with deepspeed "
+            "or torchrun, and --use_cpu true"
         )
     if training.fsdp:
         yield f"--fsdp {training.fsdp} and --deepspeed both divide the weights; give one"
@@ -145,9 +145,9 @@ def _stage(config: Config, values: dict[str, Any]) -> Iterator[str]:
     if bits:
         yield f"ZeRO stage 3 can't divide weights quantised to {bits} bit; use stage 2 (configs/zero2.json), or the 16-bit base"
     if training.torch_compile:
-        yield "--torch_compile with ZeRO stage 3: weights are gathered by hooks, which a compiled graph skips; leave it out, or use stage 2"
+        yield "--torch_compile with ZeRO stage 3: a compiled graph skips the hooks that gather weights; leave it out"
     if training.auto_find_batch_size:
-        yield "--auto_find_batch_size with ZeRO stage 3: ranks can't retry in step; leave it out (ptuning estimate names a batch size)"
+        yield "--auto_find_batch_size with ZeRO stage 3: ranks can't retry in step; leave it out (ptuning estimate helps)"
 
 
 def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterator[str]:
@@ -174,13 +174,13 @@ def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterat
     whole = values.get("train_batch_size")
     if whole not in (None, "auto") and whole != batch * steps * world:
         yield (
-            f"train_batch_size is {whole} in the file, and the flags give {batch} rows × {steps} accumulation steps × {world} processes "
-            f'= {batch * steps * world}; write "train_batch_size": "auto" in the file'
+            f"train_batch_size is {whole} in the file, and the flags give {batch} rows × {steps} accumulation steps × {world} "
+            f'processes = {batch * steps * world}; write "train_batch_size": "auto" in the file'
         )
     if "gradient_clipping" not in values and training.max_grad_norm:
         yield (
-            f"gradient_clipping is missing in the file, so DeepSpeed would not clip, and --max_grad_norm is {training.max_grad_norm:g}; "
-            'add "gradient_clipping": "auto" (or give --max_grad_norm 0)'
+            f"gradient_clipping is missing in the file, so DeepSpeed would not clip, and --max_grad_norm is "
+            f'{training.max_grad_norm:g}; add "gradient_clipping": "auto" (or give --max_grad_norm 0)'
         )
     if "gradient_accumulation_steps" not in values and steps != 1:
         yield (
