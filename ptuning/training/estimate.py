@@ -143,25 +143,23 @@ def _alternatives(job: Job) -> Iterator[tuple[list[str], Job]]:
     if job.prefix is None:
         width = 2 * job.shape.layers * job.shape.key
         for more, cheaper in (([], job), *_slower(job)):
-            flags = ["--pre_seq_len 128", *more]
-            yield flags, replace(cheaper, prefix=128, prefix_parameters=128 * width, zero=None)
+            frozen = replace(cheaper, weight_bytes=job.compute_bytes, autocast=False, zero=None)
+            yield ["--pre_seq_len 128", *more], replace(frozen, prefix=128, prefix_parameters=128 * width)
 
 
 def _slower(job: Job) -> Iterator[tuple[list[str], Job]]:
     """The same run with less memory and more time."""
-    checkpointed = replace(job, checkpointing=True)
-    if not job.checkpointing:
-        yield ["--gradient_checkpointing true"], checkpointed
-    for keep in (job, checkpointed):
-        flags = [] if keep.checkpointing == job.checkpointing else ["--gradient_checkpointing true"]
-        batch = keep.batch
-        while batch > 1:
-            batch = next(n for n in range(batch // 2, 0, -1) if keep.batch % n == 0)
-            smaller = keep.with_batch(batch)
-            batches = f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {smaller.accumulation}"
-            yield [*flags, batches], smaller
-        if job.checkpointing:
-            return
+    checkpointing = [] if job.checkpointing else ["--gradient_checkpointing true"]
+    if checkpointing:
+        yield checkpointing, replace(job, checkpointing=True)
+    batch = job.batch
+    while batch > 1:
+        batch = next(n for n in range(batch // 2, 0, -1) if job.batch % n == 0)  # keeps the effective batch
+        smaller = job.with_batch(batch)
+        flags = [f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {smaller.accumulation}"]
+        yield flags, smaller
+        if checkpointing:
+            yield [*checkpointing, *flags], replace(smaller, checkpointing=True)
 
 
 def _describe(job: Job) -> str:

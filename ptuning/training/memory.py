@@ -77,10 +77,10 @@ def activations(job: Job) -> int:
     kept = (
         s.layers * s.hidden * tokens * _residual_bytes(job) if job.checkpointing else s.layers * layer_activations(job)
     )
-    kept += 2 * s.hidden * tokens * 4  # final norm
-    kept += (
-        job.batch * job.labels * (s.vocab * 4 + s.hidden * job.compute_bytes)
-    )  # log softmax, input of the output layer
+    kept += s.hidden * tokens * 4  # final norm
+    kept += job.batch * job.labels * s.vocab * 4  # log softmax
+    if job.prefix is None:  # inputs of the final norm's weight and of the output layer
+        kept += s.hidden * (tokens * _residual_bytes(job) + job.batch * job.labels * job.compute_bytes)
     if job.checkpointing:
         kept += layer_activations(job)
     if job.prefix is not None:

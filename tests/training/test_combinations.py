@@ -12,7 +12,8 @@ from ptuning.training.deepspeed_file import ZeroSettings, check_deepspeed_file, 
 from tests.conftest import REPO
 
 BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
-REQUIRED = "--do_train --train_file x --prompt_column a --response_column b --output_dir out --report_to none".split()
+REQUIRED = ["--do_train", "--train_file", "x", "--prompt_column", "a", "--response_column", "b"]
+REQUIRED += ["--output_dir", "out", "--report_to", "none"]
 
 
 @pytest.fixture
