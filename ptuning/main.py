@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         with distributed.session():
             run(config, notes)
     except PTuningError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # in one piece, because other processes write too
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

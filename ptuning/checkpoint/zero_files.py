@@ -24,29 +24,36 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextlib.contextmanager
 def known_objects_only() -> Iterator[None]:
-    """Inside, every torch.load, DeepSpeed's too, reads tensors, plain values and DeepSpeed's loss scalers, nothing else.
+    """Inside, every torch.load, DeepSpeed's too, reads tensors, plain values and four plain classes of DeepSpeed.
 
     Raises:
         CheckpointError: a file holds something else, which could run code.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             yield
     except pickle.UnpicklingError as cause:
         raise CheckpointError(
             f"the DeepSpeed checkpoint holds other objects than tensors and plain values, which are not loaded because they "
-            f"could run code ({str(cause).splitlines()[0]}). Use a checkpoint that was written by this program."
+            f"could run code ({_which(cause)}). Use a checkpoint that was written by this program."
         ) from cause
     finally:
         if before is None:
             os.environ.pop(_FORCE)
         else:
             os.environ[_FORCE] = before
+
+
+def _which(cause: Exception) -> str:
+    """The line of torch's long message that names the object."""
+    lines = str(cause).splitlines()
+    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
 
 
 def zero_folder(checkpoint: Path) -> Path:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -61,10 +62,14 @@ def start(deepspeed: bool) -> None:
     """
     if world_size() > 1:
         signal.signal(signal.SIGTERM, _stopped_by_launcher)
+        host = socket.gethostname()
+        print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
     if not deepspeed:
         return
     import deepspeed as ds
 
+    # DeepSpeed calls what torch 2.13 has renamed, hundreds of times a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if torch.accelerator.is_available():
         ds.init_distributed()
         return

@@ -69,8 +69,8 @@ def write_run(folder: Path, config: dict, data: dict[str, str], world_size: int,
 
 def resume_conflicts(checkpoint: Path, config: dict, data: dict[str, str], world_size: int) -> list[str]:
     """What differs from the run that wrote `checkpoint` so that resuming would not be exact: one line each, both values."""
-    path = checkpoint.parent / "run.json"
-    if not path.exists():
+    path = _record_of(checkpoint)
+    if path is None:
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
     conflicts = [
@@ -83,6 +83,18 @@ def resume_conflicts(checkpoint: Path, config: dict, data: dict[str, str], world
     if was != now:
         conflicts.append(f"the training data has changed (sha256 {str(was)[:12]}…, now {str(now)[:12]}…)")
     return conflicts
+
+
+def _record_of(checkpoint: Path) -> Path | None:
+    """The record of the run that wrote `checkpoint`: the latest one that was resumed before it, else the first run's."""
+    step = checkpoint.name.removeprefix("checkpoint-")
+    resumed = {
+        int(number): path
+        for path in checkpoint.parent.glob("run-resumed-*.json")
+        if (number := path.stem.removeprefix("run-resumed-")).isdigit() and step.isdigit() and int(number) < int(step)
+    }
+    path = resumed[max(resumed)] if resumed else checkpoint.parent / "run.json"
+    return path if path.is_file() else None
 
 
 class LossCurve(TrainerCallback):

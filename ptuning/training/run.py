@@ -1,10 +1,11 @@
 """One training run: output folder, trainer, resume, final checkpoint."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import transformers.trainer
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -137,10 +138,26 @@ def train(
     if args.should_save:
         write_run(Path(args.output_dir), config.to_dict(), data, args.world_size, resume_from)
     say(_banner(trainer, resume_from))
-    with known_objects_only() if args.deepspeed else nullcontext():
+    with _deepspeed_files(trainer) if args.deepspeed else nullcontext():
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
+
+
+@contextmanager
+def _deepspeed_files(trainer: TuningTrainer) -> Iterator[None]:
+    """Inside, DeepSpeed's checkpoints are read as plain data, and a prefix's without the frozen base, which they don't hold."""
+    load = transformers.trainer.deepspeed_load_checkpoint
+
+    def load_what_was_tuned(engine, path, load_module_strict=True):
+        load(engine, path, load_module_strict=trainer.model.prefix_encoder is None)
+
+    transformers.trainer.deepspeed_load_checkpoint = load_what_was_tuned
+    try:
+        with known_objects_only():
+            yield
+    finally:
+        transformers.trainer.deepspeed_load_checkpoint = load
 
 
 def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:

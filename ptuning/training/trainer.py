@@ -209,6 +209,13 @@ class TuningTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled and self._encoder() is not None:
+            # Each checkpoint of a prefix would hold the frozen base too: 12 GB.
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
     _staging: str | None = None
     _step_rate: float | None = None
     overflow_steps = 0  # left out by the fp16 loss scaler
