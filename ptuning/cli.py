@@ -1,4 +1,4 @@
-"""The installed command: `ptuning train | evaluate | chat | export`."""
+"""The installed command: `ptuning train | evaluate | chat | export | convert | estimate`."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.loading import load_model, resolve_dtype
 from ptuning.training import distributed
+from ptuning.training.estimate import estimate_command
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,7 @@ USAGE = """usage: ptuning COMMAND [options]
   chat       talk to a model in the terminal: --ptuning_checkpoint DIR
   export     write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
              or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
+  estimate   memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N
   convert    make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR
 
 ptuning COMMAND --help lists the options."""
@@ -39,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "chat": chat,
         "export": export,
         "convert": convert,
+        "estimate": estimate_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)

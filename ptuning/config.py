@@ -190,7 +190,7 @@ def parse(
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
     """
-    argv, notes = _normalise(_expand_config(argv))
+    argv, notes = _normalise(expand_config(argv))
     if "--ptuning_checkpoint" in argv[:-1]:
         argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
     argv += _implied(argv)
@@ -209,7 +209,7 @@ class _Parser(HfArgumentParser):
         raise ConfigError(message)
 
 
-def _expand_config(argv: list[str]) -> list[str]:
+def expand_config(argv: list[str]) -> list[str]:
     """`--config x.yaml` becomes the file's options in front, so that what stands on the command line wins."""
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):  # the official `main.py args.json`
         argv = ["--config", argv[0]]

@@ -1,12 +1,13 @@
 """Will it fit? Memory and disk that a run needs, against what the machine has, said before any weight is read."""
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ptuning.config import Config
+from ptuning.config import Config, expand_config, parse
 from ptuning.errors import ConfigError
-from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings
-from ptuning.training.job import Job
+from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
+from ptuning.training.job import Job, prefix_length
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
 
@@ -123,6 +124,54 @@ def estimate_run(config: Config, machine: Machine | None = None, **job_options) 
         # This node's processes have taken their own share of what was free before they started.
         machine = replace(machine, host=machine.host + job.local_processes * rss)
     return Estimate(job, need(job, rss), machine, rss)
+
+
+def estimate_command(argv: list[str]) -> int:
+    """`ptuning estimate`: prints the estimate of a run. Returns 0 if it fits and 2 if it doesn't.
+
+    Args:
+        argv: the options of `ptuning train`, of which only the model is needed, and those below.
+
+    Raises:
+        ConfigError, ModelError: as `estimate_run`.
+    """
+    parser = argparse.ArgumentParser(prog="ptuning estimate", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--num_gpus", type=int, default=1, help="processes on each node")
+    parser.add_argument("--num_nodes", type=int, default=1)
+    parser.add_argument(
+        "--gpu_memory_gb", type=float, help="free on each GPU (10^9 bytes), for another machine than this"
+    )
+    parser.add_argument("--host_memory_gb", type=float, help="free on each node, for another machine than this")
+    parser.add_argument("--deepspeed", help="DeepSpeed JSON file")
+    if "--help" in argv or "-h" in argv:
+        parser.print_help()
+        print("and the options of ptuning train")
+        return 0
+    # --deepspeed is kept from TrainingArguments, which would make a process group.
+    own, rest = parser.parse_known_args(expand_config(argv))
+    if own.num_gpus < 1 or own.num_nodes < 1:
+        raise ConfigError(f"--num_gpus is {own.num_gpus} and --num_nodes {own.num_nodes}; both are at least 1")
+    unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]
+    config, _ = parse(["--do_train", *unused, *rest])
+    processes = (own.num_gpus * own.num_nodes, own.num_gpus)
+    elsewhere = own.gpu_memory_gb is not None
+    if elsewhere and not (config.training.fp16 or config.training.bf16):
+        config.training.bf16 = prefix_length(config) is None  # what a run on a GPU would choose
+    machine = None
+    if elsewhere or own.host_memory_gb is not None:
+        here = Machine.here(config.training.output_dir, "cpu" if config.training.use_cpu else "cuda")
+        gpu = int(own.gpu_memory_gb * 1e9) if elsewhere else here.gpu
+        machine = replace(here, gpu=gpu, host=int(own.host_memory_gb * 1e9) if own.host_memory_gb else here.host)
+    estimate = estimate_run(
+        config,
+        machine,
+        deepspeed=read_deepspeed(own.deepspeed),
+        processes=processes,
+        device_type="cuda" if elsewhere else None,
+    )
+    print(estimate)
+    estimate.require_fit()
+    return 0
 
 
 def _alternatives(job: Job) -> Iterator[tuple[list[str], Job]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ptuning import cli
 from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptuning.config import parse
 from ptuning.errors import ConfigError
@@ -297,3 +298,29 @@ def test_process_counts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_SIZE", "8")
     assert process_counts() == (16, 8)
+
+
+def test_the_command(official, capsys, tmp_path):
+    """`ptuning estimate` needs only the model, and answers for another machine than this one."""
+    flags = [
+        "estimate",
+        "--model_name_or_path",
+        str(official),
+        "--max_source_length",
+        "64",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    elsewhere = ["--gpu_memory_gb", "80", "--host_memory_gb", "1000", "--num_gpus", "8"]
+    zero3 = ["--deepspeed", str(REPO / "configs" / "zero3.json"), "--save_total_limit", "1", "--max_steps", "10"]
+    status = cli.main([*flags, *elsewhere, *zero3, "--save_strategy", "no"])
+    printed = capsys.readouterr()
+    assert "all weights of 6.24 B parameters, 8 processes (8 on this node), ZeRO-3" in printed.out
+    assert "of   80.0 GB free" in printed.out
+    assert status == 0, printed.err
+    assert cli.main([*flags, "--gpu_memory_gb", "24", "--host_memory_gb", "32", "--save_strategy", "no"]) == 2
+    printed = capsys.readouterr()
+    assert "too much" in printed.out
+    assert "nearest setting that fits: --pre_seq_len 128" in printed.err
+    assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
+    assert "--num_gpus is 0" in capsys.readouterr().err
