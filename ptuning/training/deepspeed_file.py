@@ -12,6 +12,7 @@ from typing import Any
 from ptuning.errors import ConfigError
 
 DEFAULT_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's own default of stage3_max_live_parameters
+DEFAULT_SUB_GROUP = 1_000_000_000  # DeepSpeed's own default of sub_group_size
 DEFAULT_BUCKET = 500_000_000  # DeepSpeed's own default of reduce_bucket_size, in numbers
 
 
@@ -25,6 +26,7 @@ class ZeroSettings:
         offload_param: none, cpu or nvme.
         bucket: numbers in a gradient bucket; None = "auto", hidden size squared.
         live_parameters: stage 3: numbers of gathered parameters that may be alive at once.
+        sub_group: stage 3: numbers that one optimizer step handles at a time.
         torch_adam: torch's AdamW instead of DeepSpeed's kernels.
     """
 
@@ -33,6 +35,7 @@ class ZeroSettings:
     offload_param: str = "none"
     bucket: int | None = None
     live_parameters: int = DEFAULT_LIVE_PARAMETERS
+    sub_group: int = DEFAULT_SUB_GROUP
     torch_adam: bool = False
 
     @classmethod
@@ -46,6 +49,7 @@ class ZeroSettings:
             offload_param=(zero.get("offload_param") or {}).get("device") or "none",
             bucket=None if bucket == "auto" else int(bucket),
             live_parameters=DEFAULT_LIVE_PARAMETERS if live == "auto" else int(live),
+            sub_group=int(zero.get("sub_group_size", DEFAULT_SUB_GROUP)),
             torch_adam=bool(((values.get("optimizer") or {}).get("params") or {}).get("torch_adam")),
         )
 

@@ -136,7 +136,6 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
     w = job.weight_bytes
     weights = (base + (w * trained if job.prefix is not None else 0)) // share(3)
     gathers = zero.stage == 3 and (n > 1 or zero.offload_param != "none")
-    fp32_gradients = 4 * trained // share(1) if w == 2 else 0
     bucket = min(zero.bucket or job.shape.hidden**2, trained)
     fixed = {
         "gathered weights": min(total, zero.live_parameters) * w if gathers else 0,
@@ -147,16 +146,22 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
     where["weights"] = weights if zero.offload_param != "nvme" else 5 * 100_000_000 * w  # DeepSpeed's default buffers
     states = (4 + job.optimizer_bytes) * trained // share(1)  # fp32 master weights and the optimizer's own
     gradients = w * trained // share(2)
-    # torch's AdamW on one flat partition makes two copies of it; DeepSpeed's own kernels make none
-    step = fp32_gradients + (2 * 4 * trained // share(1) if zero.torch_adam else 0)
+    # The step takes fp32 copies of the gradients, and torch's AdamW makes two more of that size (DeepSpeed's own kernels make
+    # none): of the whole partition, and under stage 3 of one sub-group at a time.
+    part = trained // share(1)
+    at_once = min(part, zero.sub_group) if zero.stage == 3 else part
+    step = (4 * at_once if w == 2 else 0) + (8 * at_once if zero.torch_adam else 0)
     if zero.offload_optimizer == "none":
         fixed["optimizer"] = states
     elif zero.offload_optimizer == "cpu":
-        host["optimizer"] = states + 4 * trained // share(1) + (2 * 4 * trained // share(1) if zero.torch_adam else 0)
-        step = 0
+        # the gradients go there too, as they come and once more in fp32
+        host["optimizer"], host["gradients"] = states, (4 + w) * part
+        host["optimizer step"] = 8 * at_once if zero.torch_adam else 0
+        gradients = step = 0
     else:
-        host["optimizer buffers"] = 4 * min(trained // share(1), 1_000_000_000) * 4 * 4
-        step = 0
+        host["optimizer buffers"] = 4 * 4 * 4 * at_once  # buffer_count 4: weight, gradient and two moments
+        host["gradients"] = w * part
+        gradients = step = 0
     return {name: size for name, size in fixed.items() if size}, gradients, step, host
 
 
