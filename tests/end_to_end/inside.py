@@ -6,12 +6,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import torch
-from safetensors.torch import save_file
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
-import ptuning.main as entry
-from ptuning.training import saving, trainer
-from ptuning.training.trainer import TuningTrainer
+import ptuning.main as entry  # noqa: E402
+from ptuning.training import saving, trainer  # noqa: E402
+from ptuning.training.trainer import TuningTrainer  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
 IDS = torch.arange(3, 43).view(2, 20)

@@ -10,7 +10,10 @@ from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from tests.end_to_end.conftest import MODEL, ROOT, full_flags
 
 SHARD = 16 * 2**20  # what tests/end_to_end/inside.py passes
-OVERHEAD = 40 * 2**20  # buffers of gloo and DeepSpeed, code paths imported on first use
+OVERHEAD = 32 * 2**20  # buffers of gloo and DeepSpeed, code imported on first use; measured: 17 MB on the small model
+
+# glibc keeps freed blocks of up to 32 MB, which here are all tensors; with this it gives them back, as it does those of 6B.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,12 @@ def test_memory_of_two_processes(tmp_path, run_main, two_processes, twelve_layer
         model_name_or_path=folder,
         max_steps=1,
         per_device_train_batch_size=1,
-        max_source_length=8,
+        max_source_length=32,
         max_target_length=8,
         save_steps=1,
     )
-    run_main(*flags, launcher=two_processes, script="tests/end_to_end/inside.py", LOOK="measure", FOUND=str(tmp_path))
+    look = {"LOOK": "measure", "FOUND": str(tmp_path)} | GIVE_BACK
+    run_main(*flags, launcher=two_processes, script="tests/end_to_end/inside.py", **look)
     figures = []
     for rank in (0, 1):
         pairs = (pair.split("=") for pair in (tmp_path / f"memory-{rank}.txt").read_text().split())
