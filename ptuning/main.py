@@ -20,6 +20,9 @@ from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.predict import predict, table
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
 from ptuning.training import distributed
+from ptuning.training.combinations import check_combinations
+from ptuning.training.deepspeed_file import check_deepspeed_file
+from ptuning.training.estimate import estimate_run
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
@@ -27,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
         config, notes = parse(
-            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=distributed.prepare
+            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare
         )
         with distributed.session():
             run(config, notes)
@@ -49,6 +52,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     splits = read_data(config)
     for split in splits.values():
         say(split)
+    check_combinations(config)
     data = {name: split.sha256 for name, split in splits.items()}
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
@@ -60,6 +64,10 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
             rows[name], report = encoder.training_rows(splits[name].records)
             say(f"{name}: {report}")
 
+    if config.training.do_train:
+        estimate = estimate_run(config)
+        say(estimate)
+        estimate.require_fit()
     model = build_model(config, say)
     if model.prefix_encoder is not None:
         description = describe_prefix(model, config.model.model_name_or_path, **description_of(config))
@@ -96,6 +104,12 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     if config.training.do_train and model.prefix_encoder is not None:
         say(f"Next: {Path(sys.executable).parent}/ptuning chat --ptuning_checkpoint {config.training.output_dir}")
     return results
+
+
+def prepare(argv: list[str]) -> None:
+    """What must happen before TrainingArguments are made: a readable DeepSpeed file, the environment of the process group."""
+    check_deepspeed_file(argv)
+    distributed.prepare(argv)
 
 
 def options_of_checkpoint(checkpoint: str) -> list[str]:
