@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -60,6 +59,7 @@ def worker(args: argparse.Namespace) -> dict | None:
     from ptuning.main import build_model
     from ptuning.training import distributed
     from ptuning.training.estimate import estimate_run
+    from ptuning.training.machine import peak_rss
     from ptuning.training.run import build_trainer
 
     world = int(os.environ["WORLD_SIZE"])
@@ -107,8 +107,7 @@ def worker(args: argparse.Namespace) -> dict | None:
             trainer = build_trainer(config, model, Tokenizer(), {"train": rows}, None)
             trainer.add_callback(clock)
             trainer.train()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            sizes = torch.tensor([peak], dtype=torch.float64, device=config.training.device)
+            sizes = torch.tensor([peak_rss()], dtype=torch.float64, device=config.training.device)
             total_rss = float(trainer.accelerator.reduce(sizes, "sum"))
             result = {
                 "processes": world,

@@ -10,7 +10,6 @@ The last line of the output is JSON.
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -72,6 +71,7 @@ def run_way(args: argparse.Namespace) -> dict:
     from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
+    from ptuning.training.machine import peak_rss
     from ptuning.training.trainer import TuningTrainer
 
     official = args.way == "official"
@@ -132,7 +132,7 @@ def run_way(args: argparse.Namespace) -> dict:
     result = {
         "samples_per_second": round(args.samples / seconds, 3),
         "seconds": round(seconds, 2),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mb": round(peak_rss() / 2**20),
     }
     if args.device != "cpu":
         result["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)

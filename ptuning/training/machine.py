@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,21 @@ def free_disk(folder: str | Path) -> int:
 def current_rss() -> int:
     """Resident memory of this process now."""
     return psutil.Process().memory_info().rss
+
+
+def peak_rss() -> int:
+    """Highest resident memory of this process so far.
+
+    Not getrusage's ru_maxrss where /proc has it: that one starts with what the parent had when it started this process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource  # not on Windows
+
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return size if sys.platform == "darwin" else size * 1024
 
 
 def rss_ready_to_train() -> int:
