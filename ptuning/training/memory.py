@@ -53,8 +53,12 @@ def need(job: Job, process_rss: int) -> Need:
     slack = ALLOCATOR_SLACK * acting
     if job.cpu and job.batch * job.length * 2 * job.shape.ffn * job.compute_bytes <= HEAP_BLOCK:
         slack = HEAP_SLACK * passing
+        if job.zero is not None and job.zero.stage == 3:
+            # Gathered weights and whole gradients come and go in small blocks too; measured: as much again as both.
+            slack += (job.shape.parameters + job.trained) * job.weight_bytes
     # In the backward pass activations go as gradients come. Only what accumulates over micro batches meets both at once.
-    resting = gradients if job.accumulation > 1 else 0
+    # Under stage 3 the gradients' partition is one buffer that is never given back.
+    resting = gradients if job.accumulation > 1 or (job.zero is not None and job.zero.stage == 3) else 0
     dynamic = int(max(acting + resting, gradients + passing, gradients + step) + slack)
     device = fixed | {"gradients": gradients, "activations": acting}
     peak = sum(fixed.values()) + dynamic
@@ -135,11 +139,10 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
 
     w = job.weight_bytes
     weights = (base + (w * trained if job.prefix is not None else 0)) // share(3)
-    gathers = zero.stage == 3 and (n > 1 or zero.offload_param != "none")
     bucket = min(zero.bucket or job.shape.hidden**2, trained)
     fixed = {
-        "gathered weights": min(total, zero.live_parameters) * w if gathers else 0,
-        "reduce buckets": 2 * bucket * w if n > 1 else 0,
+        "gathered weights": min(total, zero.live_parameters) * w if zero.stage == 3 else 0,
+        "reduce buckets": 2 * bucket * w,
     }
     host = {}
     where = host if zero.offload_param != "none" else fixed

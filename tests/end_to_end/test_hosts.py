@@ -120,10 +120,10 @@ def test_the_hosts_talk_over_the_cable_only(hosts):
         subprocess.run([*host.prefix, sys.executable, "-c", code], check=True)
 
 
-def test_a_host_that_never_comes_is_named(hosts, tmp_path, train_flags):
-    """The first host waits a finite time, then says who is missing."""
+def test_a_host_that_never_comes_ends_the_wait(hosts, tmp_path, train_flags):
+    """The first host waits a finite time, then says how many came."""
     flags = train_flags(tmp_path / "out", ddp_timeout=5)
     process = start(hosts[0], 0, flags, "--rdzv-conf=timeout=5,join_timeout=5")
     (printed,) = finish([process], timeout=90)
     assert process.returncode not in (0, None)
-    assert "1/2" in printed or "rank" in printed.lower(), printed[-3000:]
+    assert "1/2 clients joined" in printed, printed[-3000:]

@@ -1,6 +1,7 @@
 """The estimate against what real runs take, and what it says when there is too little."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -326,3 +327,16 @@ def test_the_command(official, capsys, tmp_path):
     assert "nearest setting that fits: --pre_seq_len 128" in printed.err
     assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
     assert "--num_gpus is 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
+def test_two_processes_within_15_percent(way):
+    """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
+    command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=170, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
+    print(found)
+    assert found["estimate_ratio"] == pytest.approx(1, abs=0.15), found
