@@ -1,7 +1,9 @@
 """Runs ptuning/main.py's main and looks inside: LOOK in the environment says at what, FOUND is a folder for what is found."""
 
 import os
+import shutil
 import sys
+import types
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -58,9 +60,9 @@ def poison(folder: Path) -> None:
 
 
 def full_disk(folder: Path) -> None:
-    """Nothing is free where checkpoints are written, seen by the process that writes."""
-    usage = saving.shutil.disk_usage(folder)
-    saving.shutil.disk_usage = lambda path: usage._replace(free=1000)
+    """The disk has filled up since the estimate: nothing is free when a checkpoint is due."""
+    usage = shutil.disk_usage(folder)
+    saving.shutil = types.SimpleNamespace(disk_usage=lambda path: usage._replace(free=1000))
 
 
 def measure(folder: Path) -> None:

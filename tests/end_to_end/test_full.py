@@ -98,6 +98,7 @@ def test_zero3_under_accelerate_launch(tmp_path, run_main, one_process, free_por
     same_run(tmp_path / "run", one_process)
 
 
+@pytest.mark.slow
 def test_one_process_with_deepspeed_and_no_launcher(tmp_path, run_main, one_process):
     flags = full_flags(
         tmp_path / "run", deepspeed=CONFIGS / "zero3.json", per_device_train_batch_size=4, save_steps=100
