@@ -10,8 +10,6 @@ The last line of the output is JSON.
 import argparse
 import json
 import platform
-import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,8 +17,20 @@ import time
 from datetime import date
 from pathlib import Path
 
-SHARED_LENGTHS = Path(__file__).resolve().parents[2] / "shared" / "adgen" / "lengths.json"
-MAX_SOURCE, MAX_TARGET = 64, 128
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import (
+    MAX_SOURCE,
+    MAX_TARGET,
+    Tokenizer,
+    add_model_arguments,
+    matmul_rate,
+    model_config,
+    random_rows,
+    sample_lengths,
+    wait,
+)
+
 WAYS = ("ours", "official")
 
 
@@ -29,51 +39,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--way", choices=WAYS, help="run one way in this process (used internally)")
     parser.add_argument("--samples", type=int, default=128, help="timed samples; 32 more warm up")
     parser.add_argument("--batch", type=int, default=16, help="rows a step of our way")
-    parser.add_argument("--lengths", type=Path, default=SHARED_LENGTHS, help="JSON list of [prompt, answer] tokens")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--groups", type=int, default=2)
-    parser.add_argument("--ffn", type=int, default=1536)
-    parser.add_argument("--vocab", type=int, default=3072)
+    add_model_arguments(parser)
     parser.add_argument("--pre_seq_len", type=int, default=128)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
     return parser.parse_args()
-
-
-def sample_lengths(path: Path, count: int) -> list[tuple[int, int]]:
-    """Token counts of prompts and answers, cut at 64 and 128; without the real ones, ones of the same mean and spread."""
-    if path.exists():
-        pairs = json.loads(path.read_text())
-    else:
-        draw = random.Random(1)
-        pairs = [[max(28, int(draw.gauss(52, 16))), max(40, int(draw.gauss(76, 20)))] for _ in range(count)]
-    return [(min(s, MAX_SOURCE), min(t, MAX_TARGET)) for s, t in (pairs[i % len(pairs)] for i in range(count))]
-
-
-def matmul_rate(device: str, dtype) -> float:
-    """FLOP/s of a large square product in this dtype: what the machine can do at all."""
-    import torch
-
-    n = 1024 if device == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(8):
-        _wait(device)
-        started = time.perf_counter()
-        for _ in range(4):
-            a @ b
-        _wait(device)
-        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - started))
-    return best
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.synchronize()
 
 
 def needed_flops(args: argparse.Namespace, lengths: list[tuple[int, int]]) -> float:
@@ -99,34 +67,21 @@ def run_way(args: argparse.Namespace) -> dict:
     """Trains in this process and measures."""
     import torch
 
-    from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from ptuning.chatglm import ChatGLMForConditionalGeneration
     from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
-    from ptuning.data.encode import IGNORE, EncodedRow
+    from ptuning.training.machine import peak_rss
     from ptuning.training.trainer import TuningTrainer
 
     official = args.way == "official"
     warmup = 32
     lengths = sample_lengths(args.lengths, args.samples + warmup)
-    draw = random.Random(0)
-    rows = []
-    for source, target in lengths:
-        ids = [draw.randrange(3, args.vocab) for _ in range(source + target)]
-        rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
+    rows = random_rows(lengths, args.vocab)
 
     torch.manual_seed(0)
-    config = ChatGLMConfig(
-        num_layers=args.layers,
-        hidden_size=args.hidden,
-        num_attention_heads=args.heads,
-        multi_query_group_num=args.groups,
-        kv_channels=args.hidden // args.heads,
-        ffn_hidden_size=args.ffn,
-        padded_vocab_size=args.vocab,
-    )
+    config = model_config(args)
     dtype = getattr(torch, args.dtype)
-    config._attn_implementation = "sdpa"
     torch.set_default_dtype(dtype)
     with torch.device(args.device):
         model = ChatGLMForConditionalGeneration(config)
@@ -142,13 +97,10 @@ def run_way(args: argparse.Namespace) -> dict:
         started = ended = 0.0
 
         def on_step_end(self, training, state, control, **kwargs):
-            _wait(args.device)
+            wait(args.device)
             if state.global_step == warmup // 16:
                 self.started = time.perf_counter()
             self.ended = time.perf_counter()
-
-    class Tokenizer:
-        pad_token_id, model_input_names = 0, ["input_ids"]
 
     clock = Clock()
     accumulation = 16 if official else max(16 // args.batch, 1)
@@ -180,7 +132,7 @@ def run_way(args: argparse.Namespace) -> dict:
     result = {
         "samples_per_second": round(args.samples / seconds, 3),
         "seconds": round(seconds, 2),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mb": round(peak_rss() / 2**20),
     }
     if args.device != "cpu":
         result["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)

@@ -1,16 +1,23 @@
-"""The installed command: `ptuning train | evaluate | chat | export`."""
+"""The installed command: `ptuning train | evaluate | chat | export | convert | estimate`."""
 
 import argparse
 import sys
 from collections.abc import Callable
+
+import torch
 
 from ptuning import main as entry
 from ptuning.chatglm.config import ChatGLMConfig
 from ptuning.chatglm.template import build_prompt
 from ptuning.checkpoint import export_official, export_peft, read_prefix
 from ptuning.checkpoint.base_folder import read_base_config, resolve_base
+from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
-from ptuning.loading import load_model
+from ptuning.loading import load_model, resolve_dtype
+from ptuning.training import distributed
+from ptuning.training.estimate import estimate_command
+
+CPU = torch.device("cpu")
 
 USAGE = """usage: ptuning COMMAND [options]
 
@@ -18,6 +25,9 @@ USAGE = """usage: ptuning COMMAND [options]
   evaluate   answer a test file with a tuned prefix and score the answers: --ptuning_checkpoint DIR --test_file FILE …
   chat       talk to a model in the terminal: --ptuning_checkpoint DIR
   export     write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
+             or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
+  estimate   memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N
+  convert    make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR
 
 ptuning COMMAND --help lists the options."""
 
@@ -30,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         "evaluate": lambda rest: entry.main(["--do_predict", *rest]),
         "chat": chat,
         "export": export,
+        "convert": convert,
+        "estimate": estimate_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -97,13 +109,31 @@ def chat(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Writes a prefix in the official or peft's format."""
+    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
     parser = argparse.ArgumentParser(prog="ptuning export", allow_abbrev=False)
-    parser.add_argument("--ptuning_checkpoint", required=True)
-    parser.add_argument("--format", required=True, choices=["official", "peft"])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ptuning_checkpoint", help="a prefix")
+    source.add_argument("--checkpoint", help="checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
+    parser.add_argument("--format", choices=["official", "peft"], help="of a prefix; a whole model is always official")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
+    parser.add_argument(
+        "--model_name_or_path", help="default: the base that the checkpoint names, or the checkpoint itself"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of a whole model; default: float32"
+    )
     args = parser.parse_args(argv)
+    if args.checkpoint is not None:
+        if args.format == "peft":
+            raise ConfigError(
+                "--format peft is for prefixes; leave it out, a whole model is written in the official format"
+            )
+        base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
+        folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", CPU))
+        print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
+        return
+    if args.format is None or args.dtype is not None:
+        raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(_base_of(args))
     read_base_config(base)  # refuses other architectures by name
@@ -113,3 +143,13 @@ def export(argv: list[str]) -> None:
     else:
         folder = export_peft(checkpoint, config, args.output_dir, str(base))
     print(f"Wrote {folder} in {args.format} format")
+
+
+def convert(argv: list[str]) -> None:
+    """Adds DeepSpeed's universal files to a checkpoint, which any number of processes can resume from."""
+    parser = argparse.ArgumentParser(prog="ptuning convert", allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint-N of a run with --deepspeed")
+    args = parser.parse_args(argv)
+    distributed.prepare(["--deepspeed"])
+    folder = convert_to_universal(args.checkpoint)
+    print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.prefix import DROPOUT
 from ptuning.errors import ConfigError
@@ -174,17 +175,22 @@ class Config:
         return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
 
 
-def parse(argv: list[str], infer: Callable[[str], list[str]] = lambda checkpoint: []) -> tuple[Config, list[str]]:
+def parse(
+    argv: list[str],
+    infer: Callable[[str], list[str]] = lambda checkpoint: [],
+    prepare: Callable[[list[str]], None] = lambda argv: None,
+) -> tuple[Config, list[str]]:
     """Command line → config and notes to print.
 
     Args:
         argv: without the program's name.
         infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
+        prepare: is called with all options before TrainingArguments makes the process group.
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
     """
-    argv, notes = _normalise(_expand_config(argv))
+    argv, notes = _normalise(expand_config(argv))
     if "--ptuning_checkpoint" in argv[:-1]:
         argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
     argv += _implied(argv)
@@ -192,6 +198,7 @@ def parse(argv: list[str], infer: Callable[[str], list[str]] = lambda checkpoint
         [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
     )
     _check_names(argv, parser)
+    prepare(argv)
     config = Config(*parser.parse_args_into_dataclasses(argv))
     _check(config)
     return config, notes
@@ -202,7 +209,7 @@ class _Parser(HfArgumentParser):
         raise ConfigError(message)
 
 
-def _expand_config(argv: list[str]) -> list[str]:
+def expand_config(argv: list[str]) -> list[str]:
     """`--config x.yaml` becomes the file's options in front, so that what stands on the command line wins."""
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):  # the official `main.py args.json`
         argv = ["--config", argv[0]]
@@ -341,5 +348,11 @@ def _check(config: Config) -> None:
         )
     if training.early_stopping_patience is not None and not data.validation_file:
         raise ConfigError("--early_stopping_patience needs --validation_file")
+    full = model.pre_seq_len is None and model.ptuning_checkpoint is None
+    if config.generation.baseline and full and training.do_train and is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            "--baseline with ZeRO-3 and all weights tuned: the base is gone once training has begun; leave --baseline out and "
+            f"score the base by itself: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file …"
+        )
     if config.generation.num_beams < 1:
         raise ConfigError(f"--num_beams is {config.generation.num_beams}; use at least 1")

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils.generic import ContextManagers
 
 from ptuning import chatglm
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
@@ -14,6 +17,8 @@ from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.base_folder import check_tokenizer, check_weights, read_base_config, resolve_base
 from ptuning.checkpoint.effect import check_prefix_changes_logits
 from ptuning.checkpoint.fingerprint import base_fingerprint
+from ptuning.checkpoint.full import read_full
+from ptuning.checkpoint.partitioned import load_partitioned
 from ptuning.checkpoint.prefix import PrefixCheckpoint, for_base
 from ptuning.checkpoint.read import read_prefix
 from ptuning.errors import CheckpointError, ConfigError, ModelError
@@ -101,15 +106,16 @@ def load_base(
     read_base_config(folder)
     if Path(model_name_or_path).expanduser().is_dir():
         check_weights(folder)
+        read_full(folder)  # a fully tuned model says which template it was trained with
         source = str(folder)
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights
-    options = {}
-    if not is_deepspeed_zero3_enabled():
-        options["ignore_mismatched_sizes"] = True  # reported below, with names and shapes
-        if device.type != "cpu":
-            # Straight onto the device: a copy in the host's memory first would take 12 GB there.
-            options["device_map"] = {"": device}
+    if is_deepspeed_zero3_enabled():
+        return _load_partitioned(source, torch_dtype, attn_implementation).eval()
+    options = {"ignore_mismatched_sizes": True}  # reported below, with names and shapes
+    if device.type != "cpu":
+        # Straight onto the device: a copy in the host's memory first would take 12 GB there.
+        options["device_map"] = {"": device}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -127,6 +133,28 @@ def load_base(
         raise ModelError(f"{model_name_or_path}: can't be loaded: {cause}") from cause
     _check_loading_info(info, model_name_or_path)
     return model.eval()
+
+
+def _load_partitioned(
+    source: str, dtype: torch.dtype, attn_implementation: str | None
+) -> ChatGLMForConditionalGeneration:
+    """The base with its weights divided among the processes by the live DeepSpeed ZeRO-3 configuration."""
+    folder = Path(source)
+    if not folder.is_dir():  # a hub id: the first process of each machine downloads, the others find the copy
+        with PartialState().local_main_process_first():
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.dtype = dtype
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    # transformers' own way to make an empty model under zero.Init
+    contexts = ChatGLMForConditionalGeneration.get_init_context(dtype, False, False, None)
+    with ContextManagers(contexts):
+        model = ChatGLMForConditionalGeneration(config)
+    load_partitioned(model, folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def load_tokenizer(model_name_or_path: str | Path) -> ChatGLMTokenizer:

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 from transformers import set_seed
 
-from ptuning.checkpoint import describe_prefix, read_prefix
+from ptuning.checkpoint import describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.load import Split, read_split
@@ -19,15 +19,23 @@ from ptuning.errors import PTuningError
 from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.predict import predict, table
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.training import distributed
+from ptuning.training.combinations import check_combinations
+from ptuning.training.deepspeed_file import check_deepspeed_file
+from ptuning.training.estimate import estimate_run
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
-        run(*parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint))
+        config, notes = parse(
+            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare
+        )
+        with distributed.session():
+            run(config, notes)
     except PTuningError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # in one piece, because other processes write too
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -37,12 +45,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     """Trains and evaluates as the config says. Returns the scores of each evaluated model."""
+    distributed.start(deepspeed=config.training.deepspeed is not None)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
     splits = read_data(config)
     for split in splits.values():
         say(split)
+    check_combinations(config)
     data = {name: split.sha256 for name, split in splits.items()}
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
@@ -54,23 +64,38 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
             rows[name], report = encoder.training_rows(splits[name].records)
             say(f"{name}: {report}")
 
+    if config.training.do_train:
+        estimate = estimate_run(config)
+        say(estimate)
+        estimate.require_fit()
     model = build_model(config, say)
-    description = None
     if model.prefix_encoder is not None:
         description = describe_prefix(model, config.model.model_name_or_path, **description_of(config))
+    else:
+        description = describe_full(config.model.model_name_or_path, **description_of(config))
     trainer = build_trainer(config, model, tokenizer, rows, description)
+    results = {}
+    if (
+        config.training.do_train
+        and config.generation.baseline
+        and config.training.do_predict
+        and model.prefix_encoder is None
+    ):
+        results |= score_answers(config, model, tokenizer, splits["test"].records, eval_encoder, say, trained=False)
     if config.training.do_train:
         train(config, trainer, data, resume_from, say)
-        say(f"Saved the tuned {'prefix' if description else 'model'} in {config.training.output_dir}")
-    results = {}
+        say(
+            f"Saved the tuned {'prefix' if model.prefix_encoder is not None else 'model'} in {config.training.output_dir}"
+        )
     if config.training.do_eval and "validation" in rows:
         results["validation"] = trainer.evaluate()
         say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**results["validation"]))
     if config.training.do_predict or (config.training.do_eval and config.generation.predict_with_generate):
+        trainer.prepare_for_evaluation()
         split = splits["test" if config.training.do_predict else "validation"]
         scores = score_answers(config, model, tokenizer, split.records, eval_encoder, say)
-        say(table(scores))
         results |= scores
+        say(table({name: values for name, values in results.items() if name != "validation"}))
     if results and config.training.should_save:
         path = Path(config.training.output_dir) / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +104,12 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     if config.training.do_train and model.prefix_encoder is not None:
         say(f"Next: {Path(sys.executable).parent}/ptuning chat --ptuning_checkpoint {config.training.output_dir}")
     return results
+
+
+def prepare(argv: list[str]) -> None:
+    """What must happen before TrainingArguments are made: a readable DeepSpeed file, the environment of the process group."""
+    check_deepspeed_file(argv)
+    distributed.prepare(argv)
 
 
 def options_of_checkpoint(checkpoint: str) -> list[str]:
@@ -126,8 +157,14 @@ def _silent(*_) -> None:
     """Stands for print on all but the first process."""
 
 
-def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, say) -> dict[str, dict[str, float]]:
-    """Generates and scores; with --baseline also without the prefix."""
+def score_answers(
+    config: Config, model, tokenizer, records, encoder: Encoder, say, trained: bool = True
+) -> dict[str, dict[str, float]]:
+    """Generates and scores; with --baseline also without the prefix.
+
+    Args:
+        trained: False before the training of this run has begun.
+    """
     settings, data, training = config.generation, config.data, config.training
     official = settings.generation_mode == "official"
     options = GenerationOptions(
@@ -146,7 +183,7 @@ def score_answers(config: Config, model, tokenizer, records, encoder: Encoder, s
         path = folder / "predictions_base.jsonl"
         results["base"] = predict(model, tokenizer, records, encoder, options, path)
         model.attach_encoder(encoder_off)
-    name = "base" if model.prefix_encoder is None and not training.do_train else "tuned"
+    name = "base" if model.prefix_encoder is None and not (training.do_train and trained) else "tuned"
     say(f"Answering {len(records)} rows with the {'tuned model' if name == 'tuned' else 'model'}")
     path = folder / ("predictions.jsonl" if name == "tuned" else "predictions_base.jsonl")
     results[name] = predict(model, tokenizer, records, encoder, options, path)

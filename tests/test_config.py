@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+DEEPSPEED = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 TRAIN = ["--do_train", "--model_name_or_path", "m", "--train_file", "t.json", "--prompt_column", "q"]
 TRAIN += ["--response_column", "a", "--output_dir", "out"]
 
@@ -17,12 +19,34 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_config_parses(path):
-    given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "model_name" not in path.read_text() else []
+def test_shipped_config_parses(path, monkeypatch):
+    monkeypatch.chdir(path.parents[1])
+    given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "\nmodel_name" not in path.read_text() else []
     config, notes = parse(["--config", str(path), *given])
-    assert config.training.do_train and config.model.pre_seq_len
-    assert config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps == 16
-    assert not notes
+    assert config.training.do_train and not notes
+    batch = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    if path.stem.startswith("full"):
+        assert config.model.pre_seq_len is None and config.training.save_total_limit == 2
+        unset_hf_deepspeed_config()
+    else:
+        assert config.model.pre_seq_len and batch == 16
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=lambda path: path.stem)
+def test_shipped_deepspeed_files(path):
+    """What transformers fills in wrongly where it says "auto", and what makes saved logits exact, is written out."""
+    config, _ = parse([*TRAIN, "--deepspeed", str(path), "--learning_rate", "3e-4", "--use_cpu", "true"])
+    unset_hf_deepspeed_config()
+    values = config.training.hf_deepspeed_config.config
+    zero = values["zero_optimization"]
+    assert values["optimizer"]["params"]["lr"] == 3e-4 and values["optimizer"]["params"]["torch_adam"] is True
+    assert values["bf16"]["enabled"] is False and values["train_micro_batch_size_per_gpu"] == 16
+    assert zero["stage"] == int(path.stem[4])
+    if zero["stage"] == 3:
+        assert zero["stage3_gather_16bit_weights_on_model_save"] is True and zero["memory_efficient_linear"] is False
+    device = {"zero3_offload": "cpu", "zero3_nvme": "nvme"}.get(path.stem)
+    for part in ("offload_optimizer", "offload_param"):
+        assert zero.get(part, {}).get("device") == device
 
 
 def test_official_values():

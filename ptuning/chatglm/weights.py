@@ -1,5 +1,7 @@
 """Official ChatGLM2 weight names declared to transformers, in both directions (loading and `save_pretrained`)."""
 
+from collections.abc import Iterable
+
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
@@ -26,3 +28,27 @@ def register(model_type: str) -> None:
         )
     )
     register_checkpoint_conversion_mapping(model_type, mapping, overwrite=True)
+
+
+def official_sources(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Official tensor name → names of the model's tensors whose rows, stacked, are that tensor.
+
+    For code that streams tensors one by one, where transformers' own conversion holds many at once. A prefix is left out.
+
+    Args:
+        names: of the model's parameters.
+    """
+    native = {target: source.replace("\\", "") for source, target in _RENAMED.items()}
+    sources = {}
+    for name in names:
+        if name.startswith("prefix_encoder."):
+            continue
+        official = name
+        for target, source in native.items():
+            official = official.replace(target, source)
+        if ".self_attn.q_proj." in name:
+            parts = tuple(name.replace(".q_proj.", f".{part}_proj.") for part in "qkv")
+            sources[official.replace(".self_attn.q_proj.", ".self_attention.query_key_value.")] = parts
+        elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
+            sources[official] = (name,)
+    return sources

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
@@ -49,11 +50,15 @@ def generate_answers(
     tokenizer: ChatGLMTokenizer,
     rows: Sequence[EncodedRow],
     options: GenerationOptions,
+    calls: int = 0,
+    filler: EncodedRow | None = None,
 ) -> Iterator[Answer]:
     """Answers the prompts, longest first, so that a batch that doesn't fit fails at once and not at the end.
 
     Args:
         rows: prompts; their labels aren't used.
+        calls: `generate` is called at least so often, because under ZeRO-3 all processes gather each layer together.
+        filler: the prompt of calls that have no rows left; their answers are thrown away.
 
     Yields:
         One answer a row, in the order they are done.
@@ -71,13 +76,16 @@ def generate_answers(
             limit = options.max_new_tokens if options.max_length is None else max(options.max_length - longest, 1)
             torch.manual_seed(options.seed + start)
             yield from _batch(model, tokenizer, indices, [rows[i].input_ids for i in indices], limit, settings)
+        for _ in range(-(-len(rows) // options.batch_size), calls):
+            list(_batch(model, tokenizer, [0], [filler.input_ids], 1, settings))
     finally:
         model.train(was_training)
 
 
 def _batch(model, tokenizer, indices, prompts, max_new_tokens, settings) -> Iterator[Answer]:
     encoded = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
-    with torch.inference_mode():
+    # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
+    with torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode():
         output = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],

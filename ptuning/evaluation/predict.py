@@ -1,6 +1,7 @@
 """Predictions written as they come, scored at the end."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
@@ -40,12 +42,16 @@ def predict(
     state, started = PartialState(), time.perf_counter()
     mine = range(state.process_index, len(records), state.num_processes)
     rows, _ = encoder.prompt_rows([records[i] for i in mine])
+    calls, filler = 0, None
+    if is_deepspeed_zero3_enabled() and state.num_processes > 1:
+        calls = math.ceil(math.ceil(len(records) / state.num_processes) / options.batch_size)
+        filler = encoder.prompt_rows(records[:1])[0][0]
     part = path.with_suffix(f".part{state.process_index}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = []
     bar = tqdm(total=len(rows), desc=path.stem, unit="row", disable=not state.is_main_process)
     with part.open("w", encoding="utf-8") as file, bar:
-        for answer in generate_answers(model, tokenizer, rows, options):
+        for answer in generate_answers(model, tokenizer, rows, options, calls, filler):
             record = records[mine[answer.index]]
             reference = _reference(record.response, tokenizer, encoder, options)
             line = {

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from ptuning.training.resume import batch_conflicts
+
 PACKAGES = ("ptuning", "torch", "transformers", "accelerate", "deepspeed", "peft", "sentencepiece", "safetensors")
 
 # Options whose change would make a resumed run see other rows, or rows in another order, than the run it continues.
 _FIXED_BY_RESUME = (
     "seed",
     "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
     "max_source_length",
     "max_target_length",
     "loss_on",
@@ -67,10 +67,10 @@ def write_run(folder: Path, config: dict, data: dict[str, str], world_size: int,
     return path
 
 
-def resume_conflicts(folder: Path, config: dict, data: dict[str, str], world_size: int) -> list[str]:
-    """What differs from the run in `folder` so that resuming would not be exact: one line each, with both values."""
-    path = folder / "run.json"
-    if not path.exists():
+def resume_conflicts(checkpoint: Path, config: dict, data: dict[str, str], world_size: int) -> list[str]:
+    """What differs from the run that wrote `checkpoint` so that resuming would not be exact: one line each, both values."""
+    path = _record_of(checkpoint)
+    if path is None:
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
     conflicts = [
@@ -78,12 +78,23 @@ def resume_conflicts(folder: Path, config: dict, data: dict[str, str], world_siz
         for key in _FIXED_BY_RESUME
         if before["config"].get(key) != config.get(key)
     ]
-    if before["world_size"] != world_size:
-        conflicts.append(f"the number of processes was {before['world_size']}, now {world_size}")
+    conflicts += batch_conflicts(before["config"], config, (before["world_size"], world_size), checkpoint)
     was, now = before["data_sha256"].get("train"), data.get("train")
     if was != now:
         conflicts.append(f"the training data has changed (sha256 {str(was)[:12]}…, now {str(now)[:12]}…)")
     return conflicts
+
+
+def _record_of(checkpoint: Path) -> Path | None:
+    """The record of the run that wrote `checkpoint`: the latest one that was resumed before it, else the first run's."""
+    step = checkpoint.name.removeprefix("checkpoint-")
+    resumed = {
+        int(number): path
+        for path in checkpoint.parent.glob("run-resumed-*.json")
+        if (number := path.stem.removeprefix("run-resumed-")).isdigit() and step.isdigit() and int(number) < int(step)
+    }
+    path = resumed[max(resumed)] if resumed else checkpoint.parent / "run.json"
+    return path if path.is_file() else None
 
 
 class LossCurve(TrainerCallback):

@@ -1,20 +1,26 @@
 """One training run: output folder, trainer, resume, final checkpoint."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import transformers.trainer
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint import PrefixDescription
+from ptuning.checkpoint import FullDescription, PrefixDescription
+from ptuning.checkpoint.partitioned import whole_shape
+from ptuning.checkpoint.zero_files import known_objects_only
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
+from ptuning.training import distributed
 from ptuning.training.record import LossCurve, resume_conflicts, write_run
+from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer
 
 
@@ -52,15 +58,21 @@ def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
         near = get_last_checkpoint(wish) if Path(wish).is_dir() else None
         hint = f"; did you mean {near}?" if near else " (it needs trainer_state.json)"
         raise ConfigError(f"--resume_from_checkpoint {wish}: not a checkpoint of a run{hint}")
-    conflicts = resume_conflicts(Path(wish).parent, config.to_dict(), data, training.world_size)
+    conflicts = deepspeed_conflicts(Path(wish), training)
+    conflicts += resume_conflicts(Path(wish), config.to_dict(), data, training.world_size)
     if conflicts:
         raise ConfigError(
             f"--resume_from_checkpoint {wish} would not continue the same run: "
             + "; ".join(conflicts)
-            + ". Use the old "
-            "values, or start a new run from its prefix with --ptuning_checkpoint."
+            + ". Use the old values, or start a new run from it: "
+            + ("--ptuning_checkpoint" if _is_prefix_run(config) else f"--model_name_or_path {wish}")
         )
+    load_universal(Path(wish), training)
     return wish
+
+
+def _is_prefix_run(config: Config) -> bool:
+    return config.model.pre_seq_len is not None or config.model.ptuning_checkpoint is not None
 
 
 def _delete_checkpoints(folder: Path, source: str | None) -> None:
@@ -80,13 +92,13 @@ def build_trainer(
     model: ChatGLMForConditionalGeneration,
     tokenizer: ChatGLMTokenizer,
     rows: dict[str, list[EncodedRow]],
-    description: PrefixDescription | None,
+    description: PrefixDescription | FullDescription,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
     Args:
         rows: split name → encoded rows; train and validation are used where they are there.
-        description: of the prefix; None when all weights are tuned.
+        description: of the prefix or of the fully tuned model.
     """
     args, data = config.training, config.data
     callbacks = [LossCurve(Path(args.output_dir))] if args.do_train else []
@@ -94,7 +106,7 @@ def build_trainer(
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    return TuningTrainer(
+    trainer = TuningTrainer(
         model=model,
         args=args,
         tokenizer=tokenizer,
@@ -104,6 +116,8 @@ def build_trainer(
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
         callbacks=callbacks,
     )
+    distributed.check(args.deepspeed is not None, trainer.is_deepspeed_enabled, trainer.accelerator.num_processes)
+    return trainer
 
 
 def train(
@@ -124,15 +138,32 @@ def train(
     if args.should_save:
         write_run(Path(args.output_dir), config.to_dict(), data, args.world_size, resume_from)
     say(_banner(trainer, resume_from))
-    trainer.train(resume_from_checkpoint=resume_from)
+    with _deepspeed_files(trainer) if args.deepspeed else nullcontext():
+        trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
 
 
+@contextmanager
+def _deepspeed_files(trainer: TuningTrainer) -> Iterator[None]:
+    """Inside, DeepSpeed's checkpoints are read as plain data, and a prefix's without the frozen base, which they don't hold."""
+    load = transformers.trainer.deepspeed_load_checkpoint
+
+    def load_what_was_tuned(engine, path, load_module_strict=True):
+        load(engine, path, load_module_strict=trainer.model.prefix_encoder is None)
+
+    transformers.trainer.deepspeed_load_checkpoint = load_what_was_tuned
+    try:
+        with known_objects_only():
+            yield
+    finally:
+        transformers.trainer.deepspeed_load_checkpoint = load
+
+
 def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
     args = trainer.args
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in trainer.model.parameters())
+    trainable = sum(whole_shape(p).numel() for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(whole_shape(p).numel() for p in trainer.model.parameters())
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = len(trainer.train_dataset)
     steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-rows // effective))

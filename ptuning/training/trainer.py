@@ -1,6 +1,5 @@
 """transformers' Trainer for a prefix (or all weights): exact resume, atomic checkpoints, no silent NaN."""
 
-import contextlib
 import math
 import shutil
 import time
@@ -10,12 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint import PrefixDescription, read_prefix, save_prefix
+from ptuning.checkpoint import FullDescription, PrefixDescription, read_prefix, save_prefix
+from ptuning.checkpoint.partitioned import gathered
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.errors import TrainingError
+from ptuning.training.distributed import raise_together
+from ptuning.training.saving import require_space, save_full_model
 
 STAGING = ".saving"  # checkpoints are written here and renamed when complete
 
@@ -25,7 +29,7 @@ class TuningTrainer(Trainer):
 
     Args:
         tokenizer: saved beside full-parameter checkpoints.
-        description: written into every prefix checkpoint; None when all weights are tuned.
+        description: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
         **kwargs: of Trainer; the data sets are RowDatasets.
     """
@@ -34,7 +38,7 @@ class TuningTrainer(Trainer):
         self,
         *,
         tokenizer: ChatGLMTokenizer,
-        description: PrefixDescription | None,
+        description: PrefixDescription | FullDescription | None,
         pad_to: int | None = None,
         **kwargs,
     ):
@@ -61,23 +65,42 @@ class TuningTrainer(Trainer):
         inputs = dict(inputs)
         rows = inputs.pop("row")
         loss = super().compute_loss(model, inputs | {"loss_only": True}, num_items_in_batch=num_items_in_batch)
-        if model.training and not torch.isfinite(loss):
-            sources = ", ".join(self.train_dataset.rows[int(row)].source for row in rows)
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is {float(loss.detach())} on {sources}. {self._last_checkpoint()} "
-                "Try a lower --learning_rate, --warmup_steps, or look at these rows."
-            )
+        if model.training:
+            problem = None
+            if not torch.isfinite(loss):
+                sources = ", ".join(self.train_dataset.rows[int(row)].source for row in rows)
+                problem = (
+                    f"step {self.state.global_step + 1}: the loss is {float(loss.detach())} on {sources}. "
+                    f"{self._last_checkpoint()} Try a lower --learning_rate, --warmup_steps, or look at these rows."
+                )
+            raise_together(problem, self.args.device)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
+            self._step_rate = super()._get_learning_rate()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_learning_rate(self) -> float:
+        return super()._get_learning_rate() if self._step_rate is None else self._step_rate
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
+        if self.accelerator.optimizer_step_was_skipped:  # DeepSpeed has already tried the step and left it out
+            self.overflow_steps += 1
+            norm = math.nan if not self.args.fp16 else norm
         # With fp16 the loss scaler expects overflows and skips those steps itself.
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; the weights were left as they "
                 f"were. {self._last_checkpoint()} Try a lower --learning_rate."
             )
         return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.args.fp16 and "learning_rate" in logs:
+            logs["overflow_steps"] = self.overflow_steps
+        super().log(logs, start_time)
 
     def _last_checkpoint(self) -> str:
         saved = sorted(Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: p.stat().st_mtime)
@@ -86,6 +109,7 @@ class TuningTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss a token over the whole set: the same figure whatever the batch size and the number of processes."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        self.prepare_for_evaluation()
         started, model = time.perf_counter(), self.model_wrapped
         was_training = model.training
         model.eval()
@@ -118,26 +142,45 @@ class TuningTrainer(Trainer):
             # A rank without rows still takes the step, because sharded weights are gathered by all ranks together.
             yield self.data_collator([dataset[i] for i in mine or order[:1]]), float(bool(mine))
 
+    def prepare_for_evaluation(self) -> None:
+        """Under ZeRO-3 without training before: the hooks that gather each layer for `evaluate` and `generate`."""
+        if not is_deepspeed_zero3_enabled() or self.deepspeed is not None:
+            return
+        deepspeed_init(self, num_training_steps=0, inference=True)
+        self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        encoder = self._encoder()
+        encoder, folder = self._encoder(), Path(output_dir or self.args.output_dir)
         if encoder is None:
-            super().save_model(output_dir, _internal_call)
+            save_full_model(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                self.description,
+                folder,
+                writes=self.args.should_save,
+                device=self.args.device,
+                step=self.state.global_step,
+            )
             return
-        with _gathered(encoder, self.is_deepspeed_enabled):
+        with gathered(encoder.parameters()):
             tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
         if self.args.should_save:
-            save_prefix(Path(output_dir or self.args.output_dir), tensors, self.description)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
-            self.processing_class.save_pretrained(output_dir)
+            save_prefix(folder, tensors, self.description)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes into a staging folder and renames it, so that a `checkpoint-N` folder is always complete."""
         run = Path(self.args.output_dir)
+        if self._encoder() is None:
+            require_space(
+                run,
+                self.model,
+                optimizer=not self.args.save_only_model,
+                deepspeed=self.is_deepspeed_enabled,
+                device=self.args.device,
+                checks=self.args.should_save,
+            )
         staging, name = run / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -166,7 +209,16 @@ class TuningTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled and self._encoder() is not None:
+            # Each checkpoint of a prefix would hold the frozen base too: 12 GB.
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
     _staging: str | None = None
+    _step_rate: float | None = None
+    overflow_steps = 0  # left out by the fp16 loss scaler
 
     def _get_output_dir(self, trial) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -180,6 +232,9 @@ class TuningTrainer(Trainer):
         encoder.load_state_dict(read_prefix(resume_from_checkpoint).tensors)
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _encoder(self) -> nn.Module | None:
@@ -194,11 +249,3 @@ class _SamplerEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.sampler is not None:
             self.sampler.set_epoch(int(state.epoch or 0))
-
-
-def _gathered(module: nn.Module, deepspeed: bool):
-    if not deepspeed:
-        return contextlib.nullcontext()
-    import deepspeed as ds
-
-    return ds.zero.GatheredParameters(list(module.parameters()))

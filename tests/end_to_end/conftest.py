@@ -27,8 +27,8 @@ def rows_file(tmp_path_factory) -> Path:
 def run_main():
     """Runs `LAUNCHER… ptuning/main.py FLAGS…` as a user would, from another directory. Returns the finished process."""
 
-    def run(*flags, launcher=(sys.executable,), cwd=None, check=True, **env):
-        command = [*map(str, launcher), str(ROOT / "ptuning" / "main.py"), *map(str, flags)]
+    def run(*flags, launcher=(sys.executable,), script="ptuning/main.py", cwd=None, check=True, **env):
+        command = [*map(str, launcher), str(ROOT / script), *map(str, flags)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | env
         done = subprocess.run(command, cwd=cwd or "/", env=environment, text=True, capture_output=True, timeout=170)
         if check:
@@ -76,3 +76,33 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def two_processes(free_port) -> tuple:
+    """torchrun with two processes on a port of their own."""
+    return BIN / "torchrun", "--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port}"
+
+
+def full_flags(output_dir, **more) -> list[str]:
+    """A short run that tunes all weights, two rows a process and step; further options override, None takes one out."""
+    data = ROOT / "data" / "advertise"
+    options = {
+        "do_train": True,
+        "model_name_or_path": MODEL,
+        "train_file": data / "train.json",
+        "prompt_column": "content",
+        "response_column": "summary",
+        "output_dir": output_dir,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "max_source_length": 48,
+        "max_target_length": 48,
+        "max_train_samples": 48,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "report_to": "none",
+        "train_sampling_strategy": "sequential",
+    } | more
+    return [part for key, value in options.items() if value is not None for part in (f"--{key}", str(value))]

@@ -1,0 +1,162 @@
+"""Process groups: several processes and DeepSpeed, with or without an accelerator, begun and ended in one place.
+
+What is done here and why was measured with deepspeed 0.19, torch 2.13 and two gloo processes.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
+
+from ptuning.errors import ConfigError, TrainingError
+
+# What torch and gloo say when the process at the other end is gone.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+
+
+def prepare(argv: Sequence[str]) -> None:
+    """Sets the environment before transformers' TrainingArguments make the process group.
+
+    Args:
+        argv: all options, those of a --config file included.
+
+    Raises:
+        ConfigError: accelerate's own DeepSpeed settings are used instead of a --deepspeed file.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and "--deepspeed" not in argv:
+        raise ConfigError(
+            "accelerate launch --use_deepspeed brings its own DeepSpeed settings, which this program doesn't read; leave "
+            "--use_deepspeed out and give --deepspeed configs/zero3.json"
+        )
+    if not torch.accelerator.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's own guess needs a build tool
+    if "--deepspeed" in argv:
+        # With `accelerate launch --cpu` transformers would train plain DDP and say nothing.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        if "RANK" not in os.environ:  # started as one process, without a launcher
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+            os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+
+
+def free_port() -> int:
+    """A TCP port on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(deepspeed: bool) -> None:
+    """Makes DeepSpeed's communication before any model is built.
+
+    Args:
+        deepspeed: a --deepspeed file was given.
+    """
+    if world_size() > 1:
+        signal.signal(signal.SIGTERM, _stopped_by_launcher)
+        host = socket.gethostname()
+        print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
+    if not deepspeed:
+        return
+    import deepspeed as ds
+
+    # DeepSpeed calls what torch 2.13 has renamed, hundreds of times a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if torch.accelerator.is_available():
+        ds.init_distributed()
+        return
+    # `import deepspeed.comm.torch as …` would give torch itself, which that package re-exports.
+    ds_torch = importlib.import_module("deepspeed.comm.torch")
+    # The shared-memory operator is compiled on first use (28 s), a killed build hangs later ones, and every rank leaves
+    # 69 MB in /dev/shm. Private, and without it DeepSpeed uses gloo alone.
+    ds_torch.build_shm_op = lambda: None
+    ds.init_distributed(dist_backend="gloo")
+
+
+def check(deepspeed_given: bool, deepspeed_enabled: bool, processes: int) -> None:
+    """Holds that the trainer trains what was asked for; the libraries fall back without a word.
+
+    Args:
+        deepspeed_given: --deepspeed is among the options.
+        deepspeed_enabled: `trainer.is_deepspeed_enabled`.
+        processes: the trainer's number of processes.
+
+    Raises:
+        TrainingError: DeepSpeed isn't used though it was asked for, or the launcher's processes don't know each other.
+    """
+    if deepspeed_given and not deepspeed_enabled:
+        raise TrainingError(
+            "--deepspeed was given, and the trainer would train without it; start with deepspeed or torchrun."
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != processes or world_size() != processes:
+        raise TrainingError(
+            f"the launcher started {launched} processes, the process group has {world_size()} and the trainer {processes}: "
+            "they would train unsynchronised copies. Without a GPU give --use_cpu true."
+        )
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def raise_together(problem: str | None, device: torch.device) -> None:
+    """Raises on every process if one has a problem, so that none waits for the others until a timeout.
+
+    Args:
+        problem: this process's, None = all is well.
+        device: where the process group reduces.
+
+    Raises:
+        TrainingError: with the message of the first process that has one.
+    """
+    if world_size() > 1:
+        flag = torch.tensor([problem is not None], dtype=torch.float32, device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if not flag.item():
+            return
+        problem = next(text for text in gather_object([problem]) if text is not None)
+    if problem is not None:
+        raise TrainingError(problem)
+
+
+@contextlib.contextmanager
+def session(say_error: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)) -> Iterator[None]:
+    """Ends the process group whatever happens inside, and says in one sentence that another process has died.
+
+    Raises:
+        TrainingError: the connection to another process was lost.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if world_size() == 1 or not any(sign in str(error) for sign in _PEER_GONE):
+            raise
+        raise TrainingError(_lost(str(error).splitlines()[0])) from error
+    if world_size() > 1 or dist.is_initialized():
+        # Without these about one run in ten aborts after it has succeeded.
+        dist.barrier()
+        dist.destroy_process_group()
+        time.sleep(0.3)
+
+
+def _lost(cause: str) -> str:
+    return (
+        f"process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)} stops: another process of this run has died "
+        f"({cause}). Look above for its message; none means that it was killed, often for lack of memory (dmesg). Continue "
+        "with --resume_from_checkpoint true."
+    )
+
+
+def _stopped_by_launcher(number, frame) -> None:
+    os.write(2, f"error: {_lost('the launcher sent SIGTERM')}\n".encode())
+    os._exit(128 + number)

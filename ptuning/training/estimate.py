@@ -1,0 +1,233 @@
+"""Will it fit? Memory and disk that a run needs, against what the machine has, said before any weight is read."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ptuning.config import Config, expand_config, parse
+from ptuning.errors import ConfigError
+from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
+from ptuning.training.job import Job, prefix_length
+from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
+from ptuning.training.memory import Need, need
+
+# The estimate is within 15 % of measured peaks, so only what is clearly too much is refused; the rest gets a warning.
+REFUSE_ABOVE = 1.1
+
+SHIPPED = {
+    "configs/zero2.json": ZeroSettings(2, bucket=200_000_000, torch_adam=True),
+    "configs/zero3.json": ZeroSettings(3, live_parameters=DEFAULT_LIVE_PARAMETERS, torch_adam=True),
+    "configs/zero3_offload.json": ZeroSettings(3, "cpu", "cpu", torch_adam=True),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs and what there is. `str()` is the table to print.
+
+    Args:
+        job: the run.
+        need: its peak.
+        machine: what is free.
+        process_rss: bytes of a process without data and weights, measured in this one.
+    """
+
+    job: Job
+    need: Need
+    machine: Machine
+    process_rss: int
+
+    @property
+    def lacking(self) -> list[str]:
+        """What clearly doesn't fit, one sentence each."""
+        return [
+            f"{name} {in_words(size)} of {in_words(free)} free"
+            for name, size, free in self._rows()
+            if size > free * REFUSE_ABOVE
+        ]
+
+    def require_fit(self) -> None:
+        """Raises ConfigError where the run can't fit, naming the nearest setting that would."""
+        lacking = self.lacking
+        if lacking:
+            raise ConfigError(f"this run can't fit: it needs {', and '.join(lacking)}. {self._advice()}")
+
+    def _rows(self) -> Iterator[tuple[str, int, int]]:
+        if self.machine.gpu is not None:
+            yield "memory per GPU", self.need.device_peak, self.machine.gpu
+        yield "host memory per node", self.need.host_peak, self.machine.host
+        yield "disk for checkpoints", self.need.disk_peak, self.machine.disk
+
+    def __str__(self) -> str:
+        job, lines = self.job, [f"Estimate for {_describe(self.job)}"]
+        parts = {
+            "memory per GPU": self.need.device,
+            "host memory per node": self.need.host if not job.cpu else self._cpu_parts(),
+            "disk for checkpoints": self.need.disk,
+        }
+        for name, size, free in self._rows():
+            state = "too much" if size > free * REFUSE_ABOVE else "tight" if size > 0.9 * free else "fits"
+            lines.append(
+                f"  {name:<21} {in_words(size):>9} of {in_words(free):>9} free: {state}  ({_join(parts[name])})"
+            )
+        return "\n".join(lines)
+
+    def _cpu_parts(self) -> dict[str, int]:
+        local = self.job.local_processes
+        sizes = {"processes": self.process_rss} | self.need.device
+        return {name: local * size for name, size in sizes.items()}
+
+    def _advice(self) -> str:
+        rows = list(self._rows())
+        if rows[-1][1] > rows[-1][2] * REFUSE_ABOVE and len(self.lacking) == 1:
+            return self._disk_advice()
+        for flags, job in _alternatives(self.job):
+            other = replace(self, job=job, need=need(job, self.process_rss))
+            if not any(size > free for _, size, free in list(other._rows())[:-1]):
+                peak = other.need.host_peak if other.machine.gpu is None else other.need.device_peak
+                where = "host memory" if other.machine.gpu is None else "a GPU"
+                return f"The nearest setting that fits: {' '.join(flags)} (about {in_words(peak)} of {where})."
+        smallest = min(need(job, self.process_rss).host_peak for _, job in _alternatives(self.job))
+        return (
+            f"No setting fits on this machine; the smallest found still needs {in_words(smallest)} "
+            "of host memory per node. More GPUs or nodes divide it (--num_gpus), or tune a smaller model."
+        )
+
+    def _disk_advice(self) -> str:
+        weights_only = "--save_only_model true (such a run can't be resumed)"
+        for flags, changes in (
+            ("--save_total_limit 1", {"checkpoints": 2}),
+            (f"--save_total_limit 1 {weights_only}", {"checkpoints": 2, "save_optimizer": False}),
+            ("--save_strategy no (only the tuned model at the end)", {"checkpoints": 0}),
+        ):
+            changed = replace(self.job, **changes)
+            if changed.checkpoints <= self.job.checkpoints and need(changed, 0).disk_peak <= self.machine.disk:
+                return f"The nearest setting that fits: {flags}; or another disk with --output_dir."
+        return "Free some space or choose another disk with --output_dir."
+
+
+def estimate_run(config: Config, machine: Machine | None = None, **job_options) -> Estimate:
+    """The estimate for a run, from its options and config.json. Reads no weights.
+
+    Args:
+        config: the options.
+        machine: what is free; default: this one.
+        **job_options: of `Job.of`, such as the longest row.
+
+    Raises:
+        ModelError, ConfigError: as `Job.of`. Whether it fits is asked with `require_fit`.
+    """
+    job = Job.of(config, **job_options)
+    rss = rss_ready_to_train() if job.cpu else current_rss()
+    if machine is None:
+        machine = Machine.here(config.training.output_dir, "cpu" if job.cpu else "cuda")
+        # This node's processes have taken their own share of what was free before they started.
+        machine = replace(machine, host=machine.host + job.local_processes * rss)
+    return Estimate(job, need(job, rss), machine, rss)
+
+
+def estimate_command(argv: list[str]) -> int:
+    """`ptuning estimate`: prints the estimate of a run. Returns 0 if it fits and 2 if it doesn't.
+
+    Args:
+        argv: the options of `ptuning train`, of which only the model is needed, and those below.
+
+    Raises:
+        ConfigError, ModelError: as `estimate_run`.
+    """
+    parser = argparse.ArgumentParser(prog="ptuning estimate", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--num_gpus", type=int, default=1, help="processes on each node")
+    parser.add_argument("--num_nodes", type=int, default=1)
+    parser.add_argument(
+        "--gpu_memory_gb", type=float, help="free on each GPU (10^9 bytes), for another machine than this"
+    )
+    parser.add_argument("--host_memory_gb", type=float, help="free on each node, for another machine than this")
+    parser.add_argument("--deepspeed", help="DeepSpeed JSON file")
+    if "--help" in argv or "-h" in argv:
+        parser.print_help()
+        print("and the options of ptuning train")
+        return 0
+    # --deepspeed is kept from TrainingArguments, which would make a process group.
+    own, rest = parser.parse_known_args(expand_config(argv))
+    if own.num_gpus < 1 or own.num_nodes < 1:
+        raise ConfigError(f"--num_gpus is {own.num_gpus} and --num_nodes {own.num_nodes}; both are at least 1")
+    unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]
+    config, _ = parse(["--do_train", *unused, *rest])
+    processes = (own.num_gpus * own.num_nodes, own.num_gpus)
+    elsewhere = own.gpu_memory_gb is not None
+    if elsewhere and not (config.training.fp16 or config.training.bf16):
+        config.training.bf16 = prefix_length(config) is None  # what a run on a GPU would choose
+    machine = None
+    if elsewhere or own.host_memory_gb is not None:
+        here = Machine.here(config.training.output_dir, "cpu" if config.training.use_cpu else "cuda")
+        gpu = int(own.gpu_memory_gb * 1e9) if elsewhere else here.gpu
+        machine = replace(here, gpu=gpu, host=int(own.host_memory_gb * 1e9) if own.host_memory_gb else here.host)
+    estimate = estimate_run(
+        config,
+        machine,
+        deepspeed=read_deepspeed(own.deepspeed),
+        processes=processes,
+        device_type="cuda" if elsewhere else None,
+    )
+    print(estimate)
+    estimate.require_fit()
+    return 0
+
+
+def _alternatives(job: Job) -> Iterator[tuple[list[str], Job]]:
+    """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
+    ways: list[tuple[list[str], Job]] = [([], job)]
+    if not job.cpu:  # on a CPU the offloaded state lies in the same memory
+        for file, zero in SHIPPED.items():
+            frees_more = job.zero is None or zero.stage > job.zero.stage or zero.offload_param != job.zero.offload_param
+            if frees_more and (job.processes > 1 or zero.offload_optimizer == "cpu"):
+                ways.append(([f"--deepspeed {file}"], replace(job, zero=zero)))
+    elif job.processes > 1 and (job.zero is None or job.zero.stage < 3):
+        ways.append((["--deepspeed configs/zero3.json"], replace(job, zero=SHIPPED["configs/zero3.json"])))
+    for flags, way in ways:
+        if flags:
+            yield flags, way
+        for more, cheaper in _slower(way):
+            yield [*flags, *more], cheaper
+    if job.prefix is None:
+        width = 2 * job.shape.layers * job.shape.key
+        for more, cheaper in (([], job), *_slower(job)):
+            frozen = replace(cheaper, weight_bytes=job.compute_bytes, autocast=False, zero=None)
+            yield ["--pre_seq_len 128", *more], replace(frozen, prefix=128, prefix_parameters=128 * width)
+
+
+def _slower(job: Job) -> Iterator[tuple[list[str], Job]]:
+    """The same run with less memory and more time."""
+    checkpointing = [] if job.checkpointing else ["--gradient_checkpointing true"]
+    if checkpointing:
+        yield checkpointing, replace(job, checkpointing=True)
+    batch = job.batch
+    while batch > 1:
+        batch = next(n for n in range(batch // 2, 0, -1) if job.batch % n == 0)  # keeps the effective batch
+        smaller = job.with_batch(batch)
+        flags = [f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {smaller.accumulation}"]
+        yield flags, smaller
+        if checkpointing:
+            yield [*checkpointing, *flags], replace(smaller, checkpointing=True)
+
+
+def _describe(job: Job) -> str:
+    what = f"P-Tuning ({job.prefix} positions)" if job.prefix is not None else "all weights"
+    zero = job.zero
+    how = "no DeepSpeed" if zero is None else f"ZeRO-{zero.stage}"
+    if zero is not None and zero.offload_optimizer != "none":
+        how += f", offload to {zero.offload_optimizer}"
+    return (
+        f"{what} of {job.shape.parameters / 1e9:.3g} B parameters, {job.processes} process{'es' * (job.processes > 1)} "
+        f"({job.local_processes} on this node), {how}, {job.batch} rows × {job.length} tokens, gradient checkpointing "
+        f"{'on' if job.checkpointing else 'off'}"
+    )
+
+
+def _join(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {in_words(size)}" for name, size in sizes.items() if size)
+
+
+def in_words(size: int) -> str:
+    """Bytes for people: `12.5 GB` (10^9), MB below 1 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,71 @@
+"""Whether a run can go on from a checkpoint with this DeepSpeed configuration and this number of processes."""
+
+from pathlib import Path
+
+from ptuning.checkpoint.zero_files import UNIVERSAL
+from ptuning.config import TuningArguments
+
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def deepspeed_conflicts(checkpoint: Path, training: TuningArguments) -> list[str]:
+    """What of the checkpoint's files the configuration can't read: one line each, with the way out.
+
+    Args:
+        checkpoint: an existing `checkpoint-N`.
+    """
+    files = [path.name for path in checkpoint.glob("global_step*/*_model_states.pt")]
+    if not files:
+        if training.deepspeed:
+            return ["the checkpoint was written without DeepSpeed, now --deepspeed is given; leave it out"]
+        return []
+    was = 3 if any(name.startswith("zero_pp_rank") for name in files) else 2
+    if not training.deepspeed:
+        return [
+            f"the checkpoint was written by DeepSpeed ZeRO-{was}; give the --deepspeed file again, e.g. configs/zero{was}.json"
+        ]
+    now = 3 if training.hf_deepspeed_config.is_zero3() else 2
+    if was != now:
+        return [
+            f"the checkpoint was written by ZeRO-{was}, and {training.deepspeed} is stage {now}; give one of stage {was}"
+        ]
+    return []
+
+
+def batch_conflicts(before: dict, now: dict, processes: tuple[int, int], checkpoint: Path) -> list[str]:
+    """What about processes and batch would make the resumed run see other rows, or can't be read.
+
+    Args:
+        before: the run's options.
+        now: the options given.
+        processes: (then, now).
+        checkpoint: its DeepSpeed files may have been converted for other numbers of processes.
+    """
+    if processes[0] == processes[1]:
+        return [
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in _BATCH if before.get(key) != now.get(key)
+        ]
+    changed = f"the number of processes was {processes[0]}, now {processes[1]}"
+    if not any(checkpoint.glob("global_step*")):
+        return [changed]
+    if not (checkpoint / UNIVERSAL).is_file():
+        return [f"{changed} (to change it, convert the checkpoint once: ptuning convert --checkpoint {checkpoint})"]
+    rows = [config[_BATCH[0]] * number for config, number in zip((before, now), processes, strict=True)]
+    effective = [count * config[_BATCH[1]] for count, config in zip(rows, (before, now), strict=True)]
+    if effective[0] != effective[1]:
+        return [
+            f"{changed}, and rows × accumulation steps × processes was {effective[0]}, now {effective[1]}; keep it the same with "
+            "--per_device_train_batch_size and --gradient_accumulation_steps"
+        ]
+    if rows[0] != rows[1] and now["train_sampling_strategy"] == "group_by_length":
+        return [
+            f"{changed}, and rows × processes was {rows[0]}, now {rows[1]}, which decides the order of rows with "
+            "--train_sampling_strategy group_by_length; change --per_device_train_batch_size"
+        ]
+    return []
+
+
+def load_universal(checkpoint: Path, training: TuningArguments) -> None:
+    """Makes DeepSpeed read the converted files where this number of processes didn't write the others."""
+    if training.deepspeed and training.world_size != len(list(checkpoint.glob("global_step*/*_optim_states.pt"))):
+        training.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True

@@ -1,0 +1,342 @@
+"""The estimate against what real runs take, and what it says when there is too little."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ptuning import cli
+from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from ptuning.config import parse
+from ptuning.errors import ConfigError
+from ptuning.training.estimate import Estimate, estimate_run
+from ptuning.training.job import Job, Shape
+from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
+from ptuning.training.memory import activations, layer_activations, need
+from tests.conftest import REPO
+
+TINY = REPO / "tests" / "golden" / "chatglm2-tiny"
+REQUIRED = ["--do_train", "--train_file", "x", "--prompt_column", "a", "--response_column", "b", "--report_to", "none"]
+GB = 10**9
+OFFICIAL = {  # THUDM/chatglm2-6b's widths
+    "num_layers": 28,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "multi_query_group_num": 2,
+    "kv_channels": 128,
+    "ffn_hidden_size": 13696,
+    "padded_vocab_size": 65024,
+}
+TWELVE = {
+    "num_layers": 12,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "multi_query_group_num": 2,
+    "kv_channels": 64,
+    "ffn_hidden_size": 1536,
+    "padded_vocab_size": 3072,
+}
+
+# Trains random full-length rows in a process of its own and prints estimate and measured peak, both in bytes.
+RUN = """
+import json, random, sys
+from ptuning.main import build_model
+from ptuning.checkpoint import describe_prefix
+from ptuning.config import parse
+from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.training.estimate import estimate_run
+from ptuning.training.machine import peak_rss
+from ptuning.training.run import build_trainer
+
+class Tokenizer:
+    pad_token_id, model_input_names = 0, ["input_ids"]
+
+config, _ = parse(sys.argv[1:])
+estimate = estimate_run(config)
+estimate.require_fit()
+draw, length, source = random.Random(0), estimate.job.length, config.data.max_source_length
+rows = []
+for _ in range(16):
+    ids = [draw.randrange(3, estimate.job.shape.vocab) for _ in range(length)]
+    rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
+model = build_model(config, print)
+description = None
+if model.prefix_encoder is not None:
+    base = config.model.model_name_or_path
+    description = describe_prefix(
+        model, base, max_source_length=source, max_target_length=1, source_prefix="", loss_on="last")
+build_trainer(config, model, Tokenizer(), {"train": rows}, description).train()
+print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
+"""
+
+
+@pytest.fixture(scope="session")
+def twelve(tmp_path_factory):
+    """A 12-layer base with random weights, in the official format."""
+    folder = tmp_path_factory.mktemp("twelve")
+    torch.manual_seed(0)
+    ChatGLMForConditionalGeneration(ChatGLMConfig(**TWELVE)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def official(tmp_path):
+    """config.json of the 6B model; there are no weights beside it, so reading any would fail."""
+    ChatGLMConfig(**OFFICIAL).save_pretrained(tmp_path / "6b")
+    return tmp_path / "6b"
+
+
+def config_of(base, output_dir, *flags):
+    lengths = ["--max_source_length", "64", "--max_target_length", "128"]
+    where = ["--model_name_or_path", str(base), "--output_dir", str(output_dir)]
+    return parse([*where, *REQUIRED, *lengths, *map(str, flags)])[0]
+
+
+def zero(name: str) -> dict:
+    return json.loads((REPO / "configs" / name).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", [16, None])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "twelve"])
+def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, checkpointing):
+    flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
+    flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
+    flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
+    flags += [] if prefix is None else ["--pre_seq_len", prefix]
+    done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({"name": name, "prefix": prefix, "checkpointing": checkpointing, "ratio": found["estimate"] / found["peak"]})
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found
+
+
+@pytest.mark.parametrize("prefix", [None, 16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_autograd_saves(prefix, checkpointing):
+    config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
+    model = ChatGLMForConditionalGeneration(config)
+    if prefix is not None:
+        model.attach_prefix(prefix)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    ids = torch.randint(3, 3000, (2, 100))
+    labels = ids.clone()
+    labels[:, :40] = -100
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, labels=labels, loss_only=True)
+    measured = sum(size for size, _ in saved.values())
+    job = replace(small_job(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
+    counted = activations(job)
+    if checkpointing:  # the hook sees neither the layer that is computed again nor what the checkpoints were given
+        counted -= layer_activations(job)
+        measured += 0 if prefix is None else 2 * prefix * 3 * 2 * 128 * 4
+    assert counted == pytest.approx(measured, rel=0.02)
+    base = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("prefix_encoder."))
+    assert job.shape.parameters == base
+    if prefix is not None:
+        assert job.prefix_parameters == sum(p.numel() for p in model.prefix_encoder.parameters())
+
+
+def small_job(config, prefix) -> Job:
+    return Job(
+        shape=Shape.of(config),
+        prefix=prefix,
+        prefix_parameters=0 if prefix is None else prefix * config.num_hidden_layers * 2 * 128,
+        weight_bytes=4,
+        compute_bytes=4,
+        autocast=False,
+        batch=1,
+        length=10,
+        labels=5,
+        accumulation=1,
+        checkpointing=False,
+        eager=False,
+        optimizer_bytes=8,
+        processes=1,
+        local_processes=1,
+        cpu=True,
+        zero=None,
+        checkpoints=1,
+        save_optimizer=True,
+    )
+
+
+def test_known_figures_of_the_6b_model(official, tmp_path):
+    """12.5 GB of bf16 weights; 16 bytes a parameter for full tuning, divided by ZeRO-3."""
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--gradient_checkpointing", "true")
+    job = Job.of(config, device_type="cuda", processes=(1, 1))
+    assert job.shape.parameters == 6_243_584_000
+    assert job.prefix_parameters == 1_835_008
+    assert need(job, 0).device["weights"] == pytest.approx(12.5 * GB, rel=0.01)
+    full = replace(Job.of(config_of(official, tmp_path), device_type="cuda", processes=(8, 8)), weight_bytes=2)
+
+    def states(name, processes=8) -> float:
+        job = Job.of(config_of(official, tmp_path), deepspeed=zero(name), device_type="cuda", processes=(8, 8))
+        needed = need(replace(job, weight_bytes=2, compute_bytes=2, processes=processes), 0)
+        return sum(needed.device.get(k, 0) for k in ("weights", "optimizer", "gradients")) / full.shape.parameters
+
+    assert states("zero3.json") == pytest.approx(16 / 8, rel=0.01)
+    assert states("zero2.json") == pytest.approx(2 + 14 / 8, rel=0.01)
+    offload = Job.of(
+        config_of(official, tmp_path), deepspeed=zero("zero3_offload.json"), device_type="cuda", processes=(1, 1)
+    )
+    hosted = need(replace(offload, weight_bytes=2), 0).host
+    assert hosted["optimizer"] + hosted["weights"] + hosted["gradients"] == 20 * full.shape.parameters
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "flags", "fix"),
+    [
+        (24, ["--pre_seq_len", 128, "--per_device_train_batch_size", 32], "--gradient_checkpointing true"),
+        (80, ["--bf16", "true"], "--deepspeed configs/zero3_offload.json"),
+        (30, ["--bf16", "true"], "--pre_seq_len 128"),
+    ],
+)
+def test_names_the_nearest_setting_that_fits(official, tmp_path, gpu_gb, flags, fix):
+    machine = Machine(host=(400 if gpu_gb == 80 else 30) * GB, disk=10**13, gpu=gpu_gb * GB)
+    config = config_of(official, tmp_path, *flags)
+    estimate = estimate_run(config, machine, device_type="cuda", processes=(1, 1))
+    with pytest.raises(ConfigError, match=r"this run can't fit: it needs memory per GPU .* of .* GB free") as error:
+        estimate.require_fit()
+    assert fix in str(error.value)
+    assert "nearest setting that fits" in str(error.value)
+
+
+def test_the_nearest_setting_really_fits(official, tmp_path):
+    """Following the advice passes the check that gave it."""
+    machine = Machine(host=64 * GB, disk=10**13, gpu=16 * GB)
+    flags = ["--pre_seq_len", 128, "--per_device_train_batch_size", 64, "--max_source_length", 512]
+    with pytest.raises(ConfigError) as error:
+        estimate_run(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1)).require_fit()
+    advice = str(error.value).split("nearest setting that fits: ")[1].split(" (about")[0].split()
+    config = config_of(official, tmp_path, *flags, *advice)
+    estimate_run(config, machine, device_type="cuda", processes=(1, 1)).require_fit()
+    effective = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    assert effective == 64
+
+
+def test_too_little_disk(official, tmp_path):
+    machine = Machine(host=400 * GB, disk=200 * GB, gpu=10**12)
+    flags = ["--max_steps", 3000, "--save_steps", 500]
+    estimate = estimate_run(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1))
+    with pytest.raises(ConfigError, match=r"disk for checkpoints .* of 200\.0 GB free.*--save_total_limit 1"):
+        estimate.require_fit()
+
+
+def test_nothing_fits(official, tmp_path):
+    machine = Machine(host=2 * GB, disk=10**13, gpu=None)
+    estimate = estimate_run(config_of(official, tmp_path), machine, processes=(1, 1))
+    with pytest.raises(ConfigError, match="No setting fits on this machine; the smallest found still needs"):
+        estimate.require_fit()
+
+
+def test_a_run_that_fits_says_what_it_takes(tmp_path):
+    estimate = estimate_run(config_of(TINY, tmp_path, "--pre_seq_len", 8), processes=(2, 2))
+    assert isinstance(estimate, Estimate)
+    estimate.require_fit()
+    text = str(estimate)
+    assert "P-Tuning (8 positions)" in text
+    assert "2 processes" in text
+    for row in ("host memory per node", "disk for checkpoints"):
+        assert row in text
+    assert text.count("fits") == 2
+
+
+def test_a_real_longest_row_counts_instead_of_the_limit(tmp_path):
+    config = config_of(TINY, tmp_path, "--max_source_length", 4096)
+    assert activations(Job.of(config, longest=(100, 50))) < activations(Job.of(config)) / 10
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_cgroup_limits(tmp_path):
+    root, membership = tmp_path / "cgroup", tmp_path / "self"
+    membership.write_text("0::/a/b\n")
+    for group, limit in (("a", "1000"), ("a/b", "max")):
+        write(root / group / "memory.max", limit + "\n")
+        write(root / group / "memory.current", "700\n")
+        write(root / group / "memory.stat", "anon 500\ninactive_file 150\n")
+    assert cgroup_left(root, membership) == 450  # the parent's limit, dropped cache counted as free
+    membership.write_text("0::/outside/of/the/container\n")
+    assert cgroup_left(root / "a", membership) == 450
+    (root / "a" / "memory.max").write_text("max\n")
+    assert cgroup_left(root, membership) is None
+    membership.write_text("4:memory:/job\n0::/\n")
+    write(root / "memory" / "job" / "memory.limit_in_bytes", "5000")
+    write(root / "memory" / "job" / "memory.usage_in_bytes", "4000")
+    write(root / "memory" / "job" / "memory.stat", "total_inactive_file 10\n")
+    assert cgroup_left(root, membership) == 1010
+    (root / "memory" / "job" / "memory.limit_in_bytes").write_text(str(2**63 - 4096))
+    assert cgroup_left(root, membership) is None
+    assert cgroup_left(root, tmp_path / "not there") is None
+
+
+def test_free_disk_of_a_folder_that_is_not_there(tmp_path):
+    assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.1)
+
+
+def test_process_counts(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_counts() == (1, 1)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_SIZE", "8")
+    assert process_counts() == (16, 8)
+
+
+def test_the_command(official, capsys, tmp_path):
+    """`ptuning estimate` needs only the model, and answers for another machine than this one."""
+    flags = [
+        "estimate",
+        "--model_name_or_path",
+        str(official),
+        "--max_source_length",
+        "64",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    elsewhere = ["--gpu_memory_gb", "80", "--host_memory_gb", "1000", "--num_gpus", "8"]
+    zero3 = ["--deepspeed", str(REPO / "configs" / "zero3.json"), "--save_total_limit", "1", "--max_steps", "10"]
+    status = cli.main([*flags, *elsewhere, *zero3, "--save_strategy", "no"])
+    printed = capsys.readouterr()
+    assert "all weights of 6.24 B parameters, 8 processes (8 on this node), ZeRO-3" in printed.out
+    assert "of   80.0 GB free" in printed.out
+    assert status == 0, printed.err
+    assert cli.main([*flags, "--gpu_memory_gb", "24", "--host_memory_gb", "32", "--save_strategy", "no"]) == 2
+    printed = capsys.readouterr()
+    assert "too much" in printed.out
+    assert "nearest setting that fits: --pre_seq_len 128" in printed.err
+    assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
+    assert "--num_gpus is 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
+def test_two_processes_within_15_percent(way):
+    """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
+    command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=170, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
+    print(found)
+    assert found["estimate_ratio"] == pytest.approx(1, abs=0.15), found
