@@ -29,9 +29,7 @@ from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
-        config, notes = parse(
-            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare
-        )
+        config, notes = parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare)
         with distributed.session():
             run(config, notes)
     except PTuningError as error:
