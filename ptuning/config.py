@@ -141,6 +141,10 @@ class TuningArguments(TrainingArguments):
     )
     report_to: str = field(default="tensorboard", metadata={"help": "Where to log: tensorboard, none, …"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows carry their number."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Every tuned parameter is used in every step; looking for others only costs time."},
+    )
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "group_by_length, random or sequential."}
     )

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ptuning.checkpoint import describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
-from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.data.load import Split, read_split
 from ptuning.data.records import Columns
 from ptuning.errors import PTuningError
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     """Trains and evaluates as the config says. Returns the scores of each evaluated model."""
-    distributed.start(deepspeed=config.training.deepspeed is not None)
+    distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
@@ -63,7 +63,9 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
             say(f"{name}: {report}")
 
     if config.training.do_train:
-        estimate = estimate_run(config)
+        longest = max(len(row.input_ids) for row in rows["train"])
+        labels = max(sum(label != IGNORE for label in row.labels) for row in rows["train"])
+        estimate = estimate_run(config, longest=(longest, labels))
         say(estimate)
         estimate.require_fit()
     model = build_model(config, say)

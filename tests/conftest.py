@@ -5,6 +5,7 @@ logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
 import os
+import socket
 
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -99,3 +100,11 @@ def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
         minloglevel=2,
     )
     return ChatGLMTokenizer(str(folder / "tokenizer.model"))
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -54,16 +55,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(deepspeed: bool) -> None:
-    """Makes DeepSpeed's communication before any model is built.
+def start(deepspeed: bool, timeout_s: float) -> None:
+    """Checks that every process is there and makes DeepSpeed's communication, before any model is built.
 
     Args:
         deepspeed: a --deepspeed file was given.
+        timeout_s: --ddp_timeout, in seconds.
+
+    Raises:
+        TrainingError: a process doesn't answer; the message names its rank.
     """
     if world_size() > 1:
         signal.signal(signal.SIGTERM, _stopped_by_launcher)
         host = socket.gethostname()
         print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
+        roll_call(timedelta(seconds=timeout_s))
     if not deepspeed:
         return
     import deepspeed as ds
@@ -79,6 +85,25 @@ def start(deepspeed: bool) -> None:
     # 69 MB in /dev/shm. Private, and without it DeepSpeed uses gloo alone.
     ds_torch.build_shm_op = lambda: None
     ds.init_distributed(dist_backend="gloo")
+
+
+def roll_call(timeout: timedelta) -> None:
+    """Waits for every process and names those that don't come: a plain barrier only says that it timed out.
+
+    Args:
+        timeout: how long to wait.
+
+    Raises:
+        TrainingError: on rank 0, with the missing ranks; on the others, that rank 0 gave up.
+    """
+    try:
+        # Only gloo can say who is missing; beside NCCL it is a second, small group.
+        dist.monitored_barrier(dist.new_group(backend="gloo", timeout=timeout), timeout, wait_all_ranks=True)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"not all {world_size()} processes answered within {timeout.total_seconds():g} s (--ddp_timeout): "
+            f"{str(error).splitlines()[0]}. Look at that process's output, and at docs/distributed.md."
+        ) from error
 
 
 def check(deepspeed_given: bool, deepspeed_enabled: bool, processes: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,14 +67,6 @@ def losses(output_dir: Path) -> dict[int, float]:
     """Step → loss, from the run's log."""
     entries = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
     return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
