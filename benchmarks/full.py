@@ -89,7 +89,7 @@ def worker(args: argparse.Namespace) -> dict | None:
         argv = ["--do_train", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
         config, _ = parse(argv, prepare=distributed.prepare)
         with distributed.session():
-            distributed.start(deepspeed=config.training.deepspeed is not None)
+            distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
             longest = max(lengths, key=sum)
             estimate = estimate_run(config, longest=(sum(longest), longest[1]))
             model = build_model(config, print)

@@ -1,0 +1,48 @@
+"""The benchmarks still run, at toy size: the last line is JSON with the figures the docs quote. No times are asserted."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT
+
+TOY = [
+    "--layers",
+    "1",
+    "--hidden",
+    "32",
+    "--heads",
+    "2",
+    "--groups",
+    "1",
+    "--ffn",
+    "32",
+    "--vocab",
+    "64",
+    "--samples",
+    "16",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags", "figures"),
+    [
+        ("train.py", ["--pre_seq_len", "4"], {"ratio", "ours", "official"}),
+        ("full.py", ["--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
+    ],
+)
+def test_last_line_is_json(script, flags, figures):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *TOY, *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert all(figure in json.dumps(list(summary) + list(summary.get("results", {}))) for figure in figures), summary
