@@ -53,6 +53,22 @@ def test_train_under_the_deepspeed_launcher(tmp_path, run_main, rows_file, free_
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 
+@pytest.mark.slow
+def test_full_tuning_line_of_ds_train_finetune(tmp_path, run_main, rows_file, free_port):
+    """ds_train_finetune.sh, script path and DeepSpeed file changed; two processes, and no --fp16, which a CPU lacks."""
+    line = (
+        f"--deepspeed {ROOT}/configs/zero3.json --do_train --train_file {rows_file} --test_file {rows_file} "
+        f"--prompt_column content --response_column summary --overwrite_cache --model_name_or_path {MODEL} "
+        f"--output_dir {tmp_path}/ft --overwrite_output_dir --max_source_length 64 --max_target_length 64 "
+        "--per_device_train_batch_size 4 --per_device_eval_batch_size 1 --gradient_accumulation_steps 1 "
+        "--predict_with_generate --max_steps 5000 --logging_steps 10 --save_steps 1000 --learning_rate 1e-4"
+    )
+    launcher = (BIN / "deepspeed", "--num_gpus=2", "--master_port", str(free_port))
+    done = run_main(*line.split(), "--max_steps", 2, launcher=launcher, DS_ACCELERATOR="cpu")
+    assert "effective batch 8 = 4 rows × 1 accumulation steps × 2 processes" in done.stdout
+    assert (tmp_path / "ft" / "model.safetensors.index.json").is_file()
+
+
 def test_train_chat(tmp_path, run_main):
     dialogue = ROOT / "data" / "dialogue"
     line = (
