@@ -10,11 +10,10 @@ its content, which is what lets a BLEU score on a small development set say some
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
+
+import splits
 
 SEED = 20230625
 TRAIN_ROWS, DEV_ROWS = 5000, 320
@@ -200,25 +199,5 @@ def rows(count: int, seed: int = SEED) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def render(part: list[dict[str, str]]) -> str:
-    """The text of a JSON-lines file, as ADGEN writes it (non-ASCII characters kept)."""
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in part)
-
-
-def files() -> dict[str, str]:
-    """File name -> exact content."""
-    everything = rows(TRAIN_ROWS + DEV_ROWS)
-    return {"train.json": render(everything[:TRAIN_ROWS]), "dev.json": render(everything[TRAIN_ROWS:])}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "advertise")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in files().items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-
-
 if __name__ == "__main__":
-    main()
+    splits.main(__doc__, "advertise", rows(TRAIN_ROWS + DEV_ROWS), TRAIN_ROWS)

@@ -9,11 +9,11 @@ so a model that ignores the history scores visibly worse. All text is ours.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
+
+import splits
 
 SEED = 20230626
 TRAIN_ROWS, DEV_ROWS = 600, 60
@@ -100,25 +100,5 @@ def rows(count: int, seed: int = SEED) -> list[Row]:
     return list(found.values())
 
 
-def render(part: list[Row]) -> str:
-    """The text of a JSON-lines file."""
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in part)
-
-
-def files() -> dict[str, str]:
-    """File name -> exact content."""
-    everything = rows(TRAIN_ROWS + DEV_ROWS)
-    return {"train.json": render(everything[:TRAIN_ROWS]), "dev.json": render(everything[TRAIN_ROWS:])}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "dialogue")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    for file, text in files().items():
-        (out / file).write_text(text, encoding="utf-8", newline="\n")
-
-
 if __name__ == "__main__":
-    main()
+    splits.main(__doc__, "dialogue", rows(TRAIN_ROWS + DEV_ROWS), TRAIN_ROWS)
