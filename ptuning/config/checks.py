@@ -1,0 +1,64 @@
+"""Combinations of options that can't work, refused before anything is read or loaded."""
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ptuning.config.options import Config
+from ptuning.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError with the value, the limit and the fix."""
+    model, data, training = config.model, config.data, config.training
+    if model.quantization_bit is not None:
+        raise ConfigError(
+            f"--quantization_bit {model.quantization_bit} is not supported yet; leave it out (P-Tuning on the 16-bit base "
+            "needs about 14 GB)"
+        )
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if training.output_dir == "trainer_output":
+        raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
+    if not data.prompt_column or not data.response_column:
+        missing = "--prompt_column" if not data.prompt_column else "--response_column"
+        raise ConfigError(
+            f"{missing} is missing; name the column, e.g. --prompt_column content --response_column summary"
+        )
+    for flag, needed, file in (
+        ("--do_train", training.do_train, data.train_file and "--train_file"),
+        ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
+        ("--do_predict", training.do_predict, data.prediction_file and "--test_file"),
+    ):
+        if needed and not file:
+            wanted = {"--do_train": "--train_file", "--do_eval": "--validation_file", "--do_predict": "--test_file"}[
+                flag
+            ]
+            raise ConfigError(f"{flag} needs {wanted}")
+    if model.pre_seq_len is not None and model.pre_seq_len < 1:
+        raise ConfigError(f"--pre_seq_len is {model.pre_seq_len}; use at least 1 (official: 128)")
+    if not 0 <= model.prefix_dropout < 1:
+        raise ConfigError(f"--prefix_dropout is {model.prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
+    if model.prefix_projection and model.pre_seq_len is None and model.ptuning_checkpoint is None:
+        raise ConfigError("--prefix_projection needs --pre_seq_len")
+    if training.logging_nan_inf_filter:
+        raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
+    if training.label_smoothing_factor:
+        raise ConfigError("--label_smoothing_factor is not supported: the loss is computed only where labels are")
+    if training.train_sampling_strategy not in ("group_by_length", "random", "sequential"):
+        raise ConfigError(
+            f"--train_sampling_strategy {training.train_sampling_strategy} is not supported; use group_by_length, random or "
+            "sequential"
+        )
+    if training.resume_from_checkpoint and model.ptuning_checkpoint:
+        raise ConfigError(
+            "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from its prefix; give one"
+        )
+    if training.early_stopping_patience is not None and not data.validation_file:
+        raise ConfigError("--early_stopping_patience needs --validation_file")
+    full = model.pre_seq_len is None and model.ptuning_checkpoint is None
+    if config.generation.baseline and full and training.do_train and is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            "--baseline with ZeRO-3 and all weights tuned: the base is gone once training has begun; leave --baseline out and "
+            f"score the base by itself: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file …"
+        )
+    if config.generation.num_beams < 1:
+        raise ConfigError(f"--num_beams is {config.generation.num_beams}; use at least 1")

@@ -1,0 +1,164 @@
+"""Every option, declared once. Flags and YAML keys are the same names; flags override the file.
+
+The official scripts' flags keep their meaning (THUDM/ChatGLM2-6B `ptuning/arguments.py`), and all of transformers'
+TrainingArguments are there.
+"""
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from transformers import TrainingArguments
+
+from ptuning.chatglm.prefix import DROPOUT
+from ptuning.errors import ConfigError
+
+
+@dataclass
+class ModelArguments:
+    """Which model, which prefix."""
+
+    model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory or hub id."})
+    ptuning_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prefix to load (ours, official or peft folder): to evaluate it, or with --do_train to start a NEW run "
+            "from it (new optimizer and data order; to continue a run use --resume_from_checkpoint)."
+        },
+    )
+    pre_seq_len: int | None = field(
+        default=None,
+        metadata={"help": "Length of the prefix; without it and without a checkpoint all weights are tuned."},
+    )
+    prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
+    prefix_dropout: float = field(
+        default=DROPOUT, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa (default), eager, flex_attention or flash_attention_2."}
+    )
+    quantization_bit: int | None = field(default=None, metadata={"help": "4 or 8; not supported yet."})
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how it is cut."""
+
+    train_file: str | None = field(default=None, metadata={"help": "JSON array, JSON lines or CSV."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "For the eval loss during training and --do_eval."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "For --do_predict; default: the validation file."})
+    prompt_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    response_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
+    history_column: str | None = field(default=None, metadata={"help": "Column of past [question, answer] turns."})
+    source_prefix: str = field(default="", metadata={"help": "Text put in front of every prompt."})
+    loss_on: str = field(
+        default="last",
+        metadata={
+            "help": "last: loss on the answer; all: also on the answers in the history.",
+            "choices": ["last", "all"],
+        },
+    )
+    max_source_length: int = field(default=1024, metadata={"help": "Tokens of the prompt, [gMASK] sop included."})
+    max_target_length: int = field(
+        default=128, metadata={"help": "Tokens of the answer; in prediction, new tokens at most."}
+    )
+    val_max_target_length: int | None = field(
+        default=None, metadata={"help": "max_target_length for evaluation and prediction; default: the same."}
+    )
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "Pad every row to the full length, as the official script does; only slower."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    skip_invalid_rows: bool = field(
+        default=False, metadata={"help": "Leave rows with problems out instead of stopping."}
+    )
+
+    @property
+    def eval_target_length(self) -> int:
+        return self.val_max_target_length or self.max_target_length
+
+    @property
+    def prediction_file(self) -> str | None:
+        return self.test_file or self.validation_file
+
+
+@dataclass
+class GenerationArguments:
+    """How answers are generated for the scores."""
+
+    predict_with_generate: bool = field(
+        default=False, metadata={"help": "Also score generated answers in --do_eval; --do_predict always generates."}
+    )
+    generation_mode: str = field(
+        default="greedy",
+        metadata={
+            "help": "greedy; or official: the official script's sampling (top_p 0.7, temperature 0.95) and references "
+            "cut at max_target_length.",
+            "choices": ["greedy", "official"],
+        },
+    )
+    num_beams: int = field(default=1, metadata={"help": "Beam search with this many beams."})
+    baseline: bool = field(default=False, metadata={"help": "Score the untuned base on the same rows too."})
+
+
+@dataclass
+class TuningArguments(TrainingArguments):
+    """transformers' TrainingArguments with defaults for this job."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of this run."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints of an earlier run there."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a lower eval loss; keep the best."}
+    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: a NaN shown as 0 hid broken runs for months."}
+    )
+    report_to: str = field(default="tensorboard", metadata={"help": "Where to log: tensorboard, none, …"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: rows carry their number."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Every tuned parameter is used in every step; looking for others only costs time."},
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length, random or sequential."}
+    )
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
+            # The reentrant kind needs an input that requires grad, which a frozen base doesn't have.
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise ConfigError(str(error)) from error
+
+
+@dataclass
+class Config:
+    """All options of one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    generation: GenerationArguments
+    training: TuningArguments
+
+    def to_dict(self) -> dict:
+        """Plain values for the run's record; secrets left out."""
+        values = {}
+        for group in (self.model, self.data, self.generation):
+            values |= {f.name: getattr(group, f.name) for f in fields(group)}
+        training = self.training.to_dict()
+        return values | {key: value for key, value in sorted(training.items()) if "token" not in key}

@@ -1,0 +1,149 @@
+"""Command line and YAML → Config. An unknown name is an error that names the nearest valid one."""
+
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from ptuning.config.checks import check
+from ptuning.config.options import Config, DataArguments, GenerationArguments, ModelArguments, TuningArguments
+from ptuning.errors import ConfigError
+
+# Flags of the official command lines that have nothing left to do. They run, and one line says why.
+WITHOUT_EFFECT = {
+    "overwrite_cache": "encoded data is never cached, so nothing old can be read",
+    "preprocessing_num_workers": "encoding takes seconds in one process",
+}
+
+# Old names of transformers' own options.
+RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps"}
+
+
+def parse(
+    argv: list[str],
+    infer: Callable[[str], list[str]] = lambda checkpoint: [],
+    prepare: Callable[[list[str]], None] = lambda argv: None,
+) -> tuple[Config, list[str]]:
+    """Command line → config and notes to print.
+
+    Args:
+        argv: without the program's name.
+        infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
+        prepare: is called with all options before TrainingArguments makes the process group.
+
+    Raises:
+        ConfigError: unknown names, wrong types, combinations that can't work.
+    """
+    argv, notes = _normalise(expand_config(argv))
+    if "--ptuning_checkpoint" in argv[:-1]:
+        argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
+    argv += _implied(argv)
+    parser = _Parser(
+        [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
+    )
+    _check_names(argv, parser)
+    prepare(argv)
+    config = Config(*parser.parse_args_into_dataclasses(argv))
+    check(config)
+    return config, notes
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def expand_config(argv: list[str]) -> list[str]:
+    """`--config x.yaml` becomes the file's options in front, so that what stands on the command line wins."""
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):  # the official `main.py args.json`
+        argv = ["--config", argv[0]]
+    rest, from_files, index = [], [], 0
+    while index < len(argv):
+        name, _, value = argv[index].partition("=")
+        if name == "--config":
+            if not value:
+                index += 1
+                if index == len(argv):
+                    raise ConfigError("--config needs a file, e.g. --config configs/ptuning_demo.yaml")
+                value = argv[index]
+            from_files += _read_config(Path(value))
+        else:
+            rest.append(argv[index])
+        index += 1
+    return from_files + rest
+
+
+def _read_config(path: Path) -> list[str]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        raise ConfigError(
+            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'option: value' lines, found {type(values).__name__}")
+    argv = []
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        # argparse converts the text, so YAML's own idea of `2e-2` (a string) doesn't matter
+        argv += [f"--{key}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
+    return argv
+
+
+def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes out flags without effect, renames old ones, and splits `--a=b`."""
+    tokens, notes = [], []
+    for token in argv:
+        head, eq, tail = token.partition("=")
+        tokens += [head, tail] if token.startswith("--") and eq else [token]
+    result, skipping = [], False
+    for token in tokens:
+        if token.startswith("--"):
+            name = token[2:].replace("-", "_")
+            skipping = name in WITHOUT_EFFECT
+            if skipping:
+                notes.append(f"--{name} has no effect here: {WITHOUT_EFFECT[name]}")
+                continue
+            result.append(f"--{RENAMED.get(name, name)}")
+        elif not skipping:
+            result.append(token)
+    return result, notes
+
+
+def _implied(argv: list[str]) -> list[str]:
+    """Options that follow from others, where they aren't given."""
+    given = {token for token in argv if token.startswith("--")}
+    if "--do_train" not in given:
+        return []
+    implied = []
+    if "--validation_file" in given and "--eval_strategy" not in given:
+        # A validation file given to a training run is used: eval loss whenever a checkpoint is due.
+        implied += ["--eval_strategy", "steps"]
+        if "--eval_steps" not in given:
+            last = len(argv) - argv[::-1].index("--save_steps") if "--save_steps" in given else None
+            implied += ["--eval_steps", argv[last] if last is not None else "500"]
+    if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs
+        elif not given & {"--pre_seq_len", "--ptuning_checkpoint"}:
+            implied += ["--bf16", "true"]  # fp32 master weights, bf16 computing; a frozen base is bf16 itself
+    return implied
+
+
+def _check_names(argv: list[str], parser: _Parser) -> None:
+    known = {option for action in parser._actions for option in action.option_strings}
+    for token in argv:
+        if token.startswith("--") and token not in known:
+            near = difflib.get_close_matches(token, sorted(known), n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown option {token}{hint} (all options: ptuning train --help)")
