@@ -2,7 +2,8 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← chatglm ← config ← data ← checkpoint ← loading ← training ← evaluation ← main ← cli
+    errors ← chatglm ← config ← data ← checkpoint ← loading ← validation ← generation ←
+    training ← evaluation ← report ← serving ← main ← cli
 
 Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
 """

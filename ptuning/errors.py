@@ -23,3 +23,15 @@ class CheckpointError(PTuningError):
 
 class TrainingError(PTuningError):
     """Training can't go on, for example because the loss is not finite."""
+
+
+class GenerationError(PTuningError):
+    """An answer can't be generated.
+
+    Args:
+        request: the id of the engine's request that is at fault.
+    """
+
+    def __init__(self, message: str, request: object = None):
+        super().__init__(message)
+        self.request = request

@@ -10,7 +10,7 @@ PACKAGE = Path(ptuning.__file__).parent
 
 
 def stated_order() -> list[str]:
-    line = next(line for line in ptuning.__doc__.splitlines() if "←" in line)
+    line = " ".join(line for line in ptuning.__doc__.splitlines() if "←" in line)
     return re.findall(r"\w+", line)
 
 

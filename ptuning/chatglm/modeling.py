@@ -64,6 +64,7 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         labels: torch.LongTensor | None = None,
         prefix: PrefixKeyValues | None = None,
         loss_only: bool = False,
+        logits_at: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
@@ -74,15 +75,16 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
             attention_mask: (B, S) or with the cache's length, 1 = real token; the prefix is not part of it.
             position_ids: (B, S); real tokens count from 0. Derived from the mask where left out and there is padding.
             labels: (B, S), -100 where there is no loss.
-            prefix: key/value pairs to use instead of the attached prefix.
+            prefix: key/value pairs to use instead of the attached prefix; an empty list: none.
             loss_only: compute logits and loss only where there are labels and return no logits.
+            logits_at: (B,) compute the logits of one position a row only, and return them as (B, V).
             num_items_in_batch: number of labels to divide the summed loss by (the whole accumulated batch); default:
                 those of this batch.
         """
         inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
         if prefix is None and self.prefix_encoder is not None:
             prefix = self.prefix_encoder(inputs.shape[0], self.dtype)
-        if prefix is not None:
+        if prefix:
             if not self.config._attn_implementation.startswith(PREFIXED):
                 raise RuntimeError(
                     f"attention implementation '{self.config._attn_implementation}' would ignore the prefix; "
@@ -92,6 +94,10 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         if position_ids is None:
             position_ids = _positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        if logits_at is not None:
+            hidden_BSH = self.model(input_ids=input_ids, **kwargs).last_hidden_state
+            rows = torch.arange(len(hidden_BSH), device=hidden_BSH.device)
+            return CausalLMOutputWithPast(logits=self.lm_head(hidden_BSH[rows, logits_at]))
         if not loss_only:
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}

@@ -54,6 +54,20 @@ class DataArguments:
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the question."})
     response_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
     history_column: str | None = field(default=None, metadata={"help": "Column of past [question, answer] turns."})
+    data_format: str = field(
+        default="auto",
+        metadata={
+            "help": "columns, or a chat format: sharegpt, openai, alpaca; auto: columns where they are named, else guessed.",
+            "choices": ["auto", "columns", "sharegpt", "openai", "alpaca"],
+        },
+    )
+    mix: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "FILE:RATIO …: mix rows of other files into training, RATIO rows for each row of --train_file, drawn "
+            "with --seed. Against forgetting."
+        },
+    )
     source_prefix: str = field(default="", metadata={"help": "Text put in front of every prompt."})
     loss_on: str = field(
         default="last",
@@ -104,7 +118,24 @@ class GenerationArguments:
         },
     )
     num_beams: int = field(default=1, metadata={"help": "Beam search with this many beams."})
+    generation_batch_tokens: int = field(
+        default=16384,
+        metadata={
+            "help": "Rows decoded together are bounded by this many tokens (prefix, prompt and answer); halved when memory "
+            "runs out."
+        },
+    )
     baseline: bool = field(default=False, metadata={"help": "Score the untuned base on the same rows too."})
+    baseline_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of an earlier evaluation of the untuned base on the same rows, instead of --baseline."
+        },
+    )
+    probe: bool = field(
+        default=False,
+        metadata={"help": "Answer the general questions in data/probe before and after tuning: what was forgotten?"},
+    )
 
 
 @dataclass
@@ -116,7 +147,8 @@ class TuningArguments(TrainingArguments):
         default=False, metadata={"help": "Delete the checkpoints of an earlier run there."}
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this many evaluations without a lower eval loss; keep the best."}
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model; keep the best."},
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})

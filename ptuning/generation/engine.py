@@ -1,0 +1,280 @@
+"""The decode loop: one forward call a step, over rows that join and leave between steps.
+
+The prefix lies in the first columns of a row's cache, where attention sees it before every token, and positions count the
+real tokens from 0: the same function as the official prefix (tests hold it to the golden answers), with rows of
+different prefixes, or none, side by side.
+"""
+
+import contextlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+
+import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.errors import GenerationError
+from ptuning.generation.past import PastTurns
+from ptuning.generation.request import Prefix, Request, Token
+from ptuning.generation.sampling import Chooser, choose
+from ptuning.generation.slots import SlotCache
+
+
+class _Row:
+    """A request while it runs."""
+
+    def __init__(self, request: Request):
+        self.request, self.chooser = request, Chooser(request.sampling)
+        self.generated: list[int] = []
+        self.cached = 0  # tokens of prompt and answer whose keys and values are in the cache
+
+    @property
+    def ids(self) -> list[int]:
+        return self.request.ids + self.generated
+
+    @property
+    def start(self) -> int:
+        """Columns in use."""
+        return (self.request.prefix.length if self.request.prefix else 0) + self.cached
+
+
+class Engine:
+    """Answers requests in one running batch. For one thread; use it as `with Engine(model, …) as engine`.
+
+    While it is entered the model computes without an attached prefix (each request names its own) and with sdpa.
+
+    Args:
+        model: in eval mode.
+        eos_token_id: ends an answer; None: answers end only at max_new_tokens.
+        batch_tokens: rows times cache columns at most; a request that needs more by itself still runs, alone.
+        max_rows: of the batch.
+        prefill_tokens: prompt tokens of one step at most, so that running rows don't wait long for new ones; a longer
+            prompt is a step by itself.
+        past_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their dialogue.
+        notify: gets a sentence when the batch is made smaller because memory ran out.
+    """
+
+    def __init__(
+        self,
+        model: ChatGLMForConditionalGeneration,
+        eos_token_id: int | None,
+        *,
+        batch_tokens: int = 16384,
+        max_rows: int = 64,
+        prefill_tokens: int = 2048,
+        past_tokens: int = 0,
+        notify: Callable[[str], None] = warnings.warn,
+    ):
+        self.model, self.eos_token_id = model, eos_token_id
+        self.batch_tokens, self.max_rows, self.prefill_tokens = batch_tokens, max_rows, prefill_tokens
+        self.past, self.notify = PastTurns(past_tokens), notify
+        self.rows: list[_Row] = []  # row i has slot i
+        self.waiting: deque[_Row] = deque()
+        config = model.config
+        self.cache = SlotCache(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, model.dtype, model.device
+        )
+
+    def __enter__(self) -> "Engine":
+        self._attention = self.model.config._attn_implementation
+        self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.model.config._attn_implementation = self._attention
+        self.cache.clear()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.rows or self.waiting)
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            ValueError: no tokens, a token that the model doesn't have, or no new tokens wanted.
+        """
+        vocabulary = self.model.config.vocab_size
+        if not request.ids or min(request.ids) < 0 or max(request.ids) >= vocabulary:
+            raise ValueError(f"request {request.id}: tokens must be from 0 to {vocabulary - 1}, and at least one")
+        if request.max_new_tokens < 1:
+            raise ValueError(f"request {request.id}: max_new_tokens is {request.max_new_tokens}, the least is 1")
+        self.waiting.append(_Row(request))
+
+    def cancel(self, id: Hashable) -> bool:
+        """Takes a request out, at once. Returns whether it was there."""
+        for index, row in enumerate(self.rows):
+            if row.request.id == id:
+                with _inference():
+                    self._leave(index)
+                return True
+        for row in self.waiting:
+            if row.request.id == id:
+                self.waiting.remove(row)
+                return True
+        return False
+
+    def forget(self, prefix: Prefix) -> None:
+        """Drops what is kept of a prefix's dialogues."""
+        self.past.drop(prefix)
+
+    def step(self) -> list[Token]:
+        """One forward call: the prompts of rows that can join, else the next token of every running row.
+
+        Returns:
+            What became known, in the rows' order; empty when there is no work, or when memory ran out and the batch was
+            made smaller.
+
+        Raises:
+            GenerationError: a single row doesn't fit into memory. That row is taken out; the engine can go on.
+        """
+        joining = self._joining()
+        if not joining and not self.rows:
+            return []
+        try:
+            with _inference():
+                return self._forward(joining or self.rows)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._shrink(joining, error)
+            return []
+
+    def idle_step(self) -> None:
+        """A forward call for nobody: under ZeRO-3 all processes gather each layer together."""
+        with _inference():
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device), prefix=[])
+
+    def _joining(self) -> list[_Row]:
+        """Takes from the queue, in order, what fits beside the running rows."""
+        joining: list[_Row] = []
+        widest = max((row.request.room for row in self.rows), default=0)
+        prompts = 0
+        while self.waiting and len(self.rows) + len(joining) < self.max_rows:
+            row = self.waiting[0]
+            wider = max(widest, row.request.room)
+            longest = max(prompts, len(row.ids))
+            others = len(self.rows) + len(joining)
+            if others and (others + 1) * wider > self.batch_tokens:
+                break
+            if joining and (len(joining) + 1) * longest > self.prefill_tokens:
+                break
+            joining.append(self.waiting.popleft())
+            widest, prompts = wider, longest
+        return joining
+
+    def _forward(self, rows: list[_Row]) -> list[Token]:
+        """Computes the rows' tokens that aren't in the cache yet, and chooses the next ones."""
+        first = 0
+        if rows is not self.rows:
+            first = len(self.rows)
+            self._place(rows, first)
+        new = [row.ids[row.cached :] for row in rows]
+        longest, device = max(map(len, new)), self.model.device
+        starts = torch.tensor([row.start for row in rows], device=device)
+        positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
+        logits_NV = self.model(
+            input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
+            attention_mask=self.cache.begin(first, starts, longest),
+            position_ids=positions.to(device),
+            past_key_values=self.cache,
+            prefix=[],
+            logits_at=torch.tensor([len(ids) - 1 for ids in new], device=device),
+        ).logits.float()
+        asked = [index for index, row in enumerate(rows) if row.request.logprobs is not None]
+        logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
+        chosen = choose(logits_NV, [row.chooser for row in rows])
+        for row in rows:
+            row.cached = len(row.request.ids) + len(row.generated)
+        if rows is not self.rows:
+            self.rows += rows
+        return self._settle(list(rows), chosen, logprobs)
+
+    def _place(self, rows: list[_Row], first: int) -> None:
+        """Fills the slots of joining rows with their prefix and what is known of their past."""
+        known = [self.past.longest(row.request.prefix, row.ids) for row in rows]
+        for row, past in zip(rows, known, strict=True):
+            row.cached = 0 if past is None else past.shape[3]
+        padded = max(row.start for row in rows) + max(len(row.ids) - row.cached for row in rows)
+        columns = max(padded, *(row.request.room for row in [*self.rows, *rows]))
+        self.cache.reserve(first + len(rows), columns, keep=first, budget=self.batch_tokens)
+        for slot, (row, past) in enumerate(zip(rows, known, strict=True), start=first):
+            if row.request.prefix is not None:
+                self.cache.put(slot, 0, row.request.prefix.key_values)
+            if past is not None:
+                self.cache.put(slot, row.start - row.cached, past)
+
+    def _settle(self, rows: list[_Row], chosen: list[int], logprobs: dict[int, torch.Tensor]) -> list[Token]:
+        answers, ended = [], []
+        for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            request = row.request
+            extra = _likeliest(logprobs[index], token, request.logprobs) if index in logprobs else {}
+            if token == self.eos_token_id:
+                answers.append(Token(request.id, None, "stop", **extra))
+                ended.append(row)
+                continue
+            row.generated.append(token)
+            full = len(row.generated) == request.max_new_tokens
+            answers.append(Token(request.id, token, "length" if full else None, **extra))
+            if full:
+                ended.append(row)
+        for row in ended:
+            self._leave(self.rows.index(row))
+        return answers
+
+    def _leave(self, index: int) -> None:
+        """Frees a slot. The last row moves into it, so that the rows in use stay the first ones."""
+        row = self.rows[index]
+        if self.past.capacity and row.cached:
+            start = row.start - row.cached
+            self.past.add(row.request.prefix, row.ids[: row.cached], self.cache.take(index, start, start + row.cached))
+        last = self.rows.pop()
+        if last is not row:
+            self.cache.move(len(self.rows), index, last.start)
+            self.rows[index] = last
+
+    def _shrink(self, joining: list[_Row], error: Exception) -> None:
+        """Halves the batch and puts all rows back into the queue; what they have generated stays."""
+        rows = self.rows + [row for row in joining if row not in self.rows]
+        before = len(rows) * max(row.request.room for row in rows)
+        self.rows = []
+        self.cache.clear()
+        self.past.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            request = rows[0].request
+            raise GenerationError(
+                f"a prompt of {len(request.ids)} tokens with {request.max_new_tokens} new ones doesn't fit into memory even "
+                "alone; use shorter lengths or a smaller dtype",
+                request.id,
+            ) from error
+        self.waiting.extendleft(reversed(rows))
+        self.batch_tokens = max(min(self.batch_tokens, before) // 2, 1)
+        self.notify(
+            f"memory ran out with {len(rows)} rows; the batch is now at most {self.batch_tokens} tokens, and goes on"
+        )
+
+
+def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
+    """The report on one choice, as fields of Token."""
+    values, tokens = logprobs_V.topk(count)
+    top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
+    return {"logprob": float(logprobs_V[token]), "top": top}
+
+
+@contextlib.contextmanager
+def _inference() -> Iterator[None]:
+    # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
+    with torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode():
+        yield
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )

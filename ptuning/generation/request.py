@@ -1,0 +1,110 @@
+"""What is asked of the engine and what it answers."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from ptuning.chatglm.prefix import PrefixEncoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        temperature: 0 is greedy, and then top_p, top_k and seed have nothing to do.
+        top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        seed: of this row's own random numbers; None draws one. The same seed gives the same answer whatever else is in
+            the batch.
+        frequency_penalty: taken off a token's logit for each time it was generated (OpenAI's definition).
+        presence_penalty: taken off once a token was generated at all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+    @property
+    def penalised(self) -> bool:
+        return bool(self.frequency_penalty or self.presence_penalty)
+
+
+GREEDY = Sampling()
+# What the official ptuning/main.py passes to generate (transformers' own default there is top_k 50).
+OFFICIAL = Sampling(temperature=0.95, top_p=0.7, top_k=50)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The keys and values of a tuned prefix, ready to be put in front of a row's own.
+
+    Args:
+        name: for the caller; two prefixes are the same only if they are the same object.
+        key_values: (L, 2, G, T, D), keys without rotary.
+    """
+
+    name: str
+    key_values: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, encoder: PrefixEncoder, dtype: torch.dtype) -> "Prefix":
+        """From a prefix encoder, without dropout, in the dtype that the base computes in."""
+        was_training = encoder.training
+        encoder.eval()
+        with torch.no_grad():
+            layers = encoder(1, dtype)
+        encoder.train(was_training)
+        return cls(name, torch.stack([torch.stack((key[0], value[0])) for key, value in layers]))
+
+    @property
+    def length(self) -> int:
+        return self.key_values.shape[3]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt to answer.
+
+    Args:
+        id: names the request in the engine's answers; unique among those that run.
+        ids: the prompt's tokens, [gMASK] sop included.
+        max_new_tokens: at least 1.
+        prefix: None is the untuned base.
+        logprobs: report the chosen token's log probability and those of this many likeliest tokens.
+    """
+
+    id: Hashable
+    ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    prefix: Prefix | None = None
+    logprobs: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Cache columns the row may need: prefix, prompt and answer."""
+        return (self.prefix.length if self.prefix else 0) + len(self.ids) + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One step of one request.
+
+    Args:
+        id: the request's.
+        token: None where the model ended the answer.
+        finish: None while it goes on; stop: the model ended it; length: max_new_tokens are there.
+        logprob: of the chosen token under the model, before temperature and the like; only where asked for.
+        top: (token, log probability) of the likeliest; only where asked for.
+    """
+
+    id: Hashable
+    token: int | None
+    finish: str | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = field(default=())

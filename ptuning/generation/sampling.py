@@ -1,0 +1,77 @@
+"""The next token of each row, chosen by the row's own rule and its own random numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from ptuning.generation.request import Sampling
+
+
+class Chooser:
+    """The rule of one row. Keeps its random state and what it has generated, for the penalties."""
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+        self.counts: Counter[int] = Counter()
+        self.random = None
+        if sampling.temperature > 0:
+            self.random = torch.Generator()
+            if sampling.seed is None:
+                self.random.seed()
+            else:
+                self.random.manual_seed(sampling.seed % 2**63)
+
+    def penalise(self, logits_V: torch.Tensor) -> None:
+        """Takes the penalties off in place."""
+        if not self.sampling.penalised or not self.counts:
+            return
+        tokens = torch.tensor(list(self.counts), device=logits_V.device)
+        times = torch.tensor(list(self.counts.values()), device=logits_V.device, dtype=logits_V.dtype)
+        logits_V[tokens] -= self.sampling.frequency_penalty * times + self.sampling.presence_penalty
+
+
+def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
+    """One token a row.
+
+    Args:
+        logits_NV: fp32; penalties are taken off in place.
+        choosers: one a row; they remember what was chosen.
+    """
+    for logits_V, chooser in zip(logits_NV, choosers, strict=True):
+        chooser.penalise(logits_V)
+    chosen = logits_NV.argmax(-1)
+    groups: dict[tuple, list[int]] = {}
+    for row, chooser in enumerate(choosers):
+        rule = chooser.sampling
+        if chooser.random is not None:
+            groups.setdefault((rule.temperature, rule.top_k, rule.top_p), []).append(row)
+    for rule, rows in groups.items():
+        chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), [choosers[row].random for row in rows])
+    tokens = chosen.tolist()
+    for token, chooser in zip(tokens, choosers, strict=True):
+        if chooser.sampling.penalised:
+            chooser.counts[token] += 1
+    return tokens
+
+
+@lru_cache(maxsize=256)
+def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+    """transformers' own, in the order in which its generate applies them."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
+
+
+def _draw(logits_NV: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """One number of each row's own generator picks from its distribution, on any device the same."""
+    cumulative_NV = logits_NV.double().softmax(-1).cumsum(-1)
+    numbers_N1 = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])[:, None]
+    # Scaled by the sum, which rounding keeps off 1, and kept below it, where the first token of weight 0 might lie.
+    targets_N1 = numbers_N1.to(logits_NV.device) * cumulative_NV[:, -1:] * (1 - 1e-12)
+    return torch.searchsorted(cumulative_NV, targets_N1, right=True)[:, 0]

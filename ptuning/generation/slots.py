@@ -1,0 +1,107 @@
+"""The key/value cache of a batch whose rows come and go.
+
+A row has its prefix, prompt and answer in columns 0, 1, 2, … of its own slot. Rows in use are always the first ones, so
+that each step works on one dense slice.
+
+Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new tokens a row.
+"""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_COLUMNS = 128  # columns are added in steps of this many
+
+
+class _Slice(CacheLayerMixin):
+    """One layer of the rows that take part in a forward call."""
+
+    def __init__(self, owner: "SlotCache", layer: int):
+        super().__init__()
+        self.owner, self.layer = owner, layer
+
+    def lazy_initialization(self, key_states, value_states) -> None:
+        """Nothing to do: the owner allocates before each call."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Writes (n, G, S, D) behind what each row has, and returns the rows' (n, G, columns in use, D)."""
+        rows, index, width = self.owner.rows, self.owner.index, self.owner.width
+        keys, values = self.owner.store[self.layer, :, rows]
+        keys.scatter_(2, index, key_states)
+        values.scatter_(2, index, value_states)
+        return keys[:, :, :width], values[:, :, :width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.owner.width
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """Slots for rows of different lengths.
+
+    Args:
+        layers: L.
+        groups: G.
+        head_dim: D.
+        dtype: of keys and values.
+        device: where they lie.
+    """
+
+    def __init__(self, layers: int, groups: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+        super().__init__(layers=[_Slice(self, layer) for layer in range(layers)])
+        self.store = torch.zeros(layers, 2, 0, groups, 0, head_dim, dtype=dtype, device=device)
+
+    def reserve(self, rows: int, columns: int, keep: int, budget: int) -> None:
+        """Makes room for `rows` rows of `columns` columns.
+
+        Args:
+            keep: the first rows, whose contents stay.
+            budget: spare rows, so that growing is rare, stay within this many tokens.
+        """
+        layers, two, had_rows, groups, had_columns, head_dim = self.store.shape
+        if rows <= had_rows and columns <= had_columns:
+            return
+        columns = -(-columns // _COLUMNS) * _COLUMNS
+        rows = max(rows, min(2 * rows, budget // columns))
+        kept = self.store[:, :, :keep, :, :columns]
+        # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.
+        self.store = self.store.new_zeros(layers, two, rows, groups, columns, head_dim)
+        self.store[:, :, :keep, :, : kept.shape[4]] = kept
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self.store = self.store[:, :, :0, :, :0].clone()
+
+    def begin(self, first: int, starts: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """Prepares one forward call for the rows first, first + 1, ….
+
+        Args:
+            first: of the rows.
+            starts: (n,) columns in use of each row.
+            new_tokens: S; shorter rows are padded on the right.
+
+        Returns:
+            The mask (n, 1, S, columns): a token sees its prefix, its past and itself.
+        """
+        count = len(starts)
+        self.rows = slice(first, first + count)
+        self.width = int(starts.max()) + new_tokens
+        columns = starts[:, None] + torch.arange(new_tokens, device=starts.device)
+        self.index = columns[:, None, :, None].expand(count, self.store.shape[3], new_tokens, self.store.shape[5])
+        return (torch.arange(self.width, device=starts.device) <= columns[:, :, None])[:, None]
+
+    def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
+        """Writes (L, 2, G, n, D) into a row from column `start` on."""
+        self.store[:, :, row, :, start : start + key_values.shape[3]] = key_values
+
+    def take(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of a row's columns: (L, 2, G, stop - start, D)."""
+        return self.store[:, :, row, :, start:stop].clone()
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        """Copies the first columns of one row over another."""
+        self.store[:, :, target, :, :columns] = self.store[:, :, source, :, :columns]
