@@ -136,7 +136,7 @@ class Engine:
             with _inference():
                 return self._forward(joining or self.rows)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._shrink(joining, error)
             return []
@@ -271,7 +271,7 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     text = str(error)
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))

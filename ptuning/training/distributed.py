@@ -16,7 +16,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from accelerate.utils import gather_object
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import ConfigError, TrainingError
 
@@ -152,6 +154,20 @@ def raise_together(problem: str | None, device: torch.device) -> None:
         problem = next(text for text in gather_object([problem]) if text is not None)
     if problem is not None:
         raise TrainingError(problem)
+
+
+def most_anywhere(number: int) -> int:
+    """The largest of all processes' numbers."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=PartialState().device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether any process says so. All must ask; asked of one process alone it is its own answer."""
+    return bool(most_anywhere(int(flag))) if is_deepspeed_zero3_enabled() else flag
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What a run leaves behind besides weights: its full configuration, versions, data fingerprints and loss curve."""
 
+import contextlib
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,21 +40,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_run(folder: Path, config: dict, data: dict[str, str], world_size: int, resumed_from: str | None) -> Path:
-    """Writes run.json, or run-resumed-N.json beside it when a run is continued.
+def write_run(
+    folder: Path, config: dict, data: dict[str, str], world_size: int, resumed_from: str | None, trains: bool = True
+) -> Path:
+    """Writes run.json, or run-resumed-N.json beside it when a run is continued, or evaluation.json.
 
     Args:
         config: every option.
         data: file → sha256.
         world_size: number of processes.
         resumed_from: the checkpoint, if any.
+        trains: False for a run that only evaluates, perhaps in the folder of the one that trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = (
-        "run.json"
-        if resumed_from is None
-        else f"run-resumed-{Path(resumed_from).name.removeprefix('checkpoint-')}.json"
-    )
+    name = "run.json" if trains else "evaluation.json"
+    if resumed_from is not None:
+        name = f"run-resumed-{Path(resumed_from).name.removeprefix('checkpoint-')}.json"
     values = {
         "command": sys.argv,
         "config": config,
@@ -65,6 +68,39 @@ def write_run(folder: Path, config: dict, data: dict[str, str], world_size: int,
     path = folder / name
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
+
+
+def write_data(folder: Path, summaries: dict[str, dict]) -> None:
+    """Writes data.json; splits that an earlier command saw stay.
+
+    Args:
+        summaries: split → what `split_summary` returned.
+    """
+    path = folder / "data.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(before | summaries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def outcome(folder: Path) -> Iterator[None]:
+    """Writes outcome.json when the block ends: finished, failed with the error, or interrupted; and when."""
+    started = _now()
+    status, error = "finished", None
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except BaseException as cause:
+        status, error = "failed", f"{type(cause).__name__}: {cause}"
+        raise
+    finally:
+        values = {"status": status, "error": error, "started": started, "ended": _now()}
+        (folder / "outcome.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
 
 
 def resume_conflicts(checkpoint: Path, config: dict, data: dict[str, str], world_size: int) -> list[str]:

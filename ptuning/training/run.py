@@ -19,7 +19,7 @@ from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
 from ptuning.training import distributed
-from ptuning.training.record import LossCurve, resume_conflicts, write_run
+from ptuning.training.record import LossCurve, resume_conflicts
 from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer
 
@@ -93,18 +93,18 @@ def build_trainer(
     tokenizer: ChatGLMTokenizer,
     rows: dict[str, list[EncodedRow]],
     description: PrefixDescription | FullDescription,
+    score_answers: Callable[[], dict[str, float]] | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
     Args:
         rows: split name → encoded rows; train and validation are used where they are there.
         description: of the prefix or of the fully tuned model.
+        score_answers: see TuningTrainer.
     """
     args, data = config.training, config.data
     callbacks = [LossCurve(Path(args.output_dir))] if args.do_train else []
     if args.early_stopping_patience is not None:
-        args.load_best_model_at_end = True
-        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     trainer = TuningTrainer(
         model=model,
@@ -115,6 +115,7 @@ def build_trainer(
         train_dataset=RowDataset(rows["train"]) if "train" in rows else None,
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
         callbacks=callbacks,
+        score_answers=score_answers,
     )
     distributed.check(args.deepspeed is not None, trainer.is_deepspeed_enabled, trainer.accelerator.num_processes)
     return trainer
@@ -123,25 +124,23 @@ def build_trainer(
 def train(
     config: Config,
     trainer: TuningTrainer,
-    data: dict[str, str],
     resume_from: str | None,
     say: Callable[[str], None],
 ) -> None:
     """Trains and saves. The tuned checkpoint is written into the output folder itself, after the last step.
 
     Args:
-        data: split name → sha256, for the run's record.
         resume_from: from `checkpoint_to_resume`.
         say: prints on the main process.
     """
     args = config.training
-    if args.should_save:
-        write_run(Path(args.output_dir), config.to_dict(), data, args.world_size, resume_from)
     say(_banner(trainer, resume_from))
     with _deepspeed_files(trainer) if args.deepspeed else nullcontext():
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
+    what = "model" if trainer.model.prefix_encoder is None else "prefix"
+    say(f"Saved the tuned {what} in {args.output_dir}")
 
 
 @contextmanager

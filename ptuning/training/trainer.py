@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.errors import TrainingError
 from ptuning.training.distributed import raise_together
 from ptuning.training.saving import require_space, save_full_model
+from ptuning.training.throughput import Throughput
 
 STAGING = ".saving"  # checkpoints are written here and renamed when complete
 
@@ -31,6 +32,8 @@ class TuningTrainer(Trainer):
         tokenizer: saved beside full-parameter checkpoints.
         description: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
+        score_answers: generates and scores answers to the validation rows; its figures join those of `evaluate` during
+            training, so that the best checkpoint can be chosen by them.
         **kwargs: of Trainer; the data sets are RowDatasets.
     """
 
@@ -40,11 +43,13 @@ class TuningTrainer(Trainer):
         tokenizer: ChatGLMTokenizer,
         description: PrefixDescription | FullDescription | None,
         pad_to: int | None = None,
+        score_answers: Callable[[], dict[str, float]] | None = None,
         **kwargs,
     ):
         collator = PadRight(tokenizer.pad_token_id, pad_to)
         super().__init__(processing_class=tokenizer, data_collator=collator, **kwargs)
-        self.description = description
+        self.description, self.score_answers = description, score_answers
+        self._throughput = Throughput(self.args.world_size)
         self._sampler_epoch = _SamplerEpoch()
         self.add_callback(self._sampler_epoch)
 
@@ -79,6 +84,7 @@ class TuningTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
             self._step_rate = super()._get_learning_rate()
+        self._throughput.count(inputs["input_ids"], self.processing_class.pad_token_id)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _get_learning_rate(self) -> float:
@@ -100,6 +106,8 @@ class TuningTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.args.fp16 and "learning_rate" in logs:
             logs["overflow_steps"] = self.overflow_steps
+        if "loss" in logs:
+            logs |= self._throughput.report()
         super().log(logs, start_time)
 
     def _last_checkpoint(self) -> str:
@@ -107,7 +115,14 @@ class TuningTrainer(Trainer):
         return f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Loss a token over the whole set: the same figure whatever the batch size and the number of processes."""
+        """Loss a token over the whole set: the same figure whatever the batch size and the number of processes.
+
+        During training the scores of `score_answers` stand beside it.
+        """
+        with self._throughput.paused():
+            return self._loss_and_scores(eval_dataset, metric_key_prefix)
+
+    def _loss_and_scores(self, eval_dataset: RowDataset | None, metric_key_prefix: str) -> dict[str, float]:
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         self.prepare_for_evaluation()
         started, model = time.perf_counter(), self.model_wrapped
@@ -130,6 +145,8 @@ class TuningTrainer(Trainer):
             f"{metric_key_prefix}_rows": len(dataset),
             f"{metric_key_prefix}_seconds": round(seconds, 2),
         }
+        if self.score_answers is not None and self.is_in_train:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.score_answers().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -171,6 +188,10 @@ class TuningTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes into a staging folder and renames it, so that a `checkpoint-N` folder is always complete."""
+        with self._throughput.paused():
+            self._save_staged(model, trial)
+
+    def _save_staged(self, model, trial) -> None:
         run = Path(self.args.output_dir)
         if self._encoder() is None:
             require_space(

@@ -1,0 +1,90 @@
+"""Tokens/s of the engine against batch 1, on random weights and ADGEN lengths. Prints one JSON line last.
+
+    python benchmarks/generate.py                                     12 layers, hidden 512, prefix 128, on the CPU
+    python benchmarks/generate.py --device cuda --dtype bfloat16 …    on a GPU
+
+Batch 1 is what the official evaluation does: transformers' generate, one prompt after the other. Answers have the lengths
+of real ones (no end token), so that both generate the same tokens.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from common import add_model_arguments, model_config, random_rows, sample_lengths, wait
+from tqdm import tqdm
+
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.generation import Engine, Prefix, Request
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--pre_seq_len", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=192, help="answered by the engine")
+    parser.add_argument("--single_rows", type=int, default=12, help="answered one by one, because that takes long")
+    parser.add_argument("--batch_tokens", type=int, default=16384)
+    parser.add_argument("--max_rows", type=int, default=64)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    model = ChatGLMForConditionalGeneration(model_config(args)).to(args.device, dtype).eval()
+    encoder = model.attach_prefix(args.pre_seq_len)
+    lengths = sample_lengths(args.lengths, args.rows)
+    prompts = [row.input_ids for row in random_rows([(source, 0) for source, _ in lengths], args.vocab)]
+    jobs = list(zip(prompts, (target for _, target in lengths), strict=True))
+
+    single = one_by_one(model, jobs[: args.single_rows], args.device)
+    prefix = Prefix.of("random", encoder, model.dtype)
+    batched = with_engine(model, prefix, jobs, args)
+    result = {
+        "benchmark": "generate",
+        "device": args.device,
+        "dtype": args.dtype,
+        "layers": args.layers,
+        "hidden": args.hidden,
+        "pre_seq_len": args.pre_seq_len,
+        "rows": args.rows,
+        "tokens": sum(target for _, target in jobs),
+        "threads": torch.get_num_threads(),
+        "max_rows": args.max_rows,
+        "batch_1_tokens_per_s": round(single, 1),
+        "engine_tokens_per_s": round(batched, 1),
+        "speedup": round(batched / single, 2),
+    }
+    print(json.dumps(result))
+
+
+def one_by_one(model, jobs: list[tuple[list[int], int]], device: str) -> float:
+    """Generated tokens a second of `generate`, batch 1."""
+    model.generate(torch.tensor([jobs[0][0]], device=device), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    wait(device)
+    started = time.perf_counter()
+    for ids, target in tqdm(jobs, desc="batch 1", unit="row"):
+        prompt = torch.tensor([ids], device=device)
+        model.generate(prompt, max_new_tokens=target, do_sample=False, eos_token_id=None)
+    wait(device)
+    return sum(target for _, target in jobs) / (time.perf_counter() - started)
+
+
+def with_engine(model, prefix: Prefix, jobs: list[tuple[list[int], int]], args: argparse.Namespace) -> float:
+    """Generated tokens a second of the engine, longest prompt first as evaluation does it."""
+    tokens = 0
+    with Engine(model, None, batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
+        wait(args.device)
+        started = time.perf_counter()
+        for number, (ids, target) in enumerate(sorted(jobs, key=lambda job: -len(job[0]))):
+            engine.add(Request(number, ids, target, prefix=prefix))
+        with tqdm(total=len(jobs), desc="engine", unit="row") as bar:
+            while engine.has_work:
+                events = engine.step()
+                tokens += len(events)
+                bar.update(sum(event.finish is not None for event in events))
+        wait(args.device)
+        return tokens / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

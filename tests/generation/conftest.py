@@ -1,0 +1,66 @@
+"""A model with prefixes of several lengths, and what `generate` answers one by one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ptuning.chatglm.prefix import PrefixEncoder, PrefixShape
+from ptuning.generation import Engine, Prefix, Request
+
+
+@pytest.fixture(scope="module")
+def model(load_tiny):
+    """The golden base, without a prefix."""
+    return load_tiny()
+
+
+@pytest.fixture(scope="module")
+def encoders(model) -> dict[int, PrefixEncoder]:
+    """Length → random prefix, strong enough to change every answer."""
+    found = {}
+    for length in (3, 8, 17):
+        torch.manual_seed(length)
+        found[length] = PrefixEncoder(PrefixShape.of(model.config), length)
+    return found
+
+
+@pytest.fixture(scope="module")
+def prefixes(model, encoders) -> dict[int, Prefix]:
+    return {length: Prefix.of(f"p{length}", encoder, model.dtype) for length, encoder in encoders.items()}
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model, encoders) -> Callable[[Request], list[int]]:
+    """The greedy answer of transformers' own generate."""
+
+    def answer(request: Request) -> list[int]:
+        if request.prefix is not None:
+            model.attach_encoder(encoders[request.prefix.length])
+        try:
+            out = model.generate(
+                torch.tensor([request.ids]),
+                max_new_tokens=request.max_new_tokens,
+                do_sample=False,
+                eos_token_id=2,
+                pad_token_id=0,
+            )
+        finally:
+            if request.prefix is not None:
+                model.detach_prefix()
+        ids = out[0, len(request.ids) :].tolist()
+        return ids[: ids.index(2)] if 2 in ids else ids
+
+    return answer
+
+
+def answers(engine: Engine, requests: list[Request]) -> dict[object, list[int]]:
+    """Runs them to the end. Request id → tokens."""
+    found = {request.id: [] for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for event in engine.step():
+            if event.token is not None:
+                found[event.id].append(event.token)
+    return found
