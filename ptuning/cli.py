@@ -1,4 +1,4 @@
-"""The installed command: `ptuning train | evaluate | chat | export | convert | estimate`."""
+"""The installed command: `ptuning train | evaluate | validate-data | compare | report | chat | export | convert | estimate`."""
 
 import argparse
 import sys
@@ -13,21 +13,27 @@ from ptuning.checkpoint import export_official, export_peft, read_prefix
 from ptuning.checkpoint.base_folder import read_base_config, resolve_base
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
+from ptuning.evaluation.compare import compare_command
 from ptuning.loading import load_model, resolve_dtype
+from ptuning.report import report_command
 from ptuning.training import distributed
 from ptuning.training.estimate import estimate_command
+from ptuning.validation.command import validate_command
 
 CPU = torch.device("cpu")
 
 USAGE = """usage: ptuning COMMAND [options]
 
-  train      tune a prefix or all weights; the options of ptuning/main.py, e.g. --config configs/ptuning_demo.yaml
-  evaluate   answer a test file with a tuned prefix and score the answers: --ptuning_checkpoint DIR --test_file FILE …
-  chat       talk to a model in the terminal: --ptuning_checkpoint DIR
-  export     write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
-             or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
-  estimate   memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N
-  convert    make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR
+  train          tune a prefix or all weights; the options of ptuning/main.py, e.g. --config configs/ptuning_demo.yaml
+  evaluate       answer a test file with a tuned prefix and score the answers: --ptuning_checkpoint DIR --test_file FILE …
+  validate-data  check data files, report lengths and duplicates, write clean rows: FILE …
+  compare        two runs, or a run and its base, on the same rows: is the difference more than noise? RUN_A [RUN_B]
+  report         render a run's report.html again, or one page over several runs: RUN …
+  chat           talk to a model in the terminal: --ptuning_checkpoint DIR
+  export         write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
+                 or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
+  estimate       memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N
+  convert        make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR
 
 ptuning COMMAND --help lists the options."""
 
@@ -38,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int | None]] = {
         "train": lambda rest: entry.main(["--do_train", *rest]),
         "evaluate": lambda rest: entry.main(["--do_predict", *rest]),
+        "validate-data": validate_command,
+        "compare": compare_command,
+        "report": report_command,
         "chat": chat,
         "export": export,
         "convert": convert,

@@ -1,7 +1,9 @@
 """Entry of `python`, `torchrun` and `deepspeed ptuning/main.py`: parse → data → model → train → evaluate; composition only."""
 
-import json
+import contextlib
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -10,19 +12,23 @@ if __name__ == "__main__":
 
 from transformers import set_seed
 
-from ptuning.checkpoint import describe_full, describe_prefix, read_prefix
+from ptuning.checkpoint import FullDescription, PrefixDescription, describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import IGNORE, Encoder, Lengths
+from ptuning.data.formats import Layout
 from ptuning.data.load import Split, read_split
-from ptuning.data.records import Columns
+from ptuning.data.mix import mixed
+from ptuning.data.summary import split_summary
 from ptuning.errors import PTuningError
-from ptuning.evaluation.generate import GenerationOptions
-from ptuning.evaluation.predict import predict, table
+from ptuning.evaluation.best import settle_best, write_best
+from ptuning.evaluation.run import Evaluation
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.report import write_report
 from ptuning.training import distributed
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
+from ptuning.training.record import outcome, write_data, write_run
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
@@ -41,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
-    """Trains and evaluates as the config says. Returns the scores of each evaluated model."""
+def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
+    """Trains and evaluates as the config says. Returns what metrics.json holds."""
     distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
@@ -51,16 +57,17 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
     for split in splits.values():
         say(split)
     check_combinations(config)
+    must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     train_encoder, eval_encoder = encoders(config, tokenizer)
-    rows = {}
-    for name, encoder in (("train", train_encoder), ("validation", eval_encoder)):
-        if name in splits:
-            rows[name], report = encoder.training_rows(splits[name].records)
-            say(f"{name}: {report}")
+    rows, summaries = {}, {}
+    for name, split in splits.items():
+        rows[name], report = (train_encoder if name == "train" else eval_encoder).training_rows(split.records)
+        summaries[name] = split_summary(split, rows[name], report)
+        say(f"{name}: {report}")
 
     if config.training.do_train:
         longest = max(len(row.input_ids) for row in rows["train"])
@@ -68,42 +75,60 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict[str, float]]:
         estimate = estimate_run(config, longest=(longest, labels))
         say(estimate)
         estimate.require_fit()
-    model = build_model(config, say)
-    if model.prefix_encoder is not None:
-        description = describe_prefix(model, config.model.model_name_or_path, **description_of(config))
-    else:
-        description = describe_full(config.model.model_name_or_path, **description_of(config))
-    trainer = build_trainer(config, model, tokenizer, rows, description)
-    results = {}
-    if (
-        config.training.do_train
-        and config.generation.baseline
-        and config.training.do_predict
-        and model.prefix_encoder is None
-    ):
-        results |= score_answers(config, model, tokenizer, splits["test"].records, eval_encoder, say, trained=False)
-    if config.training.do_train:
-        train(config, trainer, data, resume_from, say)
-        say(
-            f"Saved the tuned {'prefix' if model.prefix_encoder is not None else 'model'} in {config.training.output_dir}"
-        )
-    if config.training.do_eval and "validation" in rows:
-        results["validation"] = trainer.evaluate()
-        say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**results["validation"]))
-    if config.training.do_predict or (config.training.do_eval and config.generation.predict_with_generate):
-        trainer.prepare_for_evaluation()
-        split = splits["test" if config.training.do_predict else "validation"]
-        scores = score_answers(config, model, tokenizer, split.records, eval_encoder, say)
-        results |= scores
-        say(table({name: values for name, values in results.items() if name != "validation"}))
-    if results and config.training.should_save:
-        path = Path(config.training.output_dir) / "metrics.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        say(f"Wrote {path} and the predictions beside it")
+    with recorded(config, data, summaries, resume_from):
+        model = build_model(config, say)
+        evaluation = Evaluation(config, model, tokenizer, eval_encoder, say)
+        score_answers = None
+        if must_score:
+            score_answers = partial(evaluation.validation_scores, splits["validation"].records)
+        trainer = build_trainer(config, model, tokenizer, rows, describe(config, model), score_answers)
+        test = splits.get("test")
+        if test is None and config.training.do_eval and config.generation.predict_with_generate:
+            test = splits["validation"]
+        if config.training.do_train:
+            evaluation.before_training(test and test.records)
+            train(config, trainer, resume_from, say)
+            if trainer.args.load_best_model_at_end and trainer.args.should_save:
+                say(write_best(Path(config.training.output_dir), trainer.state, trainer.args.metric_for_best_model))
+        results = {}
+        if config.training.do_eval and "validation" in rows:
+            found = trainer.evaluate()
+            say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**found))
+            results["validation"] = {
+                name: round(found[name], 6) for name in ("eval_loss", "eval_perplexity", "eval_rows")
+            }
+        if test is not None or config.generation.probe:
+            trainer.prepare_for_evaluation()
+            evaluation.after_training(test and test.records)
+            say(evaluation.summary())
+        results |= evaluation.results
+        if results:
+            say(f"Wrote {evaluation.write(results)} and the predictions beside it")
     if config.training.do_train and model.prefix_encoder is not None:
         say(f"Next: {Path(sys.executable).parent}/ptuning chat --ptuning_checkpoint {config.training.output_dir}")
     return results
+
+
+@contextlib.contextmanager
+def recorded(
+    config: Config, data: dict[str, str], summaries: dict[str, dict], resume_from: str | None
+) -> Iterator[None]:
+    """Leaves options, versions, data, outcome and report.html in the run's folder, also after an error or Ctrl-C."""
+    args = config.training
+    if not args.should_save:
+        yield
+        return
+    folder = Path(args.output_dir)
+    write_run(folder, config.to_dict(), data, args.world_size, resume_from, trains=args.do_train)
+    write_data(folder, summaries)
+    try:
+        with outcome(folder):
+            yield
+    finally:
+        try:
+            print(f"Report: {write_report(folder)}")
+        except Exception as error:  # a report that fails must not hide why the run did
+            print(f"note: no report was written: {error!r}", file=sys.stderr)
 
 
 def prepare(argv: list[str]) -> None:
@@ -129,7 +154,7 @@ def options_of_checkpoint(checkpoint: str) -> list[str]:
 def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
-    columns = Columns(data.prompt_column, data.response_column, data.history_column)
+    layout = Layout(data.data_format, data.prompt_column, data.response_column, data.history_column)
     wanted = {}
     if training.do_train:
         wanted["train"] = (data.train_file, data.max_train_samples)
@@ -137,9 +162,12 @@ def read_data(config: Config) -> dict[str, Split]:
         wanted["validation"] = (data.validation_file, data.max_eval_samples)
     if training.do_predict:
         wanted["test"] = (data.prediction_file, data.max_predict_samples)
-    return {
-        name: read_split(name, file, columns, limit, data.skip_invalid_rows) for name, (file, limit) in wanted.items()
+    splits = {
+        name: read_split(name, file, layout, limit, data.skip_invalid_rows) for name, (file, limit) in wanted.items()
     }
+    if "train" in splits:
+        splits["train"] = mixed(splits["train"], data.mix or (), training.seed, layout, data.skip_invalid_rows)
+    return splits
 
 
 def encoders(config: Config, tokenizer) -> tuple[Encoder, Encoder]:
@@ -157,48 +185,17 @@ def _silent(*_) -> None:
     """Stands for print on all but the first process."""
 
 
-def score_answers(
-    config: Config, model, tokenizer, records, encoder: Encoder, say, trained: bool = True
-) -> dict[str, dict[str, float]]:
-    """Generates and scores; with --baseline also without the prefix.
-
-    Args:
-        trained: False before the training of this run has begun.
-    """
-    settings, data, training = config.generation, config.data, config.training
-    official = settings.generation_mode == "official"
-    options = GenerationOptions(
-        max_new_tokens=data.eval_target_length,
-        batch_size=training.per_device_eval_batch_size,
-        num_beams=settings.num_beams,
-        sample=official,
-        max_length=data.max_source_length + data.eval_target_length + 1 if official else None,
-        seed=training.seed,
-    )
-    folder = Path(training.output_dir)
-    results = {}
-    if settings.baseline and model.prefix_encoder is not None:
-        encoder_off = model.detach_prefix()
-        say(f"Answering {len(records)} rows with the untuned base")
-        path = folder / "predictions_base.jsonl"
-        results["base"] = predict(model, tokenizer, records, encoder, options, path)
-        model.attach_encoder(encoder_off)
-    name = "base" if model.prefix_encoder is None and not (training.do_train and trained) else "tuned"
-    say(f"Answering {len(records)} rows with the {'tuned model' if name == 'tuned' else 'model'}")
-    path = folder / ("predictions.jsonl" if name == "tuned" else "predictions_base.jsonl")
-    results[name] = predict(model, tokenizer, records, encoder, options, path)
-    return results
-
-
-def description_of(config: Config) -> dict:
-    """What a prefix checkpoint says about how it was trained."""
+def describe(config: Config, model) -> PrefixDescription | FullDescription:
+    """What a checkpoint says about how it was trained."""
     data = config.data
-    return {
+    how = {
         "max_source_length": data.max_source_length,
         "max_target_length": data.max_target_length,
         "source_prefix": data.source_prefix,
         "loss_on": data.loss_on,
     }
+    base = config.model.model_name_or_path
+    return describe_full(base, **how) if model.prefix_encoder is None else describe_prefix(model, base, **how)
 
 
 def build_model(config: Config, say):

@@ -34,22 +34,12 @@ else
     [ -z "${TEST_FILE:-}" ] || { flags+=(--test_file "$TEST_FILE") && predict=(--do_predict); }
 fi
 
-# Under ZeRO-3 the base is gone once training has begun, so it is scored first, by a run of its own.
+# Under ZeRO-3 the base is gone once training has begun, so it answers first, in a run of its own.
+before=()
 if [ "${#predict[@]}" -gt 0 ]; then
-    run "${flags[@]}" "$@" --do_train false --eval_strategy no --do_predict --output_dir "$output/base"
+    run "${flags[@]}" "$@" --do_train false --eval_strategy no --do_predict --probe --output_dir "$output/base"
+    before=(--probe --baseline_from "$output/base")
 fi
-run "${flags[@]}" --overwrite_output_dir "$@" --do_train true "${predict[@]}"
-
-if [ "${#predict[@]}" -gt 0 ]; then
-    "$python" - "$output" <<'PYTHON'
-import json, sys
-from pathlib import Path
-from ptuning.evaluation.predict import table
-folder = Path(sys.argv[1])
-scores = {name: json.loads(path.read_text())[name] for name, path in
-          (("base", folder / "base" / "metrics.json"), ("tuned", folder / "metrics.json"))}
-print(table(scores))
-PYTHON
-fi
+run "${flags[@]}" --overwrite_output_dir "$@" --do_train true "${predict[@]}" ${before[@]+"${before[@]}"}
 echo "The tuned model, complete and in the official format: $output"
 echo "Next: $root/.venv/bin/ptuning chat --model_name_or_path $output"

@@ -14,6 +14,6 @@ fi
 
 files=()
 [ -z "${TRAIN_FILE:-}" ] || files+=(--train_file "$TRAIN_FILE")
-[ -z "${VALIDATION_FILE:-}" ] || files+=(--validation_file "$VALIDATION_FILE" --do_predict --baseline)
-[ -z "${TEST_FILE:-}" ] || files+=(--test_file "$TEST_FILE" --do_predict --baseline)
+[ -z "${VALIDATION_FILE:-}" ] || files+=(--validation_file "$VALIDATION_FILE" --do_predict --baseline --probe)
+[ -z "${TEST_FILE:-}" ] || files+=(--test_file "$TEST_FILE" --do_predict --baseline --probe)
 exec "$python" -m ptuning.main --config "$root/configs/ptuning_official.yaml" --model_name_or_path "$MODEL" ${files[@]+"${files[@]}"} "$@"

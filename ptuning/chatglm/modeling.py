@@ -4,6 +4,8 @@ Measured against the official implementation: the largest logit difference is 0.
 network is written again here.
 """
 
+from typing import Literal
+
 import torch
 from torch import nn
 from transformers import GlmForCausalLM
@@ -63,7 +65,7 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         position_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         prefix: PrefixKeyValues | None = None,
-        loss_only: bool = False,
+        loss_only: bool | Literal["rows"] = False,
         logits_at: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -76,7 +78,8 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
             position_ids: (B, S); real tokens count from 0. Derived from the mask where left out and there is padding.
             labels: (B, S), -100 where there is no loss.
             prefix: key/value pairs to use instead of the attached prefix; an empty list: none.
-            loss_only: compute logits and loss only where there are labels and return no logits.
+            loss_only: compute logits and loss only where there are labels and return no logits. "rows": the loss is
+                (B,), each row's sum over its labels, and num_items_in_batch isn't used.
             logits_at: (B,) compute the logits of one position a row only, and return them as (B, V).
             num_items_in_batch: number of labels to divide the summed loss by (the whole accumulated batch); default:
                 those of this batch.
@@ -103,15 +106,19 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
             return super().forward(input_ids=input_ids, **kwargs)
         hidden_BSH = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
-        return CausalLMOutputWithPast(loss=self._loss_where_labels(hidden_BSH, labels, num_items_in_batch))
+        loss = self._loss_where_labels(hidden_BSH, labels, num_items_in_batch, per_row=loss_only == "rows")
+        return CausalLMOutputWithPast(loss=loss)
 
-    def _loss_where_labels(self, hidden_BSH, labels_BS, num_items_in_batch) -> torch.Tensor:
+    def _loss_where_labels(self, hidden_BSH, labels_BS, num_items_in_batch, per_row: bool) -> torch.Tensor:
         """Token cross entropy in fp32. On ADGEN labels cover about 60 % of the positions, so 40 % of the largest
         matrix product is saved, and logits of the prompt are never held in memory."""
         shifted = labels_BS[:, 1:]
         chosen = shifted != -100
         logits_NV = self.lm_head(hidden_BSH[:, :-1][chosen]).float()
         targets_N = shifted[chosen]
+        if per_row:
+            losses_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+            return losses_N.new_zeros(shifted.shape).masked_scatter(chosen, losses_N).sum(1)
         if num_items_in_batch is None:
             num_items_in_batch = max(targets_N.numel(), 1)  # no labels: loss 0 and zero gradients instead of NaN
         return nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum") / num_items_in_batch

@@ -2,6 +2,7 @@
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ptuning.config.mix import parse_mix
 from ptuning.config.options import Config
 from ptuning.errors import ConfigError
 
@@ -18,11 +19,8 @@ def check(config: Config) -> None:
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
     if training.output_dir == "trainer_output":
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
-    if not data.prompt_column or not data.response_column:
-        missing = "--prompt_column" if not data.prompt_column else "--response_column"
-        raise ConfigError(
-            f"{missing} is missing; name the column, e.g. --prompt_column content --response_column summary"
-        )
+    for mix in data.mix or ():
+        parse_mix(mix)
     for flag, needed, file in (
         ("--do_train", training.do_train, data.train_file and "--train_file"),
         ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
@@ -52,13 +50,24 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from its prefix; give one"
         )
-    if training.early_stopping_patience is not None and not data.validation_file:
-        raise ConfigError("--early_stopping_patience needs --validation_file")
+    for flag in ("early_stopping_patience", "metric_for_best_model"):
+        if getattr(training, flag) is not None and not data.validation_file:
+            raise ConfigError(f"--{flag} needs --validation_file")
     full = model.pre_seq_len is None and model.ptuning_checkpoint is None
-    if config.generation.baseline and full and training.do_train and is_deepspeed_zero3_enabled():
+    generation = config.generation
+    if full and training.do_train and is_deepspeed_zero3_enabled():
+        for flag, wanted in (("baseline", generation.baseline), ("probe", generation.probe)):
+            if wanted and generation.baseline_from is None:
+                raise ConfigError(
+                    f"--{flag} with ZeRO-3 and all weights tuned: the base is gone once training has begun. Evaluate the base "
+                    f"first: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file … --output_dir "
+                    "BASE_RUN; then give --baseline_from BASE_RUN"
+                )
+    if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(
-            "--baseline with ZeRO-3 and all weights tuned: the base is gone once training has begun; leave --baseline out and "
-            f"score the base by itself: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file …"
+            "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"
         )
-    if config.generation.num_beams < 1:
-        raise ConfigError(f"--num_beams is {config.generation.num_beams}; use at least 1")
+    if generation.generation_batch_tokens < 1:
+        raise ConfigError(f"--generation_batch_tokens is {generation.generation_batch_tokens}; use at least 1024")
+    if generation.num_beams < 1:
+        raise ConfigError(f"--num_beams is {generation.num_beams}; use at least 1")

@@ -132,6 +132,11 @@ def _implied(argv: list[str]) -> list[str]:
         if "--eval_steps" not in given:
             last = len(argv) - argv[::-1].index("--save_steps") if "--save_steps" in given else None
             implied += ["--eval_steps", argv[last] if last is not None else "500"]
+    wants_best = given & {"--early_stopping_patience", "--metric_for_best_model", "--load_best_model_at_end"}
+    for of_eval, of_save in (("--eval_steps", "--save_steps"), ("--eval_strategy", "--save_strategy")):
+        if wants_best and of_eval in given and of_save not in given:
+            # The best evaluation must have its checkpoint.
+            implied += [of_save, argv[len(argv) - argv[::-1].index(of_eval)]]
     if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs

@@ -3,15 +3,15 @@
 Source: THUDM/ChatGLM2-6B `ptuning/main.py`, preprocess_function_train: [gMASK] sop prompt, then the answer, then eos;
 loss on the answer and eos only. The official code cuts a long prompt on the right, which removes "答：" and the newest
 turn, and gives a cut answer an eos, which teaches early stops. Here the oldest turns go first, then the middle of the
-question, and a cut answer has no eos.
+question, and a cut answer has no eos. A system text stays in front, unless it takes more than half of the room.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ptuning.chatglm.template import build_prompt
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
-from ptuning.data.records import Record
+from ptuning.data.record import Record
 from ptuning.errors import ConfigError
 
 IGNORE = -100  # label of a position without loss
@@ -44,6 +44,7 @@ class EncodingReport:
     """How many rows were changed to fit, printed before training or evaluation starts."""
 
     rows: int = 0
+    dropped_systems: int = 0
     dropped_turns: int = 0
     cut_questions: int = 0
     cut_answers: int = 0
@@ -58,6 +59,7 @@ class EncodingReport:
     def __str__(self) -> str:
         parts = [f"{self.rows} rows, {self.tokens / max(self.rows, 1):.0f} tokens on average, longest {self.longest}"]
         for count, what in (
+            (self.dropped_systems, "rows lost their system text (more than half of max_source_length)"),
             (self.dropped_turns, "rows lost old turns"),
             (self.cut_questions, "questions cut in the middle"),
             (self.cut_answers, "answers cut (no end token)"),
@@ -66,6 +68,14 @@ class EncodingReport:
                 parts.append(f"{count} {what}")
         text = "; ".join(parts)
         return text + (f", e.g. {', '.join(self.examples)}" if self.examples else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    ids: list[int]
+    text: str
+    history: tuple[tuple[str, str], ...]  # what is left of it in the text
+    start: int  # of the first round in the text
 
 
 class Encoder:
@@ -84,11 +94,11 @@ class Encoder:
         self.source_prefix = source_prefix
         self.loss_on = loss_on
         self._begin = tokenizer.prefix_ids()
-        shortest = len(self._prompt_ids("", ()))
-        if lengths.max_source_length < shortest:
+        self._shortest = len(self._ids("", ()))
+        if lengths.max_source_length < self._shortest:
             raise ConfigError(
                 f"max_source_length {lengths.max_source_length} is shorter than the prompt template itself "
-                f"({shortest} tokens); use at least {shortest + 16}"
+                f"({self._shortest} tokens); use at least {self._shortest + 16}"
             )
         if lengths.max_target_length < 1:
             raise ConfigError(f"max_target_length is {lengths.max_target_length}; use at least 1")
@@ -99,51 +109,63 @@ class Encoder:
         prompts = self._prompts(records, report)
         answers = self.tokenizer.encode_text([record.response for record in records])
         rows = []
-        for record, (prompt_ids, prompt, history), answer in zip(records, prompts, answers, strict=True):
-            labels = [IGNORE] * len(prompt_ids)
-            if self.loss_on == "all":
-                labels = self._history_labels(prompt_ids, prompt, history)
+        for record, prompt, answer in zip(records, prompts, answers, strict=True):
+            labels = self._history_labels(prompt) if self.loss_on == "all" else [IGNORE] * len(prompt.ids)
             if len(answer) > self.lengths.max_target_length:
                 answer = answer[: self.lengths.max_target_length]
                 report.cut_answers += 1
                 report.note(record.source, "answer cut")
             else:
                 answer = [*answer, self.tokenizer.eos_token_id]
-            rows.append(EncodedRow(prompt_ids + answer, labels + answer, record.source))
+            rows.append(EncodedRow(prompt.ids + answer, labels + answer, record.source))
         return rows, _count(rows, report)
 
     def prompt_rows(self, records: Iterable[Record]) -> tuple[list[EncodedRow], EncodingReport]:
         """Prompts alone, to generate from."""
         records, report = list(records), EncodingReport()
         prompts = self._prompts(records, report)
-        rows = [EncodedRow(ids, [], record.source) for record, (ids, *_) in zip(records, prompts, strict=True)]
+        rows = [EncodedRow(prompt.ids, [], record.source) for record, prompt in zip(records, prompts, strict=True)]
         return rows, _count(rows, report)
 
-    def _prompts(self, records: list[Record], report: EncodingReport) -> list[tuple[list[int], str, tuple]]:
-        texts = [self.source_prefix + build_prompt(record.prompt, record.history) for record in records]
+    def measure(self, records: Sequence[Record]) -> list[tuple[int, int]]:
+        """Tokens of each record's whole prompt and answer, before anything is cut; the end token is not counted."""
+        texts = [self._text(record.prompt, record.history, record.system) for record in records]
+        prompts = self.tokenizer.encode_text(texts)
+        answers = self.tokenizer.encode_text([record.response or "" for record in records])
+        begin = len(self._begin)
+        return [(begin + len(prompt), len(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def _prompts(self, records: list[Record], report: EncodingReport) -> list[_Prompt]:
+        texts = [self._text(record.prompt, record.history, record.system) for record in records]
         encoded = self.tokenizer.encode_text(texts)
         limit = self.lengths.max_source_length - len(self._begin)
         return [
-            (self._begin + ids, text, record.history) if len(ids) <= limit else self._fit(record, report)
+            self._prompt(self._begin + ids, text, record.history, record.system)
+            if len(ids) <= limit
+            else self._fit(record, report)
             for record, text, ids in zip(records, texts, encoded, strict=True)
         ]
 
-    def _fit(self, record: Record, report: EncodingReport) -> tuple[list[int], str, tuple]:
-        history, limit = record.history, self.lengths.max_source_length
-        while history and len(self._prompt_ids(record.prompt, history)) > limit:
+    def _fit(self, record: Record, report: EncodingReport) -> _Prompt:
+        history, system, limit = record.history, record.system, self.lengths.max_source_length
+        if system and 2 * (len(self._ids("", (), system)) - self._shortest) > limit - self._shortest:
+            system = None
+            report.dropped_systems += 1
+            report.note(record.source, "system text dropped")
+        while history and len(self._ids(record.prompt, history, system)) > limit:
             history = history[1:]
         if len(history) < len(record.history):
             report.dropped_turns += 1
             report.note(record.source, f"{len(record.history) - len(history)} old turns dropped")
         question = record.prompt
-        if len(self._prompt_ids(question, history)) > limit:
-            question = self._cut_middle(question, limit)
+        if len(self._ids(question, history, system)) > limit:
+            question = self._cut_middle(question, system, limit)
             report.cut_questions += 1
             report.note(record.source, "question cut")
-        text = self.source_prefix + build_prompt(question, history)
-        return self._prompt_ids(question, history), text, history
+        text = self._text(question, history, system)
+        return self._prompt(self._ids(question, history, system), text, history, system)
 
-    def _cut_middle(self, question: str, limit: int) -> str:
+    def _cut_middle(self, question: str, system: str | None, limit: int) -> str:
         """The longest head + tail of the question that fits. Length grows with the characters kept, nearly always; the
         last loop settles the rare exception."""
 
@@ -153,29 +175,36 @@ class Encoder:
         low, high = 0, len(question)
         while low < high:
             middle = (low + high + 1) // 2
-            if len(self._prompt_ids(keep(middle), ())) <= limit:
+            if len(self._ids(keep(middle), (), system)) <= limit:
                 low = middle
             else:
                 high = middle - 1
-        while low and len(self._prompt_ids(keep(low), ())) > limit:
+        while low and len(self._ids(keep(low), (), system)) > limit:
             low -= 1
         return keep(low)
 
-    def _prompt_ids(self, question: str, history: tuple) -> list[int]:
-        return self._begin + self.tokenizer.encode_text(self.source_prefix + build_prompt(question, history))
+    def _text(self, question: str, history: tuple, system: str | None = None) -> str:
+        return self.source_prefix + build_prompt(question, history, system or "")
 
-    def _history_labels(self, prompt_ids: list[int], prompt: str, history: tuple) -> list[int]:
+    def _ids(self, question: str, history: tuple, system: str | None = None) -> list[int]:
+        return self._begin + self.tokenizer.encode_text(self._text(question, history, system))
+
+    def _prompt(self, ids: list[int], text: str, history: tuple, system: str | None) -> _Prompt:
+        start = len(self.source_prefix) + (len(f"{system}\n\n") if system else 0)
+        return _Prompt(ids, text, history, start)
+
+    def _history_labels(self, prompt: _Prompt) -> list[int]:
         """Labels on the tokens that lie wholly inside an answer of the history. No end token follows those answers,
         because the official format has none between turns."""
-        spans, at = [], len(self.source_prefix)
-        for i, (question, answer) in enumerate(history, start=1):
+        spans, at, text = [], prompt.start, prompt.text
+        for i, (question, answer) in enumerate(prompt.history, start=1):
             start = at + len(f"[Round {i}]\n\n问：{question}\n\n答：")
-            spans.append((len(prompt[:start].encode()), len(prompt[: start + len(answer)].encode())))
+            spans.append((len(text[:start].encode()), len(text[: start + len(answer)].encode())))
             at = start + len(answer) + len("\n\n")
-        labels, n_begin = [IGNORE] * len(prompt_ids), len(self._begin)
-        for index, (begin, end) in enumerate(self._byte_spans(prompt_ids[n_begin:], prompt), start=n_begin):
+        labels, n_begin = [IGNORE] * len(prompt.ids), len(self._begin)
+        for index, (begin, end) in enumerate(self._byte_spans(prompt.ids[n_begin:], text), start=n_begin):
             if any(start <= begin and end <= stop and begin < end for start, stop in spans):
-                labels[index] = prompt_ids[index]
+                labels[index] = prompt.ids[index]
         return labels
 
     def _byte_spans(self, ids: list[int], text: str) -> list[tuple[int, int]]:

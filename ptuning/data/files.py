@@ -8,7 +8,10 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ptuning.data.problems import listed
 from ptuning.errors import DataError
@@ -28,29 +31,42 @@ _NOT_TEXT = (
 # have two such bytes in GBK, about 1.6 in Big5 (nearly all of which decodes as GBK, to nonsense), and one in Latin-1.
 _CHINESE_ENCODINGS = (("gbk", "GBK", 1.8), ("gb18030", "GB18030", 1.8), ("big5", "BIG5", 1.3))
 _ASCII = bytes(range(128))
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file, without a byte order mark and with its line ends as they are.
+@contextmanager
+def opened_text(path: str | os.PathLike[str], newline: str | None) -> Iterator[TextIO]:
+    """The file as a stream of UTF-8 text, without a byte order mark, decoded as it is read.
+
+    Args:
+        path: the file.
+        newline: as in `open()`: "" keeps each kind of line end, "\\n" knows only that one; neither changes them.
 
     Raises:
-        DataError: the file is missing, a directory, unreadable, empty, no text, or in another encoding.
+        DataError: the file is missing, a directory, unreadable, no text, or in another encoding; also while it is read.
     """
-    raw = b"".join(_chunks(path))
-    if not raw.removeprefix(codecs.BOM_UTF8).strip():
-        raise DataError(f"{path}: the file is empty ({len(raw)} bytes): write at least 1 row into it")
-    for magic, what, fix in _NOT_TEXT:
-        if raw.startswith(magic):
-            raise DataError(f"{path}: this is {what}, not JSON, JSON lines or CSV: {fix}")
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if raw.startswith(mark):
-            raise _wrong_encoding(path, encoding, "by its byte order mark")
-    if b"\0" in raw[:2]:  # data files start with an ASCII character, of which UTF-16 makes a pair with a zero
-        raise _wrong_encoding(path, "UTF-16BE" if raw[0] == 0 else "UTF-16LE", "by the zero bytes at its start")
     try:
-        return raw.decode("utf-8-sig")
+        with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
+            _refuse_by_first_bytes(path, file.buffer.peek(8))
+            yield file
     except UnicodeDecodeError:
-        raise _not_utf8(path, raw) from None
+        raise _not_utf8(path) from None
+    except OSError as error:
+        raise DataError(_why_unreadable(Path(path), error)) from error
+
+
+def first_character(path: str | os.PathLike[str]) -> str:
+    """The first character that is no white space.
+
+    Raises:
+        DataError: there is none, or the file can't be read as text.
+    """
+    with opened_text(path, "") as file:
+        while part := file.read(4096):
+            if part := part.lstrip():
+                return part[0]
+        size = file.buffer.tell()
+    raise DataError(f"{path}: the file is empty ({size} bytes): write at least 1 row into it")
 
 
 def data_fingerprint(path: str | os.PathLike[str]) -> str:
@@ -72,6 +88,17 @@ def _chunks(path: str | os.PathLike[str], size: int = 1 << 20) -> Iterator[bytes
                 yield chunk
     except OSError as error:
         raise DataError(_why_unreadable(Path(path), error)) from error
+
+
+def _refuse_by_first_bytes(path: str | os.PathLike[str], head: bytes) -> None:
+    for magic, what, fix in _NOT_TEXT:
+        if head.startswith(magic):
+            raise DataError(f"{path}: this is {what}, not JSON, JSON lines or CSV: {fix}")
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            raise _wrong_encoding(path, encoding, "by its byte order mark")
+    if b"\0" in head[:2]:  # data files start with an ASCII character, of which UTF-16 makes a pair with a zero
+        raise _wrong_encoding(path, "UTF-16BE" if head[0] == 0 else "UTF-16LE", "by the zero bytes at its start")
 
 
 def _why_unreadable(path: Path, error: OSError) -> str:
@@ -105,24 +132,52 @@ def _wrong_encoding(path: str | os.PathLike[str], encoding: str, evidence: str) 
     )
 
 
-def _not_utf8(path: str | os.PathLike[str], raw: bytes) -> DataError:
+def _not_utf8(path: str | os.PathLike[str]) -> DataError:
     """Tells a file in another encoding from a UTF-8 file with a few damaged bytes, and places the first bad byte."""
-    lenient = raw.decode("utf-8", errors="replace")
-    damaged = lenient.count("\N{REPLACEMENT CHARACTER}")
-    intact = sum(character > "\x7f" for character in lenient) - damaged
+    lenient = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+    guesses = [_Guess(codecs.getincrementaldecoder(codec)(), name, least) for codec, name, least in _CHINESE_ENCODINGS]
+    high_bytes = damaged = intact = 0
+    line, column, placed = 1, 1, False
+    for chunk in (*_chunks(path), b""):
+        high_bytes += len(chunk.translate(None, delete=_ASCII))
+        text = lenient.decode(chunk, final=not chunk)
+        bad = text.count(_REPLACED)
+        damaged += bad
+        intact += sum(character > "\x7f" for character in text) - bad
+        for guess in guesses:
+            guess.feed(chunk)
+        if not placed:
+            before, found, _ = text.partition(_REPLACED)
+            breaks = before.count("\n")
+            line += breaks
+            column = len(before) - before.rfind("\n") if breaks else column + len(before)
+            placed = bool(found)
     if intact <= damaged:
-        high_bytes = len(raw.translate(None, delete=_ASCII))
-        for codec, name, least in _CHINESE_ENCODINGS:
-            try:
-                characters = sum(character > "\x7f" for character in raw.decode(codec))
-            except UnicodeDecodeError:
-                continue
-            if high_bytes >= least * characters:
-                return _wrong_encoding(path, name, "a guess: the bytes are not UTF-8 and fit this one")
-    before = lenient[: lenient.index("\N{REPLACEMENT CHARACTER}")]
-    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+        for guess in guesses:
+            if guess.fits and high_bytes >= guess.least * guess.characters:
+                return _wrong_encoding(path, guess.name, "a guess: the bytes are not UTF-8 and fit this one")
     count = "1 place" if damaged == 1 else f"{damaged} places"
     return DataError(
         f"{path}:{line}: the text is not UTF-8 in {count}, the first at column {column}: "
         f"correct it there, or save the file again as UTF-8"
     )
+
+
+@dataclass
+class _Guess:
+    """Another encoding, tried on the file piece by piece."""
+
+    decoder: codecs.IncrementalDecoder
+    name: str
+    least: float
+    fits: bool = True
+    characters: int = 0
+
+    def feed(self, chunk: bytes) -> None:
+        if self.fits:
+            try:
+                text = self.decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError:
+                self.fits = False
+            else:
+                self.characters += sum(character > "\x7f" for character in text)

@@ -2,75 +2,65 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from ptuning.data.files import data_fingerprint, read_text
-from ptuning.data.problems import Problem, listed
+from ptuning.data.columns import Columns
+from ptuning.data.files import data_fingerprint
+from ptuning.data.formats import Found, Layout, find_format
+from ptuning.data.problems import Problem
+from ptuning.data.record import Record, Shape
 from ptuning.data.rows import Row, iterate_rows
-from ptuning.data.values import history_fault, history_pairs, text_fault
 from ptuning.errors import ConfigError, DataError
 
-__all__ = ["Columns", "Problem", "Record", "data_fingerprint", "read_records"]
+__all__ = ["Columns", "Example", "Problem", "Record", "data_fingerprint", "iterate_records", "read_records"]
 
 _SHOWN = 10  # problems printed in one message; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One example to train on or to answer."""
+class Example:
+    """One row of a file: its record, or its problems.
 
-    prompt: str
-    response: str | None  # None only where the response column was not asked for: prediction without references
-    history: tuple[tuple[str, str], ...]  # past (question, answer) turns, oldest first
-    source: str  # "data/train.json:17", the line where the row starts
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The names of a file's columns. A response or history of None is not read.
-
-    Raises:
-        ConfigError: a name is empty, or two are the same.
+    Args:
+        row: as it stands in the file; None where it could not be read as an object.
     """
 
-    prompt: str
-    response: str | None
-    history: str | None = None
-
-    def __post_init__(self) -> None:
-        flag_of: dict[str, str] = {}
-        for flag, name in self.flags():
-            if not name:
-                raise ConfigError(f"{flag} is {name!r}: give the name of a column")
-            if name in flag_of:
-                raise ConfigError(f"{flag_of[name]} and {flag} are both {name!r}: name two different columns")
-            flag_of[name] = flag
-
-    def flags(self) -> list[tuple[str, str]]:
-        """The columns to read as (command-line flag, column name)."""
-        pairs = (("prompt", self.prompt), ("response", self.response), ("history", self.history))
-        return [(f"--{kind}_column", name) for kind, name in pairs if name is not None]
+    line: int
+    row: Row | None
+    record: Record | None
+    problems: tuple[Problem, ...] = ()
 
 
-@dataclass(slots=True)
-class _Survey:
-    """What was found while reading."""
+def iterate_records(
+    path: str | os.PathLike[str], shape: Shape, progress: Callable[[int], object] = lambda bytes_read: None
+) -> Iterator[Example]:
+    """Reads a file row by row, in the memory of its longest row.
 
-    records: list[Record] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    rows: int = 0
-    objects: int = 0  # rows that have columns at all
-    bad_rows: int = 0
-    first_line: int = 1
-    seen: dict[str, None] = field(default_factory=dict)  # every column, in order of appearance
+    Args:
+        path: the file. The records' `source` and the messages spell it as it is given here.
+        shape: of its rows, see find_format.
+        progress: is told the bytes read so far, row by row.
+
+    Raises:
+        DataError: the file can't be read as rows, or not from here on.
+    """
+    file = os.fspath(path)
+    for line, row in iterate_rows(file, json_columns=shape.json_columns, progress=progress):
+        if isinstance(row, Problem):
+            yield Example(line, None, None, (row,))
+            continue
+        found = shape.read(row, f"{file}:{line}")
+        if isinstance(found, Record):
+            yield Example(line, row, found)
+        else:
+            yield Example(line, row, None, tuple(Problem(file, line, name, *fault) for name, fault in found))
 
 
 def read_records(
     path: str | os.PathLike[str],
-    columns: Columns,
+    columns: Columns | Layout | Found,
     *,
     max_samples: int | None = None,
     skip_invalid: bool = False,
@@ -79,7 +69,8 @@ def read_records(
 
     Args:
         path: the file. The records' `source` and the messages spell it as it is given here.
-        columns: the columns to read; others are ignored. A history that is null, blank or absent from a row is empty.
+        columns: the columns to read, others are ignored (a history that is null, blank or absent from a row is empty); or
+            a layout, whose open questions are answered by a look at the first rows; or what find_format found.
         max_samples: stop at this many valid rows, counted from the start of the file. Rows after them are not checked.
         skip_invalid: leave out rows with problems and return their problems, instead of raising.
 
@@ -94,90 +85,36 @@ def read_records(
     if max_samples is not None and max_samples < 1:
         raise ConfigError(f"max_samples is {max_samples}, the least is 1: give a larger number or leave it out for all")
     file = os.fspath(path)
-    survey = _survey(file, columns, max_samples)
-    absent = [(flag, name) for flag, name in columns.flags() if name not in survey.seen]
-    if absent and survey.objects:
-        raise DataError("\n".join(str(_absent_column(file, flag, name, survey)) for flag, name in absent))
-    if not survey.rows:
-        raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")
-    if not survey.records or (survey.problems and not skip_invalid):
-        raise DataError(_refusal(file, survey))
-    return survey.records, survey.problems
-
-
-def _survey(file: str, columns: Columns, max_samples: int | None) -> _Survey:
-    survey = _Survey()
-    for line, row in iterate_rows(file, read_text(file), json_column=columns.history):
-        if len(survey.records) == max_samples:
-            # Enough. Only a history column that no row had yet is still looked for: the first rows of a file may well
-            # be single turns, and that must not look like a misspelt column.
-            if columns.history is None or columns.history in survey.seen:
+    shape = columns.shape if isinstance(columns, Found) else find_format(file, columns).shape
+    records: list[Record] = []
+    problems: list[Problem] = []
+    rows = bad_rows = 0
+    for example in iterate_records(file, shape):
+        rows += 1
+        if example.record is None:
+            bad_rows += 1
+            problems += example.problems
+        else:
+            records.append(example.record)
+            if len(records) == max_samples:
                 break
-            if isinstance(row, dict):
-                survey.seen.update(dict.fromkeys(row))
-            continue
-        if not survey.rows:
-            survey.first_line = line
-        survey.rows += 1
-        if isinstance(row, dict):
-            survey.objects += 1
-            survey.seen.update(dict.fromkeys(row))
-            problems = _row_problems(file, line, row, columns)
-        else:
-            problems = [row]
-        if problems:
-            survey.bad_rows += 1
-            survey.problems += problems
-        else:
-            survey.records.append(_record(f"{file}:{line}", row, columns))
-    return survey
+    if not rows:
+        raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")
+    if not records or (problems and not skip_invalid):
+        raise DataError(_refusal(file, problems, bad_rows, rows, any_left=bool(records)))
+    return records, problems
 
 
-def _row_problems(file: str, line: int, row: Row, columns: Columns) -> list[Problem]:
-    problems = []
-    for name in (columns.prompt, columns.response):
-        if name is None:
-            continue
-        if name not in row:
-            problem, fix = f"this row has no such column, it has {listed(list(row))}", "add it or delete the row"
-            problems.append(Problem(file, line, name, problem, fix))
-        elif fault := text_fault(row[name]):
-            problems.append(Problem(file, line, name, *fault))
-    if columns.history is not None and (fault := history_fault(row.get(columns.history))):
-        problems.append(Problem(file, line, columns.history, *fault))
-    return problems
-
-
-def _record(source: str, row: Row, columns: Columns) -> Record:
-    """A row without problems: its values are known to be text."""
-    return Record(
-        prompt=cast(str, row[columns.prompt]),
-        response=None if columns.response is None else cast(str, row[columns.response]),
-        history=() if columns.history is None else history_pairs(row.get(columns.history)),
-        source=source,
-    )
-
-
-def _absent_column(file: str, flag: str, name: str, survey: _Survey) -> Problem:
-    names = list(survey.seen)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    fix = f"set {flag} to the name it has in the file" + (f", maybe {near[0]!r}" if near else "")
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-        fix = "separate the cells with commas when exporting the CSV"
-    problem = f"no row has this column, the columns are {listed(names)}"
-    return Problem(file, survey.first_line, name, problem, fix)
-
-
-def _refusal(file: str, survey: _Survey) -> str:
-    total = len(survey.problems)
+def _refusal(file: str, problems: list[Problem], bad_rows: int, rows: int, any_left: bool) -> str:
+    total = len(problems)
     count = "1 problem" if total == 1 else f"{total} problems"
-    shown = [f"  {problem}" for problem in survey.problems[:_SHOWN]]
+    shown = [f"  {problem}" for problem in problems[:_SHOWN]]
     if total > _SHOWN:
         shown.append(f"  and {total - _SHOWN} more")
     # Skipping is no way on where it would leave nothing.
     way_on = (
         "Correct them, or go on without these rows: --skip_invalid_rows true"
-        if survey.records
+        if any_left
         else "No valid row is left: correct the file"
     )
-    return "\n".join([f"{file}: {count} in {survey.bad_rows} of {survey.rows} rows", *shown, way_on])
+    return "\n".join([f"{file}: {count} in {bad_rows} of {rows} rows", *shown, way_on])

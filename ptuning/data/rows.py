@@ -3,76 +3,70 @@
 from __future__ import annotations
 
 import csv
-import io
+import functools
 import json
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
+from typing import TextIO
 
+from ptuning.data.files import first_character, opened_text
+from ptuning.data.json_array import array_values
 from ptuning.data.problems import Problem, described, listed, quoted
 from ptuning.data.syntax import bad_json, decoder, too_deep
 from ptuning.errors import DataError
 
 Row = dict[str, object]
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_JSON_SHAPES = {  # what a CSV cell of these columns should hold; any other is a history
+    "conversations": '[{"from": "human", "value": "…"}, …]',
+    "messages": '[{"role": "user", "content": "…"}, …]',
+}
 
 
-def iterate_rows(file: str, text: str, *, json_column: str | None = None) -> Iterator[tuple[int, Row | Problem]]:
-    """Yield each row of the file's text as (line from 1, row), with a Problem in the place of a row that can't be read.
+def iterate_rows(
+    path: str | os.PathLike[str],
+    *,
+    json_columns: Collection[str] = (),
+    progress: Callable[[int], object] = lambda bytes_read: None,
+) -> Iterator[tuple[int, Row | Problem]]:
+    """Yield each row of the file as (line from 1, row), with a Problem in the place of a row that can't be read.
 
-    A name ending in .csv means CSV, where the cells of `json_column` hold JSON. Otherwise the content decides: a text
-    that starts with "[" is a JSON array, any other is JSON lines. Blank lines are no rows.
+    A name ending in .csv means CSV. Otherwise the content decides: a text that starts with "[" is a JSON array, any other
+    is JSON lines. Blank lines are no rows. The file is read as it goes, in the memory of its longest row.
+
+    Args:
+        path: the file; messages spell it as it is given here.
+        json_columns: columns whose cells hold JSON in a CSV file.
+        progress: is told the bytes read so far, row by row.
 
     Raises:
-        DataError: a fault after which the following rows can't be told apart: a syntax error in an array or in CSV.
+        DataError: the file can't be read as text, or has a fault after which the following rows can't be told apart: a
+            syntax error in an array or in CSV.
     """
+    file = os.fspath(path)
+    first = first_character(path)
     if file.lower().endswith(".csv"):
-        return _csv_rows(file, text, json_column)
-    if text.lstrip().startswith("["):
-        return _array_rows(file, text)
-    return _json_lines(file, text)
-
-
-def _array_rows(file: str, text: str) -> Iterator[tuple[int, Row | Problem]]:
-    decode = decoder().raw_decode
-    line, counted = 1, 0
-
-    def skip_space(start: int) -> int:
-        match = _SPACE.match(text, start)
-        return match.end() if match else start
-
-    position = skip_space(text.index("[") + 1)
-    if text[position : position + 1] == "]":
-        closing = position
+        read, newline = functools.partial(_csv_rows, json_columns=json_columns), ""
     else:
-        while True:
-            line += text.count("\n", counted, position)
-            counted = position
-            try:
-                value, end = decode(text, position)
-            except json.JSONDecodeError as error:
-                raise DataError(str(bad_json(file, error))) from None
-            except RecursionError:
-                raise DataError(str(too_deep(file, line))) from None
-            yield line, _as_row(file, line, value)
-            end = skip_space(end)
-            if text[end : end + 1] == "]":
-                closing = end
-                break
-            if text[end : end + 1] != ",":
-                raise DataError(str(bad_json(file, json.JSONDecodeError("Expecting ',' delimiter", text, end))))
-            position = skip_space(end + 1)
-    rest = skip_space(closing + 1)
-    if rest < len(text):
-        raise DataError(str(bad_json(file, json.JSONDecodeError("Extra data after the array's ]", text, rest))))
+        read, newline = (_array_rows, "") if first == "[" else (_json_lines, "\n")
+    with opened_text(path, newline) as stream:
+        for line, row in read(file, stream):
+            progress(stream.buffer.tell())
+            yield line, row
 
 
-def _json_lines(file: str, text: str) -> Iterator[tuple[int, Row | Problem]]:
+def _array_rows(file: str, stream: TextIO) -> Iterator[tuple[int, Row | Problem]]:
+    for line, value in array_values(file, stream):
+        yield line, _as_row(file, line, value)
+
+
+def _json_lines(file: str, stream: TextIO) -> Iterator[tuple[int, Row | Problem]]:
     decode = decoder().decode
-    # Not splitlines(): JSON allows U+2028 and U+0085 inside a text, and they are no line ends to an editor.
-    for line, content in enumerate(text.split("\n"), start=1):
+    # Line feeds alone end a line: JSON allows U+2028 and U+0085 inside a text, and they are no line ends to an editor.
+    for line, content in enumerate(stream, start=1):
         if not content.strip():
             continue
+        content = content.removesuffix("\n")
         try:
             yield line, _as_row(file, line, decode(content))
         except json.JSONDecodeError as error:
@@ -88,9 +82,9 @@ def _as_row(file: str, line: int, value: object) -> Row | Problem:
     return Problem(file, line, "row", f"is {described(value)}, not an object", fix)
 
 
-def _csv_rows(file: str, text: str, json_column: str | None) -> Iterator[tuple[int, Row | Problem]]:
-    # newline="" keeps the line ends inside quoted cells; strict=True refuses unclosed quotes instead of guessing.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv_rows(file: str, stream: TextIO, json_columns: Collection[str]) -> Iterator[tuple[int, Row | Problem]]:
+    # The stream keeps the line ends inside quoted cells; strict=True refuses unclosed quotes instead of guessing.
+    reader = csv.reader(stream, strict=True)
     header: list[str] | None = None
     start = 1
     try:
@@ -103,7 +97,7 @@ def _csv_rows(file: str, text: str, json_column: str | None) -> Iterator[tuple[i
             elif len(cells) != len(header):
                 yield line, _wrong_width(file, line, cells, header)
             else:
-                yield line, _csv_row(file, line, dict(zip(header, cells, strict=True)), json_column)
+                yield line, _csv_row(file, line, dict(zip(header, cells, strict=True)), json_columns)
     except csv.Error as error:
         # The start of the record, because an unclosed quote is noticed only at the end of the file.
         problem = f"{error} in the record that starts on this line"
@@ -125,15 +119,17 @@ def _wrong_width(file: str, line: int, cells: list[str], header: list[str]) -> P
     return Problem(file, line, "row", problem, 'put a cell with commas into double quotes: "a, b"')
 
 
-def _csv_row(file: str, line: int, cells: dict[str, str], json_column: str | None) -> Row | Problem:
+def _csv_row(file: str, line: int, cells: dict[str, str], json_columns: Collection[str]) -> Row | Problem:
     row: Row = dict(cells)
-    if json_column in cells and (cell := cells[json_column]).strip():
+    for name in json_columns:
+        if name not in cells or not (cell := cells[name]).strip():
+            continue
         try:
-            row[json_column] = decoder().decode(cell)
+            row[name] = decoder().decode(cell)
         except json.JSONDecodeError as error:
             problem = f"the cell is not JSON ({error.msg} at character {error.pos + 1} of {quoted(cell)})"
-            fix = 'write it as [["question", "answer"]], each quote doubled as CSV wants it'
-            return Problem(file, line, json_column, problem, fix)
+            shape = _JSON_SHAPES.get(name, '[["question", "answer"]]')
+            return Problem(file, line, name, problem, f"write it as {shape}, each quote doubled as CSV wants it")
         except RecursionError:
             return too_deep(file, line)
     return row

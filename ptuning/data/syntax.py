@@ -23,22 +23,27 @@ def too_deep(file: str, line: int) -> Problem:
     return Problem(file, line, JSON_FIELD, "the brackets are nested too deeply to be read", fix)
 
 
-def bad_json(file: str, error: json.JSONDecodeError, first_line: int = 1) -> Problem:
+def bad_json(file: str, error: json.JSONDecodeError, first_line: int = 1, columns_before: int = 0) -> Problem:
     """The problem of a syntax error: its line and column (both from 1), the text there and how to correct it.
 
-    `first_line` is the number that line 1 of the decoded text has in the file.
+    Args:
+        file: its path, for the message.
+        error: the decoder's, on a text that may be a part of the file.
+        first_line: the number that line 1 of that text has in the file.
+        columns_before: characters that stand before the text on that line.
     """
     text, position = error.doc, error.pos
     line_start = text.rfind("\n", 0, position) + 1
     line_end = text.find("\n", position)
     line_end = len(text) if line_end < 0 else line_end
     near = text[max(line_start, position - 20) : min(line_end, position + 20)].strip()
+    column = position - line_start + 1 + (columns_before if line_start == 0 else 0)
     place = f"near {quoted(near)}" if near else "on an empty line"
     return Problem(
         file,
         first_line + text.count("\n", 0, position),
         JSON_FIELD,
-        f"{error.msg.removesuffix(' at')} at column {position - line_start + 1}, {place}",
+        f"{error.msg.removesuffix(' at')} at column {column}, {place}",
         _fix(text, position, error.msg),
     )
 

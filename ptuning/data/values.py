@@ -36,6 +36,13 @@ def text_fault(value: object) -> Fault | None:
     return None
 
 
+def optional_text_fault(value: object) -> Fault | None:
+    """None for text, and for what stands for no text: null and white space."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return text_fault(value)
+
+
 def history_fault(value: object) -> Fault | None:
     """None for a list of [question, answer] pairs of text, and for what stands for no history: null and blank text."""
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -1,7 +1,7 @@
-"""Answers for many prompts: batches of similar length, greedy unless asked otherwise."""
+"""Answers for many prompts, longest first: the engine's running batch, or transformers' beam search in batches."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -9,9 +9,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import EncodedRow
-
-# What the official ptuning/main.py passes to generate.
-OFFICIAL_SAMPLING = {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
+from ptuning.generation import GREEDY, OFFICIAL, Engine, Prefix, Request
+from ptuning.generation.engine import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,23 @@ class GenerationOptions:
 
     Args:
         max_new_tokens: of an answer.
-        batch_size: rows decoded together.
+        batch_tokens: rows times tokens (prefix, prompt and answer) decoded together at most.
         num_beams: 1 is greedy.
         sample: the official script's sampling instead of greedy.
         max_length: limit on prompt + answer in tokens, the official script's only limit; overrides max_new_tokens.
-        seed: of the sampling.
+        seed: of the sampling; each row draws its own numbers from this and its index.
     """
 
     max_new_tokens: int
-    batch_size: int = 16
+    batch_tokens: int = 16384
     num_beams: int = 1
     sample: bool = False
     max_length: int | None = None
     seed: int = 42
+
+    def new_tokens(self, prompt_tokens: int) -> int:
+        """The limit for one prompt."""
+        return self.max_new_tokens if self.max_length is None else max(self.max_length - prompt_tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +53,84 @@ def generate_answers(
     tokenizer: ChatGLMTokenizer,
     rows: Sequence[EncodedRow],
     options: GenerationOptions,
-    calls: int = 0,
-    filler: EncodedRow | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
+    say: Callable[[str], None] = print,
+    anywhere: Callable[[bool], bool] = bool,
 ) -> Iterator[Answer]:
     """Answers the prompts, longest first, so that a batch that doesn't fit fails at once and not at the end.
 
     Args:
         rows: prompts; their labels aren't used.
-        calls: `generate` is called at least so often, because under ZeRO-3 all processes gather each layer together.
-        filler: the prompt of calls that have no rows left; their answers are thrown away.
+        numbers: of the rows in the whole data set, for the seeds; default: their places here.
+        say: gets a sentence when the batch is made smaller because memory ran out.
+        anywhere: whether any process still has work. Under ZeRO-3 all gather each layer together, so that one that is
+            done goes on with forward calls for nobody.
 
     Yields:
         One answer a row, in the order they are done.
     """
-    settings = {"num_beams": options.num_beams, "do_sample": False}
-    if options.sample:
-        settings |= OFFICIAL_SAMPLING
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), options.batch_size):
-            indices = order[start : start + options.batch_size]
-            longest = len(rows[indices[0]].input_ids)
-            limit = options.max_new_tokens if options.max_length is None else max(options.max_length - longest, 1)
-            torch.manual_seed(options.seed + start)
-            yield from _batch(model, tokenizer, indices, [rows[i].input_ids for i in indices], limit, settings)
-        for _ in range(-(-len(rows) // options.batch_size), calls):
-            list(_batch(model, tokenizer, [0], [filler.input_ids], 1, settings))
+        if options.num_beams > 1:
+            yield from _with_beams(model, tokenizer, rows, order, options, say, anywhere)
+        else:
+            yield from _with_engine(model, tokenizer, rows, order, options, numbers or range(len(rows)), say, anywhere)
     finally:
         model.train(was_training)
 
 
-def _batch(model, tokenizer, indices, prompts, max_new_tokens, settings) -> Iterator[Answer]:
+def _with_engine(model, tokenizer, rows, order, options, numbers, say, anywhere) -> Iterator[Answer]:
+    encoder, prefix = model.prefix_encoder, None
+    if encoder is not None:
+        prefix = Prefix.of("tuned", encoder, model.dtype)
+    tokens: dict[int, list[int]] = {index: [] for index in order}
+    with Engine(model, tokenizer.eos_token_id, batch_tokens=options.batch_tokens, notify=say) as engine:
+        for index in order:
+            ids = rows[index].input_ids
+            sampling = replace(OFFICIAL, seed=options.seed * 1_000_003 + numbers[index]) if options.sample else GREEDY
+            engine.add(Request(index, ids, options.new_tokens(len(ids)), sampling, prefix))
+        while anywhere(engine.has_work):
+            if not engine.has_work:
+                engine.idle_step()
+            for event in engine.step():
+                if event.token is not None:
+                    tokens[event.id].append(event.token)
+                if event.finish is not None:
+                    answer = tokens.pop(event.id)
+                    yield Answer(event.id, tokenizer.decode(answer).strip(), len(answer), event.finish == "stop")
+
+
+def _with_beams(model, tokenizer, rows, order, options, say, anywhere) -> Iterator[Answer]:
+    """Batches that stay together: which row a beam belongs to is the search's own affair."""
+    prefix_length = model.prefix_encoder.pre_seq_len if model.prefix_encoder is not None else 0
+    budget, waiting = options.batch_tokens, list(order)
+    while anywhere(bool(waiting)):
+        if not waiting:
+            _beam_batch(model, tokenizer, [[tokenizer.eos_token_id]], 1, options.num_beams)
+            continue
+        longest = len(rows[waiting[0]].input_ids)
+        limit = options.new_tokens(longest)
+        room = options.num_beams * (prefix_length + longest + limit)
+        indices = waiting[: max(budget // room, 1)]
+        try:
+            outputs = _beam_batch(model, tokenizer, [rows[i].input_ids for i in indices], limit, options.num_beams)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(indices) == 1:
+                raise
+            budget = len(indices) * room // 2
+            say(f"memory ran out with {len(indices)} rows; the batch is now at most {budget} tokens, and goes on")
+            continue
+        del waiting[: len(indices)]
+        for index, ids in zip(indices, outputs, strict=True):
+            finished = tokenizer.eos_token_id in ids
+            answer = ids[: ids.index(tokenizer.eos_token_id)] if finished else ids
+            yield Answer(index, tokenizer.decode(answer).strip(), len(answer), finished)
+
+
+def _beam_batch(model, tokenizer, prompts, max_new_tokens, num_beams) -> list[list[int]]:
     encoded = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
     # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
     with torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode():
@@ -90,11 +138,9 @@ def _batch(model, tokenizer, indices, prompts, max_new_tokens, settings) -> Iter
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
             max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **settings,
         )
-    for index, ids in zip(indices, output[:, encoded["input_ids"].shape[1] :].tolist(), strict=True):
-        finished = tokenizer.eos_token_id in ids
-        answer = ids[: ids.index(tokenizer.eos_token_id)] if finished else ids
-        yield Answer(index, tokenizer.decode(answer).strip(), len(answer), finished)
+    return output[:, encoded["input_ids"].shape[1] :].tolist()

@@ -1,22 +1,23 @@
 """Predictions written as they come, scored at the end."""
 
-import json
-import math
-import time
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import Encoder
 from ptuning.data.records import Record
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
-from ptuning.evaluation.scores import METRICS, mean_scores, score
+from ptuning.evaluation.metrics import row_scores
+from ptuning.evaluation.parts import Parts, append, key_of, write_lines
+from ptuning.evaluation.shares import my_share, shared_losses
+from ptuning.evaluation.summary import FIGURES, summarise
+from ptuning.training.distributed import anywhere
 
 
 def predict(
@@ -26,60 +27,65 @@ def predict(
     encoder: Encoder,
     options: GenerationOptions,
     path: Path,
-) -> dict[str, float]:
+    say: Callable[[str], None] = print,
+) -> dict:
     """Answers and scores every record.
 
-    Each answer is appended as a JSON line {index, prompt, labels, predict, scores, …} to a part file beside `path` the
-    moment it is there; at the end `path` has them in the records' order. Under several processes each answers its share,
-    and all get the same scores.
+    Each answer is appended as a JSON line {index, prompt, history, labels, predict, scores, …} to a part file beside
+    `path` the moment it is there; a second call for the same model, records and options goes on where the first stopped.
+    At the end `path` has all lines in the records' order. Under several processes each answers its share, and all get the
+    same scores.
 
     Args:
         path: the JSON lines file.
+        say: prints on the main process.
 
     Returns:
-        Mean bleu-4 and rouge-1/2/l, and counts: rows, empty and unfinished answers, average tokens, seconds.
+        The scores of `summary.summarise`.
     """
-    state, started = PartialState(), time.perf_counter()
-    mine = range(state.process_index, len(records), state.num_processes)
-    rows, _ = encoder.prompt_rows([records[i] for i in mine])
-    calls, filler = 0, None
-    if is_deepspeed_zero3_enabled() and state.num_processes > 1:
-        calls = math.ceil(math.ceil(len(records) / state.num_processes) / options.batch_size)
-        filler = encoder.prompt_rows(records[:1])[0][0]
-    part = path.with_suffix(f".part{state.process_index}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    done = []
-    bar = tqdm(total=len(rows), desc=path.stem, unit="row", disable=not state.is_main_process)
-    with part.open("w", encoding="utf-8") as file, bar:
-        for answer in generate_answers(model, tokenizer, rows, options, calls, filler):
-            record = records[mine[answer.index]]
+    state = PartialState()
+    settings = dataclasses.replace(options, batch_tokens=0)  # which doesn't change the answers
+    lengths, prefix = encoder.lengths, encoder.source_prefix
+    parts = Parts(path, key_of(model, settings, lengths, prefix, [(r.prompt, r.history, r.response) for r in records]))
+    if state.is_main_process:
+        parts.discard_others()
+    parts.key, done = broadcast_object_list([parts.key, parts.read() if state.is_main_process else None])
+    if done:
+        say(f"{path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
+    todo = my_share([index for index in range(len(records)) if index not in done])
+    rows, _ = encoder.prompt_rows([records[index] for index in todo])
+    answers = generate_answers(model, tokenizer, rows, options, numbers=todo, say=say, anywhere=anywhere)
+    mine = []
+    bar = tqdm(total=len(rows), desc=path.stem, unit="row", leave=False, disable=not state.is_main_process)
+    with parts.open(state.process_index) as file, bar:
+        for answer in answers:
+            record = records[todo[answer.index]]
             reference = _reference(record.response, tokenizer, encoder, options)
             line = {
-                "index": mine[answer.index],
+                "index": todo[answer.index],
                 "prompt": record.prompt,
+                "history": record.history,
                 "labels": reference,
                 "predict": answer.text,
-                "scores": score(answer.text, reference),
+                "scores": row_scores(answer.text, reference),
                 "tokens": answer.tokens,
                 "finished": answer.finished,
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            done.append(line)
+            append(file, line)
+            mine.append(line)
             bar.update()
-    everything = sorted(gather_object(done), key=lambda line: line["index"])
+    # The answer's loss, also where training counts those in the history.
+    references, _ = Encoder(tokenizer, lengths, prefix).training_rows(records)
+    losses = shared_losses(model, references, tokenizer.pad_token_id)
+    lines = sorted([*done.values(), *gather_object(mine)], key=lambda line: line["index"])
+    for line in lines:
+        loss, line["loss_tokens"] = losses[line["index"]]
+        line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
     if state.is_main_process:
-        _write_in_order(path, everything)
+        write_lines(path, lines)
+        parts.delete()
     state.wait_for_everyone()
-    part.unlink(missing_ok=True)
-    means = mean_scores([line["scores"] for line in everything])
-    return {metric: means[metric] for metric in METRICS} | {
-        "rows": len(everything),
-        "empty": sum(not line["predict"] for line in everything),
-        "unfinished": sum(not line["finished"] for line in everything),
-        "tokens": round(sum(line["tokens"] for line in everything) / max(len(everything), 1), 1),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+    return summarise(lines)
 
 
 def _reference(text: str, tokenizer: ChatGLMTokenizer, encoder: Encoder, options: GenerationOptions) -> str:
@@ -89,21 +95,17 @@ def _reference(text: str, tokenizer: ChatGLMTokenizer, encoder: Encoder, options
     return tokenizer.decode(tokenizer.encode_text(text)[: encoder.lengths.max_target_length])
 
 
-def _write_in_order(path: Path, lines: list[dict]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
+SHOWN = ("bleu-4", "rouge-1", "rouge-2", "rouge-l", "chrf", "exact_match", "empty", "cut", "repeating", "answer_loss")
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """The scores as a text table, one row a model."""
+def table(results: dict[str, dict]) -> str:
+    """The main scores as a text table, one row a model."""
     width = max(len(name) for name in results)
-    columns = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", "rows", "empty")
-    head = f"{'':{width}}  " + "".join(f"{column:>10}" for column in columns)
-    lines = [
-        f"{name:{width}}  "
-        + "".join(f"{values[metric]:10.2f}" for metric in METRICS)
-        + f"{values['rows']:10d}{values['empty']:10d}"
-        for name, values in results.items()
-    ]
-    return "\n".join([head, *lines])
+    labels = [FIGURES[name].label for name in SHOWN]
+    lines = [f"{'':{width}}  " + "".join(f"  {label:>8}" for label in [*labels, "rows"])]
+    for name, values in results.items():
+        cells = [f"{values[metric]:.2f}" if metric in values else "" for metric in SHOWN]
+        cells.append(str(values["rows"]))
+        widths = [max(len(label), 8) for label in [*labels, "rows"]]
+        lines.append(f"{name:{width}}  " + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)

@@ -69,3 +69,19 @@ def test_only_labelled_positions_reach_the_output_layer(golden, load_tiny):
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[0]))
     model(golden["train.input_ids"], labels=golden["train.labels"], loss_only=True)
     assert seen == [(golden["train.labels"][:, 1:] != -100).sum().item()]
+
+
+@pytest.mark.parametrize("prefix", [None, "embedding"])
+def test_the_loss_of_each_row_is_its_sum(golden, load_tiny, prefix):
+    model, inputs, labels = load_tiny(prefix), golden["train.input_ids"], golden["train.labels"].clone()
+    labels[1] = -100
+    with torch.no_grad():
+        losses = model(inputs, labels=labels, loss_only="rows", num_items_in_batch=3).loss
+        assert losses.shape == (4,) and losses[1] == 0
+        for row in (0, 2, 3):
+            one = slice(row, row + 1)
+            count = (labels[one, 1:] != -100).sum()
+            expected = count * model(inputs[one], labels=labels[one]).loss
+            assert losses[row].item() == pytest.approx(expected.item(), rel=1e-5)
+        nothing = model(inputs, labels=torch.full_like(labels, -100), loss_only="rows").loss
+    assert nothing.tolist() == [0.0] * 4

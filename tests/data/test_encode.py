@@ -1,5 +1,6 @@
 """Records become ids and labels; what doesn't fit loses old turns, then the middle of the question, never its end."""
 
+import dataclasses
 import random
 
 import pytest
@@ -218,3 +219,53 @@ def test_a_source_limit_shorter_than_the_template_is_refused(tiny_tokenizer, sou
 def test_a_target_limit_of_0_is_refused(tiny_tokenizer):
     with pytest.raises(ConfigError, match="max_target_length is 0; use at least 1"):
         Encoder(tiny_tokenizer, Lengths(99, 0))
+
+
+def with_system(system: str, question: str = "最后") -> Record:
+    return Record(question, "好", (("早 abc", "很好"), ("旧", "百搭😀")), "a.json:1", system)
+
+
+@pytest.mark.parametrize("source_prefix", ["", "请回答："])
+def test_a_system_text_stands_between_source_prefix_and_first_round(tiny_tokenizer, source_prefix):
+    record = with_system("简约。[Round 1]")
+    encoder = Encoder(tiny_tokenizer, Lengths(300, 9), source_prefix, loss_on="all")
+    (row,), _ = encoder.training_rows([record])
+    text = source_prefix + build_prompt(record.prompt, record.history, record.system)
+    assert text.startswith(f"{source_prefix}简约。[Round 1]\n\n[Round 1]\n\n问：早 abc")
+    assert row.input_ids == [*tiny_tokenizer(text).input_ids, *tiny_tokenizer.encode_text("好"), 2]
+    assert [tiny_tokenizer.decode(run) for run in labelled_runs(row)] == ["很好", "百搭😀", "好"]
+
+
+def test_a_system_text_stays_while_old_turns_and_the_middle_of_the_question_go(tiny_tokenizer):
+    record = with_system("短答", f"开头{LONG * 2}结尾")
+    (row,), report = Encoder(tiny_tokenizer, Lengths(80, 9)).prompt_rows([record])
+    text = tiny_tokenizer.decode(row.input_ids)
+    assert text.startswith("短答\n\n[Round 1]\n\n问：开头") and text.endswith("结尾\n\n答：")
+    assert 76 <= len(row.input_ids) <= 80
+    assert (report.dropped_systems, report.dropped_turns, report.cut_questions) == (0, 1, 1)
+
+
+def test_a_system_text_that_leaves_less_than_half_of_the_room_is_dropped(tiny_tokenizer):
+    record = with_system(LONG)
+    (row,), report = Encoder(tiny_tokenizer, Lengths(80, 9)).prompt_rows([record])
+    assert row.input_ids == tiny_tokenizer(build_prompt(record.prompt, record.history)).input_ids
+    assert (report.dropped_systems, report.dropped_turns, report.cut_questions) == (1, 0, 0)
+    assert "1 rows lost their system text (more than half of max_source_length), e.g. a.json:1 (system" in str(report)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [24, 40, 80])
+def test_with_any_system_text_the_prompt_fits_and_ends_in_answer(tiny_tokenizer, seed, limit):
+    rng = random.Random(seed)
+    records = [dataclasses.replace(r, system=random_text(rng, 20) or None) for r in random_records(seed)]
+    rows, _ = Encoder(tiny_tokenizer, Lengths(limit, 20), loss_on="last").training_rows(records)
+    for row in rows:
+        prompt = row.input_ids[: row.labels.count(IGNORE)]
+        assert len(prompt) <= limit and tiny_tokenizer.decode(prompt).endswith("\n\n答：")
+
+
+def test_measured_lengths_are_those_of_uncut_rows(tiny_tokenizer):
+    records = [with_system("短答", LONG), *random_records(5, 20)]
+    whole, _ = Encoder(tiny_tokenizer, Lengths(10_000, 10_000)).training_rows(records)
+    measured = Encoder(tiny_tokenizer, Lengths(40, 2)).measure(records)
+    assert measured == [(n := row.labels.count(IGNORE), len(row.input_ids) - n - 1) for row in whole]

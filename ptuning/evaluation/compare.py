@@ -1,0 +1,142 @@
+"""`ptuning compare`: two runs on the same rows, and whether their difference is more than noise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptuning.data.problems import quoted
+from ptuning.errors import ConfigError, DataError
+from ptuning.evaluation.bootstrap import RESAMPLES, percentile_interval
+from ptuning.evaluation.lines import BASE, TUNED, prediction_file, read_predictions
+from ptuning.evaluation.summary import FIGURES, Lines, measure
+
+FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of two equal models (docs/evaluation.md)
+
+MORE, NOT_MORE, TOO_FEW = "more than noise", "not more than noise", "too few rows"
+
+
+def compare_command(argv: Sequence[str]) -> int:
+    """`ptuning compare RUN_A [RUN_B]`: prints the table, or JSON. Returns the exit status.
+
+    Raises:
+        ConfigError: a run has no predictions.
+        DataError: a file can't be read, or the rows differ.
+    """
+    parser = argparse.ArgumentParser(prog="ptuning compare", allow_abbrev=False)
+    parser.add_argument("run_a", metavar="RUN_A", help="run folder or predictions file; alone: its base against it")
+    parser.add_argument("run_b", metavar="RUN_B", nargs="?", help="run folder or predictions file")
+    parser.add_argument("--predictions", metavar="NAME", help=f"file in the folders; default: {TUNED}, else {BASE}")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    args = parser.parse_args(argv)
+    if args.run_b is None:
+        first, second = _own_base(args.run_a, args.predictions)
+    else:
+        first, second = (prediction_file(run, args.predictions) for run in (args.run_a, args.run_b))
+    a, b = read_predictions(first), read_predictions(second)
+    require_same_rows(first, a, second, b)
+    result = {"a": str(first), "b": str(second), "rows": len(a), "metrics": compare(a, b)}
+    print(json.dumps(result, ensure_ascii=False, indent=2) if args.json else comparison_table(result))
+    return 0
+
+
+def _own_base(run: str, name: str | None) -> tuple[Path, Path]:
+    if Path(run).is_file():
+        raise ConfigError(f"{run} is one file: give a second one to compare it with, or a run folder")
+    tuned = prediction_file(run, name or TUNED)
+    if not (Path(run) / BASE).is_file():
+        raise ConfigError(
+            f"{run}: has no {BASE} to compare {tuned.name} with: evaluate with --baseline, or give a second run"
+        )
+    return Path(run) / BASE, tuned
+
+
+def require_same_rows(first: Path, a: Lines, second: Path, b: Lines) -> None:
+    """Differences of single rows mean something only where both models answered the same questions.
+
+    Raises:
+        DataError: naming the first row that differs.
+    """
+    fix = (
+        "evaluate both with the same --test_file, --max_predict_samples, --max_target_length and --generation_mode "
+        "(the official mode cuts references)"
+    )
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        for field in ("prompt", "labels", "history"):
+            # Older files have no history.
+            if field in left and field in right and left[field] != right[field]:
+                raise DataError(
+                    f"{first} and {second} answer different rows: {field} of row {index} is "
+                    f"{quoted(str(left[field]))} and {quoted(str(right[field]))}: {fix}"
+                )
+    if len(a) != len(b):
+        raise DataError(f"{first} has {_rows(len(a))} and {second} has {len(b)}: {fix}")
+
+
+def compare(a: Lines, b: Lines) -> dict[str, dict[str, Any]]:
+    """Paired bootstrap: each resample draws the same rows of both.
+
+    Args:
+        a, b: predictions for the same rows, in the same order.
+
+    Returns:
+        For each metric that both have {"a", "b", "difference" (b - a), "interval" (95 %, of the difference), "verdict"
+        (MORE, NOT_MORE or TOO_FEW), "better" ("a", "b", or None where the metric doesn't say, or it may be noise)}.
+    """
+    first, second = measure(a), measure(b)
+    return {
+        name: _difference(name, len(a), first[name], second[name])
+        for name in FIGURES
+        if name in first and name in second
+    }
+
+
+def _difference(name: str, rows: int, first, second) -> dict[str, Any]:
+    difference = second.value - first.value
+    low, high = percentile_interval(second.samples - first.samples)
+    verdict = TOO_FEW if rows < FEWEST_ROWS else MORE if low > 0 or high < 0 else NOT_MORE
+    better = None
+    if verdict == MORE and FIGURES[name].better:
+        better = "b" if (difference > 0) == (FIGURES[name].better == "higher") else "a"
+    return {
+        "a": round(first.value, 4),
+        "b": round(second.value, 4),
+        "difference": round(difference, 4),
+        "interval": [low, high],
+        "verdict": verdict,
+        "better": better,
+    }
+
+
+def comparison_table(result: Mapping[str, Any]) -> str:
+    """The result of `compare_command` as text."""
+    head = f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}  {'95 % of B - A':^20}  verdict"
+    lines = [f"A: {result['a']}", f"B: {result['b']}", _rows(result["rows"]), "", head]
+    for name, one in result["metrics"].items():
+        better = f": {one['better'].upper()} is better" if one["better"] else ""
+        interval = f"[{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]"
+        lines.append(
+            f"{FIGURES[name].label:14}{one['a']:10.2f}{one['b']:10.2f}{one['difference']:+10.2f}  {interval:^20}  "
+            f"{one['verdict']}{better}"
+        )
+    lines += ["", _note(result["rows"], len(result["metrics"]))]
+    return "\n".join(lines)
+
+
+def _note(rows: int, metrics: int) -> str:
+    if rows < FEWEST_ROWS:
+        return (
+            f"Nothing can be said about noise with {_rows(rows)}: evaluate at least {FEWEST_ROWS}, better some hundred."
+        )
+    return (
+        f"Paired bootstrap, {RESAMPLES:,} resamples of the rows. With {metrics} metrics one may stand out by chance\n"
+        "(each does in about 1 of 20 comparisons of equal models), so decide beforehand which one counts. Only the\n"
+        "choice of rows is in the interval: another training seed, or sampled answers, vary beyond it."
+    )
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

@@ -1,0 +1,201 @@
+"""What a run evaluates: scores of base and tuned model on the same rows, and the forgetting probe."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.checkpoint.full import read_full
+from ptuning.config import Config
+from ptuning.data.encode import Encoder
+from ptuning.data.records import Record
+from ptuning.errors import ConfigError
+from ptuning.evaluation.compare import require_same_rows
+from ptuning.evaluation.generate import GenerationOptions
+from ptuning.evaluation.lines import BASE, TUNED, read_predictions
+from ptuning.evaluation.parts import write_lines
+from ptuning.evaluation.predict import predict, table
+from ptuning.evaluation.probe import read_probe
+from ptuning.evaluation.probe_run import BASE_FILE, PROBE_FILE, Prober, probe_base, probe_tuned, read_probe_base
+from ptuning.evaluation.shares import shared_answers, shared_losses
+from ptuning.evaluation.summary import FIGURES
+
+METRICS_FILE = "metrics.json"
+
+
+class Evaluation:
+    """Answers and scores into the run's folder; `results` is what metrics.json gets.
+
+    Args:
+        config: of the run.
+        model: with the prefix attached, if there is one.
+        tokenizer: the base's.
+        encoder: of evaluation rows.
+        say: prints on the main process.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: ChatGLMForConditionalGeneration,
+        tokenizer: ChatGLMTokenizer,
+        encoder: Encoder,
+        say: Callable[[str], None],
+    ):
+        self.config, self.model, self.tokenizer, self.encoder, self.say = config, model, tokenizer, encoder, say
+        self.folder = Path(config.training.output_dir)
+        self.options = _options(config)
+        self.results: dict[str, dict] = {}
+        self._base_probe: list[dict] | None = None
+        self._prober = self._make_prober() if config.generation.probe else None
+
+    def before_training(self, records: Sequence[Record] | None) -> None:
+        """What only the untuned model can do, where all weights are about to be trained."""
+        if self.model.prefix_encoder is not None:
+            return
+        if self.config.generation.baseline and records is not None:
+            self._score("base", records)
+        if self._prober is not None and self.config.generation.baseline_from is None:
+            self._base_probe = probe_base(self._prober)
+
+    def after_training(self, records: Sequence[Record] | None) -> None:
+        """Scores of the tuned model, with --baseline or --baseline_from beside the base's, and the probe.
+
+        Args:
+            records: None: the probe alone.
+        """
+        settings, prefix = self.config.generation, self.model.prefix_encoder is not None
+        if records is not None:
+            if settings.baseline and prefix:
+                with self._untuned():
+                    self._score("base", records)
+            self._score("tuned" if self._is_tuned() else "base", records)
+            if settings.baseline_from is not None:
+                self._take_over(Path(settings.baseline_from))
+        if self._prober is None:
+            return
+        if prefix:
+            with self._untuned():
+                self._base_probe = probe_base(self._prober)
+        elif settings.baseline_from is not None:
+            self._base_probe = read_probe_base(Path(settings.baseline_from), self._prober.questions)
+        if self._base_probe is None and not self._is_tuned():
+            self._base_probe = probe_base(self._prober)
+        self._probe_again()
+
+    def validation_scores(self, records: Sequence[Record]) -> dict[str, float]:
+        """The scores of the present weights on the validation rows, without intervals and losses."""
+        scores = self._predict(records, "predictions_validation.jsonl")
+        return {name: scores[name] for name in FIGURES if not name.startswith("answer_")}
+
+    def summary(self) -> str:
+        """The scores as a table, and what the probe found."""
+        scored = {name: values for name, values in self.results.items() if name in ("base", "tuned")}
+        lines = [table(scored)] if scored else []
+        if probe := self.results.get("probe"):
+            line = f"Probe: {probe['same']:.0f} % of {probe['rows']} general answers unchanged"
+            if probe["change"] is not None:  # None: the base's answers are all empty
+                line += "; loss of the base's own answers {base_loss:.3f} before, {tuned_loss:.3f} after".format(
+                    **probe
+                )
+            lines.append(line)
+        return "\n".join(lines)
+
+    def write(self, more: dict[str, dict]) -> Path:
+        """metrics.json, on the main process.
+
+        Args:
+            more: results from elsewhere.
+        """
+        path = self.folder / METRICS_FILE
+        if PartialState().is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(more | self.results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def _score(self, name: str, records: Sequence[Record]) -> None:
+        model = "tuned model" if name == "tuned" else "untuned base"
+        self.say(f"Answering {len(records)} rows with the {model}")
+        started = time.perf_counter()
+        self.results[name] = self._predict(records, TUNED if name == "tuned" else BASE)
+        self.say(f"  {time.perf_counter() - started:.1f} s")
+
+    def _predict(self, records: Sequence[Record], file: str) -> dict:
+        path = self.folder / file
+        return predict(self.model, self.tokenizer, records, self.encoder, self.options, path, self.say)
+
+    def _is_tuned(self) -> bool:
+        name = self.config.model.model_name_or_path
+        trained_before = Path(name).is_dir() and read_full(name) is not None
+        return self.config.training.do_train or self.model.prefix_encoder is not None or trained_before
+
+    @contextlib.contextmanager
+    def _untuned(self) -> Iterator[None]:
+        """Inside, the model is the bare base."""
+        encoder = self.model.detach_prefix()
+        try:
+            yield
+        finally:
+            self.model.attach_encoder(encoder)
+
+    def _take_over(self, folder: Path) -> None:
+        """The base's scores and answers from an earlier run on the same rows."""
+        try:
+            base = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["base"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"--baseline_from {folder}: has no scores of a base ({error!r}); evaluate the untuned base into it first: "
+                f"ptuning evaluate --output_dir {folder} …"
+            ) from error
+        ours = self.folder / TUNED
+        if PartialState().is_main_process:
+            require_same_rows(folder / BASE, read_predictions(folder / BASE), ours, read_predictions(ours))
+            shutil.copyfile(folder / BASE, self.folder / BASE)
+        self.results = {"base": base} | self.results
+
+    def _make_prober(self) -> Prober:
+        options = _options(self.config)
+
+        def answer(records: list[Record]) -> list[tuple[str, bool]]:
+            rows, _ = encoder.prompt_rows(records)
+            found = shared_answers(self.model, self.tokenizer, rows, options, self.say)
+            return [(answer.text, answer.finished) for answer in found]
+
+        encoder = Encoder(self.tokenizer, self.encoder.lengths)
+        return Prober(
+            read_probe(),
+            encoder,
+            answer,
+            lambda rows: shared_losses(self.model, rows, self.tokenizer.pad_token_id),
+        )
+
+    def _probe_again(self) -> None:
+        """The tuned model's half of the probe, where there is one; the files of both."""
+        lines = None
+        if self._base_probe is not None and self._is_tuned():
+            lines, self.results["probe"] = probe_tuned(self._prober, self._base_probe)
+        if PartialState().is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._base_probe is not None:
+                write_lines(self.folder / BASE_FILE, self._base_probe)
+            if lines is not None:
+                write_lines(self.folder / PROBE_FILE, lines)
+
+
+def _options(config: Config) -> GenerationOptions:
+    settings, data = config.generation, config.data
+    official = settings.generation_mode == "official"
+    return GenerationOptions(
+        max_new_tokens=data.eval_target_length,
+        batch_tokens=settings.generation_batch_tokens,
+        num_beams=settings.num_beams,
+        sample=official,
+        max_length=data.max_source_length + data.eval_target_length + 1 if official else None,
+        seed=config.training.seed,
+    )

@@ -1,0 +1,196 @@
+"""The figures of one run."""
+
+from collections.abc import Sequence
+
+from ptuning.report.curves import Curve
+from ptuning.report.lines import number
+from ptuning.report.metrics import BOOKKEEPING, QUALITY, metric_name
+from ptuning.report.read import Run
+from ptuning.report.svg import SERIES, Drawing, Key, color, draw
+
+MAX_OTHER = 6  # figures of eval_* values that this module doesn't know
+
+
+def curve_figures(run: Run) -> list[Drawing]:
+    """Loss, eval scores, learning rate, gradient norm, throughput, memory: those that were logged."""
+    figures = [loss_figure(run), *_eval_figures(run)]
+    single = (
+        ("learning_rate", "Learning rate", "", "s3", None),
+        ("grad_norm", "Gradient norm", "before clipping", "s4", 0),
+        ("tokens_per_second", "Throughput", "tokens a second", "s5", 0),
+        ("memory_gib", "Memory", "GiB", "s6", 0),
+    )
+    if "tokens_per_second" not in run.curves:
+        single += (("samples_per_second", "Throughput", "rows a second", "s5", 0),)
+    for key, title, unit, name, bottom in single:
+        if curve := run.curves.get(key):
+            figures.append(_line_figure(title, curve, unit, name, bottom))
+    return [figure for figure in figures if figure is not None]
+
+
+def best_point(run: Run) -> tuple[float, float] | None:
+    """Step and value of the best eval loss: from best.json where it is by eval loss, else the lowest logged."""
+    curve = run.curves.get("eval_loss")
+    if run.best.get("metric") in ("eval_loss", "loss"):
+        step, value = number(run.best.get("step")), number(run.best.get("value"))
+        if step is not None and value is not None:
+            return step, value
+    if not curve:
+        return None
+    i = min(range(len(curve)), key=curve.values.__getitem__)
+    return curve.steps[i], curve.values[i]
+
+
+def loss_figure(run: Run) -> Drawing | None:
+    """Training loss, raw and smoothed, with the eval loss over it."""
+    training, evaluation = run.curves.get("loss"), run.curves.get("eval_loss")
+    if not training and not evaluation:
+        return None
+    keys = []
+
+    def plot(axes):
+        if training:
+            keys.extend(_raw_and_smooth(axes, training, "s1", "training loss"))
+        if evaluation:
+            _line(axes, evaluation, color("s2"), marked=len(evaluation) <= 60)
+            keys.append(Key("eval loss", "s2", "line"))
+            if point := best_point(run):
+                axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgewidth=1.8, color=color("best"))
+                keys.append(Key(f"best eval loss: {point[1]:.4g} at step {point[0]:g}", "best", "ring"))
+        for step in run.resumes:
+            axes.axvline(step, color=color("muted"), linestyle=":", linewidth=1)
+        if run.resumes:
+            keys.append(Key("resumed", "muted", "dashed"))
+        _scale(axes, [curve for curve in (training, evaluation) if curve])
+        axes.set_xlabel("step")
+
+    svg = draw(plot, (8.6, 3.3))
+    return Drawing("Loss", svg, keys, _lost(training, evaluation), wide=True)
+
+
+def _eval_figures(run: Run) -> list[Drawing]:
+    names = [key for key in run.curves if key.startswith("eval_") and len(run.curves[key])]
+    names = [key for key in names if key.removeprefix("eval_") not in (*BOOKKEEPING, "loss")]
+    scores = [key for key in names if key.removeprefix("eval_") in QUALITY]
+    figures = []
+    if scores:
+
+        def plot(axes):
+            for i, key in enumerate(scores):
+                _line(axes, run.curves[key], color(_series(i)), marked=len(run.curves[key]) <= 60)
+            axes.set_xlabel("step")
+
+        keys = [Key(metric_name(key), _series(i)) for i, key in enumerate(scores)]
+        figures.append(Drawing("Eval scores", draw(plot), keys, _lost(*(run.curves[key] for key in scores))))
+    for key in [key for key in names if key not in scores][:MAX_OTHER]:
+        name = metric_name(key)
+        figures.append(_line_figure("Eval " + name.removeprefix("eval "), run.curves[key], "", "s2", None))
+    return figures
+
+
+def _line_figure(title: str, curve: Curve, unit: str, name: str, bottom: float | None) -> Drawing | None:
+    if not len(curve):
+        return None
+
+    def plot(axes):
+        _raw_and_smooth(axes, curve, name, title)
+        if bottom is not None and not _scale(axes, [curve]):
+            axes.set_ylim(bottom=bottom)
+        axes.set_xlabel("step")
+
+    return Drawing(title + (f", {unit}" if unit else ""), draw(plot), [], _lost(curve))
+
+
+def score_figure(base: dict, tuned: dict) -> Drawing | None:
+    """Base and tuned scores with their intervals, one line a metric."""
+    metrics = [m for m in QUALITY if any(number(scores.get(m)) is not None for scores in (base, tuned))]
+    if not metrics:
+        return None
+
+    def plot(axes):
+        for shift, name, scores in ((0.14, "base", base), (-0.14, "s1", tuned)):
+            for row, metric in enumerate(reversed(metrics)):
+                value = number(scores.get(metric))
+                if value is None:
+                    continue
+                span = interval(scores, metric)
+                error = [[max(0, value - span[0])], [max(0, span[1] - value)]] if span else None
+                style = {"color": color(name), "markersize": 6, "elinewidth": 2, "capsize": 3}
+                axes.errorbar([value], [row + shift], xerr=error, fmt="o", **style)
+        axes.set_yticks(range(len(metrics)), [metric_name(metric) for metric in reversed(metrics)])
+        axes.tick_params(axis="y", labelcolor=color("ink"))
+        axes.grid(axis="y", visible=False)
+        axes.set_ylim(-0.6, len(metrics) - 0.4)
+        axes.set_xlim(left=0)
+
+    names = (("base", "base", base), ("tuned", "s1", tuned))
+    keys = [Key(label, name, "dot") for label, name, scores in names if scores]
+    note = "The lines are the intervals of the table." if any("intervals" in scores for scores in (base, tuned)) else ""
+    return Drawing("Scores", draw(plot, (8.6, 0.9 + 0.36 * len(metrics))), keys, note, wide=True)
+
+
+def interval(scores: dict, metric: str) -> tuple[float, float] | None:
+    """Low and high of a metric's interval, where there is one."""
+    spans = scores.get("intervals")
+    span = spans.get(metric) if isinstance(spans, dict) else None
+    if not isinstance(span, list | tuple) or len(span) != 2 or None in (number(span[0]), number(span[1])):
+        return None
+    return span[0], span[1]
+
+
+def distribution_figure(scores: dict[str, list[float]], metric: str) -> Drawing | None:
+    """How the rows' scores are spread, base against tuned."""
+    if not any(len(values) >= 10 for values in scores.values()):
+        return None
+    edges = [top * i / 20 for top in [100 if max(map(max, scores.values())) > 1 else 1] for i in range(21)]
+
+    def plot(axes):
+        for model, name in (("base", "base"), ("tuned", "s1")):
+            if values := scores.get(model):
+                axes.hist(values, bins=edges, color=color(name), alpha=0.35)
+                axes.hist(values, bins=edges, color=color(name), histtype="step", linewidth=1.6)
+        axes.set_xlabel(metric_name(metric) + " of a row")
+        axes.set_ylabel("rows")
+        axes.set_xlim(0, edges[-1])
+        axes.grid(axis="x", visible=False)
+
+    keys = [Key(model, {"base": "base", "tuned": "s1"}[model], "bar") for model in ("base", "tuned") if scores.get(model)]
+    return Drawing(f"Spread of {metric_name(metric)}", draw(plot, (8.6, 2.6)), keys, wide=True)
+
+
+def _raw_and_smooth(axes, curve: Curve, name: str, label: str) -> list[Key]:
+    smooth = curve.smooth()
+    if smooth is None:
+        _line(axes, curve, color(name), marked=len(curve) <= 30)
+        return [Key(label, name)]
+    _line(axes, curve.thin(), color(name), alpha=0.3, linewidth=1)
+    _line(axes, smooth.thin(), color(name))
+    return [Key(f"{label}, smoothed", name), Key("as logged", name, "faint")]
+
+
+def _line(axes, curve: Curve, paint: str, marked: bool = False, **style) -> None:
+    axes.plot(curve.steps, curve.values, color=paint, marker="o" if marked else None, markersize=3.5, **style)
+
+
+def _scale(axes, curves: Sequence[Curve]) -> bool:
+    """A logarithmic axis where the bulk would be squeezed flat by a few huge values. Returns whether it is."""
+    values = sorted(value for curve in curves for value in curve.values)
+    if values and values[0] > 0 and values[-1] > 30 * values[len(values) // 2]:
+        axes.set_yscale("log")
+        return True
+    return False
+
+
+def _lost(*curves: Curve | None) -> str:
+    """A note on values that can't be drawn."""
+    lost = [curve for curve in curves if curve is not None and curve.lost]
+    if not lost:
+        return ""
+    count = sum(curve.lost for curve in lost)
+    first = min(curve.first_lost for curve in lost)
+    return f"{count} value{'s are' if count > 1 else ' is'} NaN or infinite and not drawn, the first at step {first:g}."
+
+
+def _series(i: int) -> str:
+    return f"s{i % SERIES + 1}"
+

@@ -1,0 +1,116 @@
+"""matplotlib figures as inline SVG that follows the page's colours, light and dark.
+
+matplotlib draws (ticks, scales, clipping are its business), with text left as text (`svg.fonttype: none`), so the browser
+sets it in the page's font. Colours are the one thing it can't leave open: each is drawn as a stand-in, a hex value used for
+nothing else, which becomes `var(--…)` in the SVG. User text never enters a figure: it could be markup to matplotlib ($…$),
+and its fonts have no Chinese. Legends are HTML.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+SERIES = 8  # colours of series, --s1 … --s8 in style.css
+# Stand-in → CSS variable. matplotlib writes hex in lower case.
+_VARIABLES = {"ink": "#0101f0", "muted": "#0101f1", "grid": "#0101f2", "base": "#0101f3", "best": "#0101f4"}
+_VARIABLES |= {f"s{i + 1}": f"#0101a{i}" for i in range(SERIES)}
+_NAMES = {stand_in: name for name, stand_in in _VARIABLES.items()}
+
+_RC = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": _VARIABLES["grid"],
+    "axes.labelcolor": _VARIABLES["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-3, 5),
+    "axes.formatter.useoffset": False,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": _VARIABLES["grid"],
+    "grid.linewidth": 0.8,
+    "text.color": _VARIABLES["ink"],
+    "text.parse_math": False,
+    "xtick.color": _VARIABLES["grid"],
+    "ytick.color": _VARIABLES["grid"],
+    "xtick.labelcolor": _VARIABLES["muted"],
+    "ytick.labelcolor": _VARIABLES["muted"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+def color(name: str) -> str:
+    """The stand-in to draw with for a colour of the page: ink, muted, grid, base, best, s1 … s8."""
+    return _VARIABLES[name]
+
+
+@dataclass
+class Key:
+    """One entry of a legend.
+
+    Attributes:
+        color: name of the page's colour.
+        shape: line, dashed, bar or dot.
+    """
+
+    label: str
+    color: str
+    shape: str = "line"
+
+
+@dataclass
+class Drawing:
+    """A figure of the page."""
+
+    title: str
+    svg: Markup
+    keys: list[Key] = field(default_factory=list)
+    note: str = ""
+    wide: bool = False
+
+
+_numbers = itertools.count(1)
+
+
+def draw(plot: Callable, size: tuple[float, float] = (5.4, 3.0)) -> Markup:
+    """The SVG of what `plot(axes)` draws.
+
+    Args:
+        size: inches; at its full width an inch is 96 pixels of the page.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=size, layout="constrained")
+        plot(figure.subplots())
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    return Markup(_inline(text.getvalue(), f"f{next(_numbers)}-"))
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """One SVG of several in a page: no prolog, no style for the whole page, ids of its own, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", svg)
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is enough, and halves the paths
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    return re.sub(r"#0101[af][0-9]", lambda m: f"var(--{_NAMES[m[0]]})" if m[0] in _NAMES else m[0], svg)

@@ -1,0 +1,74 @@
+"""Values as text for the page: numbers, durations, option values, long texts cut."""
+
+import json
+import math
+from typing import NamedTuple
+
+from ptuning.report.lines import number
+
+LONGEST_TEXT = 1200  # characters of a prompt, a reference or an answer
+LONGEST_VALUE = 400  # of an option's value
+LONGEST_ERROR = 6000
+
+
+class Cut(NamedTuple):
+    """A text cut for the page, and how many characters are left out."""
+
+    text: str
+    more: int
+
+
+def cut(text: object, longest: int = LONGEST_TEXT) -> Cut:
+    """The beginning of a long text. A lone surrogate, which no file can hold, becomes U+FFFD."""
+    text = ("" if text is None else str(text)).encode("utf-8", "replace").decode("utf-8")
+    return Cut(text[:longest], max(0, len(text) - longest))
+
+
+def show_number(value: object, digits: int | None = None) -> str:
+    """A number for people: thousands separated, four significant digits, or `digits` decimals; a dash where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if number(value) is None:
+        return "–"
+    if digits is not None:
+        text = f"{value:,.{digits}f}"
+    elif value == int(value) and abs(value) < 1e15:
+        text = f"{int(value):,}"
+    elif abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
+        text = f"{value:.3e}"
+    else:
+        text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    return text.replace("-", "−") if value < 0 else text
+
+
+def show_change(value: float | None) -> str:
+    """A difference, with its sign."""
+    return "–" if value is None else ("+" if value > 0 else "") + show_number(value)
+
+
+def show_value(value: object) -> str:
+    """An option's value, as it would be written in a YAML file."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        text = value if value.strip() == value and value else json.dumps(value, ensure_ascii=False)
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    elif isinstance(value, list) and all(isinstance(each, str) for each in value):
+        text = " ".join(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    shown, more = cut(text, LONGEST_VALUE)
+    return shown + (f"… ({more:,} more characters)" if more else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 60:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    if hours < 48:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(hours // 24)} d {int(hours % 24)} h"

@@ -1,0 +1,127 @@
+"""`ptuning validate-data FILE…`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+
+from tqdm import tqdm
+
+from ptuning.config import DataArguments
+from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.formats import Layout
+from ptuning.data.problems import Problem
+from ptuning.errors import ConfigError
+from ptuning.loading import load_tokenizer
+from ptuning.validation import report
+from ptuning.validation.fix import plan_outputs, write_clean
+from ptuning.validation.survey import survey_file
+
+_OPTIONS = {option.name: option for option in fields(DataArguments)}
+_LISTED = 10_000  # problems in the answer to --json; --fix lists them all
+
+
+def validate_command(argv: list[str]) -> int:
+    """Checks data files and says what is in them.
+
+    Args:
+        argv: without the program's name and the command.
+
+    Returns:
+        0 where every row can be trained on, 1 where there are problems.
+
+    Raises:
+        PTuningError: an option or the tokenizer can't be used.
+    """
+    args = _parser().parse_args(argv)
+    repeated = sorted({file for file in args.files if args.files.count(file) > 1})
+    if repeated:
+        raise ConfigError(f"{repeated[0]} is given {args.files.count(repeated[0])} times; give each file once")
+    layout = Layout(args.data_format, args.prompt_column, args.response_column, args.history_column)
+    lengths = Lengths(args.max_source_length, args.max_target_length)
+    outputs = None if args.fix is None else plan_outputs(args.files, args.fix)
+    encoder = None
+    if args.model_name_or_path is not None:
+        encoder = Encoder(load_tokenizer(args.model_name_or_path), lengths, args.source_prefix)
+    say = _silent if args.json else print
+    kept: list[Problem] = []
+
+    def tell(problem: Problem) -> None:
+        if not args.json:
+            tqdm.write(str(problem))  # which leaves the progress bar whole
+        elif len(kept) < _LISTED:
+            kept.append(problem)
+
+    surveys = []
+    for file in args.files:
+        survey = survey_file(file, layout, encoder, tell)
+        surveys.append(survey)
+        if survey.failure:
+            say(survey.failure)
+        if survey.found is not None and survey.rows:
+            say(report.file_text(survey, lengths))
+    shared = report.overlaps(surveys)
+    for found in shared:
+        say(report.overlap_text(*found))
+    suggested = report.suggestion(surveys)
+    if suggested is not None:
+        say(report.suggestion_text(suggested))
+    elif encoder is None:
+        say("note: no token lengths; for them give --model_name_or_path")
+    written = [] if outputs is None else write_clean(surveys, outputs)
+    for path, rows in written:
+        say(f"Wrote {path}: {rows:,} rows{' that were left out' if path == outputs.dropped else ''}")
+    bad = any(survey.failure or survey.problems for survey in surveys)
+    if args.json:
+        values = {
+            "ok": not bad,
+            "files": [report.file_values(survey, lengths, kept) for survey in surveys],
+            "overlaps": [
+                {
+                    "first": one.file,
+                    "second": other.file,
+                    "rows": both.rows,
+                    "questions": both.questions,
+                    "lines": both.examples,
+                }
+                for one, other, both in shared
+            ],
+            "suggested": suggested,
+            "written": {str(path): rows for path, rows in written},
+        }
+        print(json.dumps(values, ensure_ascii=False, indent=2))
+    return 1 if bad else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ptuning validate-data",
+        allow_abbrev=False,
+        description="Checks data files before they are trained on: exit status 0 if every row can be used, 1 if there are "
+        "problems (file:line: field: problem: fix), 2 for wrong options.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON array, JSON lines or CSV: train, dev, test")
+    parser.add_argument(
+        "--model_name_or_path", help="whose tokenizer measures the lengths; without it none are measured"
+    )
+    for name in ("data_format", "prompt_column", "response_column", "history_column", "source_prefix"):
+        option = _OPTIONS[name]
+        parser.add_argument(
+            f"--{name}", default=option.default, choices=option.metadata.get("choices"), help=option.metadata["help"]
+        )
+    for name in ("max_source_length", "max_target_length"):
+        option = _OPTIONS[name]
+        text = f"{option.metadata['help']} Default: {option.default}."
+        parser.add_argument(f"--{name}", type=int, default=option.default, help=text)
+    parser.add_argument(
+        "--fix",
+        metavar="OUT",
+        help="write the clean rows there (x.jsonl for one FILE, else a folder), without repeated ones, and a list of the others",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _silent(*_) -> None:
+    """Stands for print where only JSON is wanted."""

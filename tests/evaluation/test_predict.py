@@ -1,0 +1,140 @@
+"""Predictions survive a stop, and belong to what they were made with."""
+
+import json
+
+import pytest
+import torch
+
+from ptuning.data.columns import Columns
+from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.records import read_records
+from ptuning.evaluation.generate import GenerationOptions
+from ptuning.evaluation.parts import Parts
+from ptuning.evaluation.predict import predict, table
+from ptuning.generation import Engine
+from ptuning.loading import load_model
+from tests.end_to_end.conftest import MODEL, ROOT
+
+OPTIONS = GenerationOptions(16)
+FEW_AT_ONCE = GenerationOptions(16, batch_tokens=300)  # so that some rows end before others begin
+
+
+@pytest.fixture(scope="module")
+def parts_of_a_run():
+    model, tokenizer = load_model(MODEL)
+    torch.manual_seed(0)
+    model.attach_prefix(16)
+    records = read_records(ROOT / "data" / "advertise" / "dev.json", Columns("content", "summary"), max_samples=8)[0]
+    return model, tokenizer, records, Encoder(tokenizer, Lengths(64, 16))
+
+
+@pytest.fixture(scope="module")
+def whole(parts_of_a_run, tmp_path_factory):
+    """The file and the scores of a run that nobody stopped."""
+    path = tmp_path_factory.mktemp("whole") / "predictions.jsonl"
+    return path, predict(*parts_of_a_run, OPTIONS, path)
+
+
+def stop_after(monkeypatch, rows: int) -> None:
+    """Ctrl-C when so many rows have ended."""
+    step, ended = Engine.step, []
+
+    def interrupted(self):
+        if len(ended) >= rows:
+            raise KeyboardInterrupt
+        events = step(self)
+        ended.extend(event for event in events if event.finish)
+        return events
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+
+
+def asked(monkeypatch) -> list:
+    """The requests that reach the engine from now on."""
+    add, requests = Engine.add, []
+
+    def watched(self, request):
+        requests.append(request)
+        add(self, request)
+
+    monkeypatch.setattr(Engine, "add", watched)
+    return requests
+
+
+def interrupt(run, path) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict(*run, FEW_AT_ONCE, path)
+    assert not path.exists()
+    return len(path.with_name("predictions.part0.jsonl").read_text(encoding="utf-8").splitlines()) - 1
+
+
+def test_lines_have_what_scores_and_report_need(whole):
+    path, scores = whole
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["index"] for line in lines] == list(range(8))
+    assert {"prompt", "history", "labels", "predict", "scores", "tokens", "finished", "loss", "loss_tokens"} < set(
+        lines[0]
+    )
+    assert scores["rows"] == 8 and scores["intervals"]["bleu-4"][0] <= scores["bleu-4"]
+    assert not list(path.parent.glob("*.part*"))
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(parts_of_a_run, whole, tmp_path, monkeypatch):
+    path = tmp_path / "predictions.jsonl"
+    done = interrupt(parts_of_a_run, path)
+    requests, said = asked(monkeypatch), []
+    scores = predict(*parts_of_a_run, OPTIONS, path, said.append)
+    assert 0 < done < 8 and len(requests) == 8 - done
+    assert said == [f"predictions.jsonl: {done} of 8 rows were answered before; going on with the others"]
+    assert path.read_bytes() == whole[0].read_bytes() and scores == whole[1]
+
+
+def test_a_line_that_was_cut_off_is_answered_again(parts_of_a_run, whole, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    interrupt(parts_of_a_run, path)
+    part = path.with_name("predictions.part0.jsonl")
+    part.write_bytes(part.read_bytes()[:-30])
+    predict(*parts_of_a_run, OPTIONS, path)
+    assert path.read_bytes() == whole[0].read_bytes()
+
+
+@pytest.mark.parametrize("change", ["weights", "options", "rows"])
+def test_answers_of_something_else_are_thrown_away(parts_of_a_run, tmp_path, monkeypatch, change):
+    model, tokenizer, records, encoder = parts_of_a_run
+    path = tmp_path / "predictions.jsonl"
+    interrupt(parts_of_a_run, path)
+    options = OPTIONS
+    weight = model.prefix_encoder.embedding.weight
+    before = weight.detach().clone()
+    if change == "weights":
+        with torch.no_grad():
+            weight[0, 0] += 1
+    elif change == "options":
+        options = GenerationOptions(15)
+    else:
+        records = records[:7]
+    requests = asked(monkeypatch)
+    predict(model, tokenizer, records, encoder, options, path)
+    assert len(requests) == len(records)
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def test_parts_of_several_processes_are_read_together(tmp_path):
+    parts = Parts(tmp_path / "predictions.jsonl", "key")
+    for process in range(2):
+        with parts.open(process) as file:
+            file.write(json.dumps({"index": process}) + "\n")
+    Parts(tmp_path / "predictions.jsonl", "other").open(2).close()
+    assert sorted(parts.read()) == [0, 1]
+    parts.discard_others()
+    assert len(list(tmp_path.glob("*.part*"))) == 2
+
+
+def test_the_table_has_a_row_a_model(whole):
+    text = table({"base": whole[1], "tuned": whole[1]})
+    head, base, tuned = text.splitlines()
+    assert head.split()[:2] == ["BLEU-4", "ROUGE-1"] and base.startswith("base ") and tuned.startswith("tuned")
+    assert len(head) == len(base) == len(tuned)
