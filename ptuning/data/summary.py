@@ -30,7 +30,7 @@ def split_summary(split: Split, rows: Sequence[EncodedRow], report: EncodingRepo
         "turns": sum(len(record.history) + 1 for record in split.records),
         "prompt_tokens": _lengths(prompts),
         "answer_tokens": _lengths(answers),
-        "cut_prompts": report.dropped_turns + report.cut_questions,
+        "cut_prompts": report.dropped_systems + report.dropped_turns + report.cut_questions,
         "cut_answers": report.cut_answers,
     }
 

@@ -22,8 +22,6 @@ TOY = [
     "32",
     "--vocab",
     "64",
-    "--samples",
-    "16",
 ]
 
 
@@ -31,8 +29,13 @@ TOY = [
 @pytest.mark.parametrize(
     ("script", "flags", "figures"),
     [
-        ("train.py", ["--pre_seq_len", "4"], {"ratio", "ours", "official"}),
-        ("full.py", ["--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
+        ("train.py", ["--samples", "16", "--pre_seq_len", "4"], {"ratio", "ours", "official"}),
+        (
+            "generate.py",
+            ["--rows", "4", "--single_rows", "1", "--pre_seq_len", "4"],
+            {"speedup", "engine_tokens_per_s"},
+        ),
+        ("full.py", ["--samples", "16", "--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
     ],
 )
 def test_last_line_is_json(script, flags, figures):
