@@ -46,7 +46,9 @@ def predict(
     state = PartialState()
     settings = dataclasses.replace(options, batch_tokens=0)  # which doesn't change the answers
     lengths, prefix = encoder.lengths, encoder.source_prefix
-    parts = Parts(path, key_of(model, settings, lengths, prefix, [(r.prompt, r.history, r.response) for r in records]))
+    parts = Parts(
+        path, key_of(model, settings, lengths, prefix, [(r.system, r.prompt, r.history, r.response) for r in records])
+    )
     if state.is_main_process:
         parts.discard_others()
     parts.key, done = broadcast_object_list([parts.key, parts.read() if state.is_main_process else None])
