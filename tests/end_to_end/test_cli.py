@@ -101,7 +101,7 @@ def test_export_official_and_peft_compute_the_same(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["chatt"], "no command 'chatt'; there are train, evaluate, chat, export"),
+        (["chatt"], "no command 'chatt'; there are train, evaluate, validate-data, compare"),
         (["chat"], "give --model_name_or_path, --ptuning_checkpoint, or both"),
         (["evaluate", "--ptuning_checkpoint", "/no/such"], "/no/such"),
         (["export", "--ptuning_checkpoint", str(MODEL), "--format", "peft", "--output_dir", "/x"], "base model"),
