@@ -34,24 +34,7 @@ from ptuning.training.distributed import free_port
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
-WORDS = [
-    "上衣",
-    "裤子",
-    "裙子",
-    "外套",
-    "材质",
-    "颜色",
-    "风格",
-    "图案",
-    "简约",
-    "白色",
-    "牛仔",
-    "显瘦",
-    "宽松",
-    "百搭",
-    "时尚",
-    "印花",
-]
+WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
 
 
 def main() -> None:
