@@ -55,12 +55,12 @@ class Fault(Exception):
         problems = error.errors(include_url=False, include_context=False)
         if problems[0]["type"] == "json_invalid":
             return cls(400, f"the body is not JSON in UTF-8: {problems[0]['msg']}", "invalid_json")
-        fields = list(dict.fromkeys(_place(problem["loc"]) for problem in problems))
         texts = list(dict.fromkeys(_sentence(problem) for problem in problems))
+        field = texts[0].partition(":")[0]
         more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
         unknown = problems[0]["type"] == "extra_forbidden"
         code = "unsupported_parameter" if unknown else "invalid_value"
-        return cls(400, "; ".join(texts[:3]) + more, code, fields[0] or None)
+        return cls(400, "; ".join(texts[:3]) + more, code, None if field == "body" else field)
 
     def body(self) -> dict:
         """OpenAI's shape."""
@@ -93,6 +93,8 @@ def _sentence(problem: dict) -> str:
     if problem["type"] == "missing":
         return f"{place}: missing"
     text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"] and problem["type"] == "value_error":
+        return text  # from a check of several fields, which names the one at fault
     value = problem["input"]
     shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
     return f"{place}: {text} (got {shown if len(shown) <= 40 else shown[:39] + '…'})"

@@ -151,7 +151,7 @@ class ChatRequest(_Sampled):
     @model_validator(mode="after")
     def _check_pairs(self):
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         return self
