@@ -52,6 +52,7 @@ def server(tmp_path_factory) -> Iterator[tuple[FakeApi, str]]:
             url = f"http://127.0.0.1:{port}"
             _wait_for(f"{url}/_stcore/health", process, log)
             yield api, url
+            assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()  # it holds no model
         finally:
             process.terminate()
             process.wait(10)
