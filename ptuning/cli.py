@@ -1,4 +1,4 @@
-"""The installed command: `ptuning train | evaluate | chat | serve | export | convert | estimate`."""
+"""The installed command: `ptuning train | evaluate | chat | export | convert | estimate | serve`."""
 
 import argparse
 import sys
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         "train": lambda rest: entry.main(["--do_train", *rest]),
         "evaluate": lambda rest: entry.main(["--do_predict", *rest]),
         "chat": chat,
-        "serve": serve,
         "export": export,
         "convert": convert,
         "estimate": estimate_command,
+        "serve": serve,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)

@@ -15,7 +15,6 @@ from ptuning.serving.backend import Answers, Backend, BackendError, Job, Served
 from ptuning.serving.detokenize import AnswerText, Piece
 from ptuning.serving.faults import Fault
 from ptuning.serving.limits import Prompts
-from ptuning.serving.options import ServeOptions
 
 # What the official chat() and openai_api.py sample with where a client says nothing.
 TEMPERATURE = 0.8
@@ -31,7 +30,6 @@ class Services:
     """What the routes work with."""
 
     backend: Backend
-    options: ServeOptions
     prompts: Prompts
     default_model: str
 

@@ -35,7 +35,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
         metrics: the one that the backend reports to.
     """
     prompts = Prompts(backend.tokenizer, backend.context)
-    services = Services(backend, options, prompts, default_model(options))
+    services = Services(backend, prompts, default_model(options))
     backend.find(services.default_model)  # a wrong name is refused now, not with the first request
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)

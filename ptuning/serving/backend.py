@@ -16,14 +16,12 @@ class Served:
 
     Args:
         name: of the prefix, or of the base's folder.
-        folder: where it was loaded from.
         created: seconds since 1970 when it was loaded.
         source_prefix: text that it was trained to see in front of every prompt.
         pre_seq_len: length of the prefix; 0 is the base.
     """
 
     name: str
-    folder: str
     created: int
     source_prefix: str = ""
     pre_seq_len: int = 0

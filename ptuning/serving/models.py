@@ -47,7 +47,7 @@ class Models:
         local = self.folder.expanduser()
         name = (local.resolve() if local.is_dir() else self.folder).name or BASE
         source_prefix = full.source_prefix if full else ""
-        self.base = Loaded(Served(name, str(folder), int(time.time()), source_prefix), None)
+        self.base = Loaded(Served(name, int(time.time()), source_prefix), None)
         self._prefixes: dict[str, Loaded] = {}
 
     @classmethod
@@ -99,7 +99,7 @@ class Models:
             if model.prefix_encoder is not None:
                 model.detach_prefix()
         source_prefix = checkpoint.description.source_prefix if checkpoint.description else ""
-        return Loaded(Served(name, str(folder), int(time.time()), source_prefix, prefix.length), prefix)
+        return Loaded(Served(name, int(time.time()), source_prefix, prefix.length), prefix)
 
     def add(self, loaded: Loaded) -> None:
         self._prefixes[loaded.served.name] = loaded

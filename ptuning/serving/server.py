@@ -110,9 +110,9 @@ class Server(uvicorn.Server):
         self.ending: asyncio.Task | None = None
         config.timeout_graceful_shutdown = min(_LAST_SECONDS, self.grace / 2)
 
-    async def startup(self, sockets=None) -> None:
+    async def serve(self, sockets=None) -> None:
         self.loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        await super().serve(sockets)
 
     def handle_exit(self, sig, frame) -> None:
         """The first signal ends in peace, the second at once. The exit status is 0: being stopped is no failure."""
