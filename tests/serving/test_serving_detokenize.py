@@ -25,13 +25,15 @@ def joined(made):
     return "".join(piece.text for piece in made)
 
 
-def test_any_tokens_give_the_text_of_decoding_them_at_once(tiny_tokenizer):
-    size, chance = tiny_tokenizer.sp_model.get_piece_size(), random.Random(0)
+@pytest.mark.parametrize("which", ["tiny_tokenizer", "real_tokenizer"])
+def test_any_tokens_give_the_text_of_decoding_them_at_once(which, request):
+    tokenizer = request.getfixturevalue(which)
+    size, chance = tokenizer.sp_model.get_piece_size(), random.Random(0)
     for _ in range(300):
         # Byte pieces come first in the vocabulary: half of these texts are full of broken characters.
         ids = [chance.randrange(260 if chance.random() < 0.5 else size) for _ in range(chance.randrange(1, 30))]
-        made = pieces(tiny_tokenizer, ids)
-        assert joined(made) == tiny_tokenizer.decode(ids).rstrip("\ufffd")
+        made = pieces(tokenizer, ids)
+        assert joined(made) == tokenizer.decode(ids).rstrip("\ufffd")
 
 
 def test_texts_come_back_as_they_are(tiny_tokenizer):
