@@ -22,6 +22,7 @@ from ptuning.serving.running import Running
 log = logging.getLogger("ptuning.serving")
 
 _STOPPED = "the server is shutting down"
+_PATIENCE = 3.0  # seconds for the step under way at the end; the thread is a daemon and keeps nobody from leaving
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Worker:
         self._draining = True
         self._post(self._stop, _ignore)
         if self._thread.is_alive():
-            self._thread.join(timeout=60)
+            self._thread.join(timeout=_PATIENCE)
 
     # --- inside the thread ----------------------------------------------------------------------------------------------
 

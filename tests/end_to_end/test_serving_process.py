@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.conftest import MODEL, ROOT
+from tests.end_to_end.test_scripts import made_by_script
 
 
 @contextlib.contextmanager
@@ -118,6 +119,23 @@ def test_logs_have_no_prompts_unless_asked(free_port):
         assert line["route"] == "/chatglm" and line["status"] == 200 and line["model"] == MODEL.name
         assert line["prompt_tokens"] > 5 and line["answer_tokens"] > 0 and line["seconds"] > 0
         assert f"API    http://127.0.0.1:{free_port}" in out and "curl" in out
+
+
+@made_by_script
+def test_the_script_serves_the_embedded_model(free_port, tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "serve.sh"), "--port", str(free_port), "--no_page"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: healthy(free_port), process)
+        assert ask(free_port, 4).status_code == 200
+        process.terminate()  # exec: the signal reaches the server itself
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 0 and f"API    http://127.0.0.1:{free_port}" in out
+    finally:
+        process.kill()
 
 
 def test_a_port_in_use(free_port):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 import uvicorn
+from hypothesis import settings
 
 from ptuning.checkpoint import describe_prefix, save_prefix
 from ptuning.loading import load_base
@@ -20,6 +21,9 @@ from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from ptuning.serving.worker import Worker
 from tests.conftest import REPO
+
+settings.register_profile("no files", database=None)
+settings.load_profile("no files")
 
 BASE = REPO / "models" / "chatglm2-tiny"
 PREFIXES = {"ads": (8, False), "talk": (24, False), "proj": (5, True)}  # name → length, projection
