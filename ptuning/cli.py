@@ -1,4 +1,4 @@
-"""The installed command: `ptuning train | evaluate | validate-data | compare | report | chat | export | convert | estimate`."""
+"""The installed command: `ptuning train | evaluate | validate-data | compare | report | serve | chat | export | …`."""
 
 import argparse
 import sys
@@ -8,14 +8,15 @@ import torch
 
 from ptuning import main as entry
 from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.template import build_prompt
 from ptuning.checkpoint import export_official, export_peft, read_prefix
 from ptuning.checkpoint.base_folder import read_base_config, resolve_base
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.compare import compare_command
-from ptuning.loading import load_model, resolve_dtype
+from ptuning.loading import resolve_dtype
 from ptuning.report import report_command
+from ptuning.serving.chat import base_of, chat
+from ptuning.serving.server import serve
 from ptuning.training import distributed
 from ptuning.training.estimate import estimate_command
 from ptuning.validation.command import validate_command
@@ -29,6 +30,7 @@ USAGE = """usage: ptuning COMMAND [options]
   validate-data  check data files, report lengths and duplicates, write clean rows: FILE …
   compare        two runs, or a run and its base, on the same rows: is the difference more than noise? RUN_A [RUN_B]
   report         render a run's report.html again, or one page over several runs: RUN …
+  serve          REST, OpenAI's format and a web page, many prefixes on one base: --model DIR --prefix NAME=DIR …
   chat           talk to a model in the terminal: --ptuning_checkpoint DIR
   export         write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
                  or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         "export": export,
         "convert": convert,
         "estimate": estimate_command,
+        "serve": serve,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -63,58 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     except PTuningError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _base_of(args: argparse.Namespace) -> str:
-    """The base that was given, or the one that the checkpoint names."""
-    if args.model_name_or_path is not None:
-        return args.model_name_or_path
-    if args.ptuning_checkpoint is None:
-        raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-    description = read_prefix(args.ptuning_checkpoint).description
-    if description is None:
-        raise ConfigError(f"{args.ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
-    return description.base.name_or_path
-
-
-def chat(argv: list[str]) -> None:
-    """A dialogue in the terminal, streamed. /clear forgets it, /exit or end of input leaves."""
-    parser = argparse.ArgumentParser(prog="ptuning chat", allow_abbrev=False)
-    parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
-    parser.add_argument("--ptuning_checkpoint")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top_p", type=float, default=0.8)
-    args = parser.parse_args(argv)
-    from transformers import TextStreamer
-
-    model, tokenizer = load_model(_base_of(args), args.ptuning_checkpoint, dtype=args.dtype)
-    sampling = {"do_sample": False}
-    if args.temperature > 0:
-        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
-    print("/clear forgets the dialogue, /exit leaves.")
-    history: list[tuple[str, str]] = []
-    while True:
-        try:
-            question = input("问：").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if question == "/exit":
-            return
-        if question == "/clear":
-            history.clear()
-        elif question:
-            print("答：", end="", flush=True)
-            encoded = tokenizer(build_prompt(question, history), return_tensors="pt").to(model.device)
-            output = model.generate(
-                **encoded,
-                max_new_tokens=args.max_new_tokens,
-                streamer=TextStreamer(tokenizer, skip_prompt=True),
-                **sampling,
-            )
-            history.append((question, tokenizer.decode(output[0, encoded["input_ids"].shape[1] :]).strip()))
 
 
 def export(argv: list[str]) -> None:
@@ -144,7 +95,7 @@ def export(argv: list[str]) -> None:
     if args.format is None or args.dtype is not None:
         raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
     checkpoint = read_prefix(args.ptuning_checkpoint)
-    base = resolve_base(_base_of(args))
+    base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
     read_base_config(base)  # refuses other architectures by name
     config = ChatGLMConfig.from_pretrained(base)
     if args.format == "official":
@@ -162,3 +113,7 @@ def convert(argv: list[str]) -> None:
     distributed.prepare(["--deepspeed"])
     folder = convert_to_universal(args.checkpoint)
     print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

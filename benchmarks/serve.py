@@ -1,0 +1,184 @@
+"""Throughput and latency of the server over real HTTP, against one request at a time. Prints one JSON line last.
+
+    python benchmarks/serve.py                                        12 layers, hidden 512, base and two prefixes, on the CPU
+
+Each client asks, reads the streamed answer, thinks for an exponentially distributed time, and asks again, so that arrivals are
+Poisson. A third of the clients use the base, the others one of two prefixes. `--engine sequential` is what the official api.py
+does: the next request waits until the one before it is answered. Random weights; answers end at --max_tokens.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from common import add_model_arguments, model_config
+from tqdm import tqdm
+
+from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.checkpoint import describe_prefix, save_prefix
+from ptuning.training.distributed import free_port
+
+TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
+PREFIXES = {"short": 32, "long": 128}
+WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--compare_at", type=int, default=16, help="clients of the comparison with --engine sequential")
+    parser.add_argument("--requests", type=int, default=3, help="of each client")
+    parser.add_argument("--max_tokens", type=int, default=48)
+    parser.add_argument("--think", type=float, default=0.2, help="mean seconds between an answer and the next question")
+    args = parser.parse_args()
+    args.vocab = 2048  # the small tokenizer's
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder), args)
+        results = {}
+        with server(Path(folder), "continuous", max(args.clients)) as (url, process):
+            measure(url, args, 1, requests=1)  # warms up
+            for clients in args.clients:
+                results[str(clients)] = measure(url, args, clients, args.requests)
+            memory = resident(process.pid)
+        with server(Path(folder), "sequential", args.compare_at) as (url, _):
+            measure(url, args, 1, requests=1)
+            sequential = measure(url, args, args.compare_at, max(args.requests - 1, 1))
+    ours = results.get(str(args.compare_at))
+    summary = {
+        "benchmark": "serve",
+        "layers": args.layers,
+        "hidden": args.hidden,
+        "max_tokens": args.max_tokens,
+        "think_s": args.think,
+        "threads": torch.get_num_threads(),
+        "rss_mb": memory,
+        "clients": results,
+        "sequential": {str(args.compare_at): sequential},
+        "speedup": ours and round(ours["tokens_per_s"] / sequential["tokens_per_s"], 2),
+    }
+    print(json.dumps(summary))
+
+
+def make_model(folder: Path, args: argparse.Namespace) -> None:
+    """A base with the small model's tokenizer, and prefixes of two lengths."""
+    torch.manual_seed(0)
+    model = ChatGLMForConditionalGeneration(model_config(args)).eval()
+    base = folder / "base"
+    model.save_pretrained(base)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(TINY / name, base)
+    for name, length in PREFIXES.items():
+        encoder = model.attach_prefix(length)
+        description = describe_prefix(model, base, max_source_length=256, max_target_length=args.max_tokens)
+        save_prefix(folder / name, encoder.state_dict(), description)
+        model.detach_prefix()
+
+
+@contextlib.contextmanager
+def server(folder: Path, engine: str, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A real server process; yields its address when it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(folder / "base"), "--no_page"]
+    command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
+    for name in PREFIXES:
+        command += ["--prefix", f"{name}={folder / name}"]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    try:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the server did not start (exit status {process.poll()}): {' '.join(command)}")
+            time.sleep(0.1)
+        yield url, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def measure(url: str, args: argparse.Namespace, clients: int, requests: int) -> dict[str, float]:
+    """Figures of so many clients at a time."""
+    return asyncio.run(_measure(url, args, clients, requests))
+
+
+async def _measure(url: str, args: argparse.Namespace, clients: int, requests: int) -> dict[str, float]:
+    first, between, tokens = [], [], []
+    limits = httpx.Limits(max_connections=clients)
+    with tqdm(total=clients * requests, desc=f"{clients} clients", unit="answer") as bar:
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+
+            async def client(number: int) -> None:
+                draw = random.Random(number)
+                for _ in range(requests):
+                    await asyncio.sleep(draw.expovariate(1 / args.think))
+                    times = await ask(http, ["base", *PREFIXES][number % 3], draw, args.max_tokens)
+                    first.append(times[1] - times[0])
+                    between.extend(np.diff(times[1:]))
+                    tokens.append(len(times) - 1)
+                    bar.update()
+
+            started = time.perf_counter()
+            await asyncio.gather(*map(client, range(clients)))
+            seconds = time.perf_counter() - started
+
+    def percentile(values: list[float], q: int) -> float:
+        return round(float(np.percentile(values, q)) * 1000, 1)
+
+    return {
+        "answers": len(tokens),
+        "tokens_per_s": round(len(tokens) * args.max_tokens / seconds, 1),
+        "first_token_ms_p50": percentile(first, 50),
+        "first_token_ms_p99": percentile(first, 99),
+        "between_tokens_ms_p50": percentile(between, 50),
+        "between_tokens_ms_p99": percentile(between, 99),
+    }
+
+
+async def ask(http: httpx.AsyncClient, model: str, draw: random.Random, max_tokens: int) -> list[float]:
+    """One streamed answer: when it was asked, then when each piece of text came."""
+    question = "*".join(draw.choice(WORDS) for _ in range(draw.randrange(6, 20)))
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "max_tokens": max_tokens,
+        "temperature": 1,
+        "seed": draw.randrange(1 << 30),
+    }
+    times = [time.perf_counter()]
+    async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                times.append(time.perf_counter())
+    return times
+
+
+def resident(pid: int) -> int:
+    """The server's memory in MB."""
+    import psutil
+
+    return psutil.Process(pid).memory_info().rss >> 20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""From a request to the text of its answers; shared by REST and OpenAI's format."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ptuning.generation import Sampling
+from ptuning.serving.backend import Answers, Backend, BackendError, Job, Served
+from ptuning.serving.detokenize import AnswerText, Piece
+from ptuning.serving.faults import Fault
+from ptuning.serving.limits import Prompts
+
+# What the official chat() and openai_api.py sample with where a client says nothing.
+TEMPERATURE = 0.8
+TOP_P = 0.8
+
+_COLDEST = 1e-3  # logits divided by less would overflow; nothing but the likeliest token is left there anyway
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with."""
+
+    backend: Backend
+    prompts: Prompts
+    default_model: str
+
+
+@dataclass
+class Usage:
+    """Tokens of one HTTP request."""
+
+    prompt: int = 0
+    answer: int = 0
+
+    def body(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.answer,
+            "total_tokens": self.prompt + self.answer,
+        }
+
+
+@dataclass
+class Asked:
+    """The answers to one HTTP request, under way."""
+
+    answers: Answers
+    texts: list[AnswerText]
+    usage: Usage
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """(index of the answer, its next piece), until all have finished.
+
+        Raises:
+            Fault: one of them can't be finished.
+        """
+        try:
+            async for index, token in self.answers:
+                piece = self.texts[index].push(token)
+                if piece.finish is not None:
+                    self.answers.cancel(index)  # ended by a stop string; else it is gone already
+                self.usage.answer = sum(text.tokens for text in self.texts)
+                if piece.text or piece.tokens or piece.finish:
+                    yield index, piece
+        except BackendError as error:
+            raise Fault.of(error) from error
+
+    async def whole(self) -> list[Piece]:
+        """Each answer in one piece."""
+        parts: list[list[Piece]] = [[] for _ in self.texts]
+        async for index, piece in self.pieces():
+            parts[index].append(piece)
+        return [
+            Piece(
+                "".join(piece.text for piece in pieces),
+                tuple(token for piece in pieces for token in piece.tokens),
+                tuple(start for piece in pieces for start in piece.starts),
+                pieces[-1].finish,
+            )
+            for pieces in parts
+        ]
+
+
+def find(services: Services, request: Request, name: str) -> Served:
+    """The model that a request names; the log and the metrics learn of it.
+
+    Raises:
+        Fault: there is none.
+    """
+    try:
+        served = services.backend.find(name)
+    except BackendError as error:
+        raise Fault.of(error) from error
+    request.state.model = served.name
+    return served
+
+
+def ask(
+    services: Services, request: Request, model: Served, jobs: Sequence[Job], stops: Sequence[str], strip: bool
+) -> Asked:
+    """Queues the jobs.
+
+    Raises:
+        Fault: the queue is full, or the server doesn't take requests.
+    """
+    backend = services.backend
+    if len(jobs) > backend.capacity:
+        raise Fault(
+            400,
+            f"{len(jobs)} answers are asked for at once and the server takes {backend.capacity} (--max_concurrent + "
+            "--max_queue); ask for fewer",
+            param="n",
+        )
+    try:
+        answers = backend.submit(model.name, jobs)
+    except BackendError as error:
+        raise Fault.of(error) from error
+    usage = Usage(prompt=sum(len(job.ids) for job in jobs))
+    request.state.usage = usage
+    return Asked(answers, [AnswerText(backend.tokenizer, stops, strip) for _ in jobs], usage)
+
+
+def sampling(temperature: float | None, top_p: float | None, **more: Any) -> Sampling:
+    """The engine's sampling from what a client sent; None is the default."""
+    temperature = TEMPERATURE if temperature is None else temperature
+    return Sampling(temperature if temperature >= _COLDEST else 0.0, TOP_P if top_p is None else top_p, **more)
+
+
+async def while_connected(request: Request, asked: Asked, result: Awaitable[Result]) -> Result:
+    """Waits for an answer, and gives its place away as soon as the client has gone.
+
+    Raises:
+        Fault: the client has gone (nobody sees it).
+    """
+    task = asyncio.ensure_future(result)
+    watch = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Fault(499, "the client has gone", "client_gone")
+        return task.result()
+    finally:
+        asked.answers.cancel()
+        await _stop(task, watch)
+
+
+class EventStream(Response):
+    """Server-sent events; stops at once, and frees the answers' places, when the client goes away.
+
+    Args:
+        asked: what is streamed.
+        events: the events' texts, `data: …` and the blank line included.
+        headers: further headers.
+    """
+
+    def __init__(self, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]):
+        self.asked, self.events = asked, events
+        self.status_code, self.background, self.body = 200, None, b""
+        # X-Accel-Buffering: nginx would else collect the events.
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
+        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.ensure_future(self._send(send))
+        watch = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            self.asked.answers.cancel()
+            await _stop(task, watch)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self.events:
+            await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Callable[[], Awaitable[dict]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stop(*tasks: asyncio.Future) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

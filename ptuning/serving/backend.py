@@ -1,0 +1,172 @@
+"""What the HTTP side asks of whatever computes, so that another engine (vLLM) can take the worker's place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.generation import GREEDY, Sampling, Token
+
+BASE = "base"  # always names the untuned base, besides its folder's name
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that requests can name.
+
+    Args:
+        name: of the prefix, or of the base's folder.
+        created: seconds since 1970 when it was loaded.
+        source_prefix: text that it was trained to see in front of every prompt.
+        pre_seq_len: length of the prefix; 0 is the base.
+    """
+
+    name: str
+    created: int
+    source_prefix: str = ""
+    pre_seq_len: int = 0
+
+    @property
+    def is_base(self) -> bool:
+        return self.pre_seq_len == 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to compute.
+
+    Args:
+        ids: the prompt's tokens.
+        max_new_tokens: at least 1.
+        sampling: how tokens are chosen.
+        logprobs: report the likeliest tokens, so many of them; None reports nothing.
+    """
+
+    ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How busy the backend is, in answers."""
+
+    running: int
+    waiting: int
+    alive: bool
+    draining: bool
+
+
+class BackendError(Exception):
+    """Why an answer can't be computed; the subclasses say which HTTP status that is."""
+
+    status, kind, code = 500, "server_error", "internal_error"
+
+
+class UnknownModel(BackendError):
+    """No model of this name."""
+
+    status, kind, code = 404, "invalid_request_error", "model_not_found"
+
+
+class Busy(BackendError):
+    """The queue is full.
+
+    Args:
+        retry_after: seconds until a place is likely to be free.
+    """
+
+    status, kind, code = 429, "rate_limit_error", "queue_full"
+
+    def __init__(self, message: str, retry_after: int):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Refused(BackendError):
+    """This request can't be computed, and others can."""
+
+    status, kind, code = 400, "invalid_request_error", "cannot_generate"
+
+
+class TooLate(BackendError):
+    """The time limit of a request is over."""
+
+    status, kind, code = 504, "timeout_error", "request_timeout"
+
+
+class Unavailable(BackendError):
+    """The worker has died or the server is shutting down."""
+
+    status, kind, code = 503, "server_error", "unavailable"
+
+
+class NameTaken(BackendError):
+    """There is a model of this name already."""
+
+    status, kind, code = 409, "invalid_request_error", "name_taken"
+
+
+class Answers(Protocol):
+    """The answers to some jobs, token by token as they are made: `async for index, token in answers`.
+
+    Ends when all have finished. Raises BackendError where one can't be finished.
+    """
+
+    def __aiter__(self) -> "Answers": ...
+
+    async def __anext__(self) -> tuple[int, Token]: ...
+
+    def cancel(self, index: int | None = None) -> None:
+        """Frees the place of one answer, or of all that haven't finished, before the next step."""
+
+
+class Backend(Protocol):
+    """One base with its prefixes."""
+
+    tokenizer: ChatGLMTokenizer
+    context: int  # tokens of prompt and answer together
+    capacity: int  # answers that can run or wait at a time
+
+    def served(self) -> list[Served]:
+        """The base, then the prefixes by name."""
+
+    def find(self, name: str) -> Served:
+        """The model of this name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+
+    def submit(self, model: str, jobs: Sequence[Job]) -> Answers:
+        """Queues jobs, all of them or none.
+
+        Raises:
+            UnknownModel, Busy, Unavailable.
+        """
+
+    async def add_prefix(self, name: str, folder: str) -> Served:
+        """Loads a prefix while others are answered.
+
+        Raises:
+            NameTaken, Unavailable; Refused: the folder isn't a prefix for this base.
+        """
+
+    async def remove_prefix(self, name: str) -> None:
+        """New requests no longer find it; those that run finish.
+
+        Raises:
+            UnknownModel; Refused: it is the base.
+        """
+
+    def stats(self) -> Stats: ...
+
+    def drain(self) -> None:
+        """Refuses new jobs from now on."""
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Blocks until nothing runs or waits, or the time is over. Returns whether it is idle."""
+
+    def close(self) -> None:
+        """Stops; what still runs gets Unavailable."""

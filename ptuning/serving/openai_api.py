@@ -1,0 +1,214 @@
+"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions; and /v1/prefixes, in the same style."""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from ptuning.chatglm.template import split_messages
+from ptuning.errors import DataError
+from ptuning.serving.answering import Asked, EventStream, Services, ask, find, sampling, while_connected
+from ptuning.serving.backend import BackendError, Job
+from ptuning.serving.body import described, read
+from ptuning.serving.detokenize import Piece
+from ptuning.serving.faults import Fault
+from ptuning.serving.limits import Prompt
+from ptuning.serving.openai_format import DONE, TokenTexts, event, model_object
+from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
+
+DROPPED = "X-History-Dropped"
+_COMPLETION_TOKENS = 16  # OpenAI's default on /v1/completions
+
+
+def router(services: Services) -> APIRouter:
+    """The routes."""
+    routes, backend = APIRouter(), services.backend
+    names = TokenTexts(backend.tokenizer)
+
+    @routes.get("/v1/models")
+    async def models() -> dict:
+        """The base, then the prefixes."""
+        return {"object": "list", "data": [model_object(served) for served in backend.served()]}
+
+    @routes.get("/v1/models/{name}")
+    async def model(name: str, request: Request) -> dict:
+        """One of them."""
+        return model_object(find(services, request, name))
+
+    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    async def chat(request: Request) -> Response:
+        """The assistant's next message."""
+        body = await read(request, ChatRequest)
+        served = find(services, request, body.model)
+        system, history, query = _dialogue(body)
+        prompt = services.prompts.chat(
+            query, history, system, source_prefix=served.source_prefix, max_new_tokens=body.max_new_tokens
+        )
+        request.state.prompt = query
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        asked = ask(services, request, served, _jobs(body, [prompt], logprobs), body.stops, strip=True)
+        form = _ChatForm(served.name, asked, names, body.logprobs or False)
+        return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
+
+    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    async def complete(request: Request) -> Response:
+        """How a text goes on."""
+        body = await read(request, CompletionRequest)
+        served = find(services, request, body.model)
+        prompts = [services.prompts.plain(text, body.max_tokens or _COMPLETION_TOKENS) for text in body.texts]
+        request.state.prompt = body.texts
+        asked = ask(services, request, served, _jobs(body, prompts, body.logprobs), body.stops, strip=False)
+        form = _PlainForm(served.name, asked, names, body.logprobs is not None)
+        return await _answer(request, asked, form, body, {})
+
+    @routes.post("/v1/prefixes", openapi_extra=described(PrefixRequest))
+    async def add_prefix(request: Request) -> dict:
+        """Loads a prefix and serves it from now on. Needs the admin key."""
+        body = await read(request, PrefixRequest)
+        try:
+            return model_object(await backend.add_prefix(body.name, body.path))
+        except BackendError as error:
+            raise Fault.of(error) from error
+
+    @routes.delete("/v1/prefixes/{name}")
+    async def remove_prefix(name: str) -> dict:
+        """Serves a prefix no longer; answers under way finish. Needs the admin key."""
+        try:
+            await backend.remove_prefix(name)
+        except BackendError as error:
+            raise Fault.of(error) from error
+        return {"id": name, "object": "model", "deleted": True}
+
+    return routes
+
+
+def _dialogue(body: ChatRequest) -> tuple[str, list[tuple[str, str]], str]:
+    """(system, history, newest question)."""
+    messages = [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+        for message in body.messages
+    ]
+    try:
+        system, history, query, answer = split_messages(messages)
+    except DataError as error:
+        raise Fault(400, str(error), param="messages") from None
+    if answer is not None:
+        place = f"messages[{len(messages) - 1}]"
+        raise Fault(400, f"{place}: role is 'assistant'; the last message must be the user's", param="messages")
+    return system, history, query
+
+
+def _jobs(body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None) -> list[Job]:
+    """n answers to each prompt, each with a seed of its own."""
+    jobs = []
+    for prompt in prompts:
+        for _ in range(body.count):
+            rule = sampling(
+                body.temperature,
+                body.top_p,
+                seed=None if body.seed is None else body.seed + len(jobs),
+                frequency_penalty=body.frequency_penalty or 0.0,
+                presence_penalty=body.presence_penalty or 0.0,
+            )
+            jobs.append(Job(prompt.ids, prompt.max_new_tokens, rule, logprobs))
+    return jobs
+
+
+class _Form:
+    """How answers are written. `frame` is what all objects of one request share."""
+
+    object, chunk_object, mark = "", "", ""
+
+    def __init__(self, model: str, asked: Asked, names: TokenTexts, logprobs: bool):
+        self.names, self.wants_logprobs = names, logprobs
+        self.frame = {"id": f"{self.mark}-{uuid.uuid4().hex}", "created": asked.created, "model": model}
+
+    def whole(self, pieces: list[Piece], usage: dict[str, int]) -> dict[str, Any]:
+        choices = [self.choice(index, piece) for index, piece in enumerate(pieces)]
+        return self.frame | {"object": self.object, "choices": choices, "usage": usage}
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.frame | {"object": self.chunk_object, "choices": choices}
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """Choices of the events before an answer's first text."""
+        raise NotImplementedError
+
+    def parts(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        """Choices of the events that a piece becomes."""
+        raise NotImplementedError
+
+
+class _ChatForm(_Form):
+    object, chunk_object, mark = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def choice(self, index, piece):
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(piece), "finish_reason": piece.finish}
+
+    def opening(self, index):
+        delta = {"role": "assistant", "content": ""}
+        return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
+
+    def parts(self, index, piece):
+        made = []
+        if piece.text or (piece.tokens and self.wants_logprobs):
+            logprobs = self._logprobs(piece)
+            made.append({"index": index, "delta": {"content": piece.text}, "logprobs": logprobs, "finish_reason": None})
+        if piece.finish:
+            made.append({"index": index, "delta": {}, "logprobs": None, "finish_reason": piece.finish})
+        return made
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        return self.names.chat(piece.tokens) if self.wants_logprobs else None
+
+
+class _PlainForm(_Form):
+    object, chunk_object, mark = "text_completion", "text_completion", "cmpl"
+
+    def choice(self, index, piece):
+        logprobs = self.names.plain(piece) if self.wants_logprobs else None
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+
+    def opening(self, index):
+        return []
+
+    def parts(self, index, piece):
+        wanted = piece.text or piece.finish or (piece.tokens and self.wants_logprobs)
+        return [self.choice(index, piece)] if wanted else []
+
+
+async def _answer(
+    request: Request, asked: Asked, form: _Form, body: ChatRequest | CompletionRequest, headers: dict[str, str]
+) -> Response:
+    if body.stream:
+        return EventStream(asked, _events(request, asked, form, body), headers)
+    pieces = await while_connected(request, asked, asked.whole())
+    request.state.answer = [piece.text for piece in pieces]
+    return JSONResponse(form.whole(pieces, asked.usage.body()), headers=headers)
+
+
+async def _events(
+    request: Request, asked: Asked, form: _Form, body: ChatRequest | CompletionRequest
+) -> AsyncIterator[str]:
+    usage = {"usage": None} if body.wants_usage else {}
+    for index in range(len(asked.texts)):
+        for choice in form.opening(index):
+            yield event(form.chunk([choice]) | usage)
+    try:
+        async for index, piece in asked.pieces():
+            for choice in form.parts(index, piece):
+                yield event(form.chunk([choice]) | usage)
+    except Fault as fault:
+        # The status is out already; clients of this format look for an error event.
+        request.state.error = fault.code
+        yield event(fault.body())
+        return
+    if body.wants_usage:
+        yield event(form.chunk([]) | {"usage": asked.usage.body()})
+    yield DONE

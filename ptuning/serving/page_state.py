@@ -1,0 +1,200 @@
+"""What one browser session holds, and what its buttons do. Widgets keep their values in st.session_state, by key."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import page_history as history
+import streamlit as st
+from page_client import Api, ApiProblem, Sampling, list_models
+from page_job import Job
+from page_texts import language_of, text
+
+GONE_S = 5.0  # a browser that connects again within this time keeps its answer going
+DEFAULTS = Sampling()
+WIDGETS = {
+    "compare": False,
+    "model_a": None,
+    "model_b": None,
+    "temperature": DEFAULTS.temperature,
+    "top_p": DEFAULTS.top_p,
+    "max_tokens": DEFAULTS.max_tokens,
+    "seed": None,
+    "frequency_penalty": DEFAULTS.frequency_penalty,
+    "presence_penalty": DEFAULTS.presence_penalty,
+    "system": "",
+    "markdown": False,
+}
+
+
+@dataclass
+class Session:
+    """The conversation of one browser session. One object, because Streamlit may end a run, a callback too, at any
+    access to st.session_state: what belongs together must change without one in between.
+
+    Attributes:
+        turns: the conversation.
+        jobs: the answers on their way to the last turn, by side.
+        changed: set when one of the jobs has something new.
+        since: when they were started, and when a run last followed them.
+        editing: the index of the turn that is open for editing.
+        fault: the text that says what is wrong in the edit form.
+        models: the names that the API gave last.
+    """
+
+    turns: list[history.Turn] = field(default_factory=list)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    changed: threading.Event = field(default_factory=threading.Event)
+    since: float = 0.0
+    followed: float = 0.0
+    editing: int | None = None
+    fault: str = ""
+    models: list[str] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Ends the answers on their way. What came of them becomes part of the turns."""
+        for job in self.jobs.values():
+            job.stop()
+        self.settle()
+
+    def settle(self) -> None:
+        """Puts what the jobs have brought among the turns."""
+        for side, job in self.jobs.items():
+            cut = "problem" if job.problem else "length" if job.finish == "length" else ""
+            if job.stopped and not job.finish:
+                cut = "stopped"
+            problem = (job.problem.kind, job.problem.fields) if job.problem else None
+            reply = history.Reply(job.text, job.model, cut, dropped=job.dropped, problem=problem)
+            self.turns = history.with_reply(self.turns, len(self.turns) - 1, side, reply)
+        self.jobs = {}
+
+    def stop_unless_followed(self) -> None:
+        """Stops the jobs a little later, unless a run follows them again by then: the tab was closed, and the server
+        has better things to do; or its connection only blinked."""
+
+        def look() -> None:
+            if time.monotonic() - self.followed > GONE_S:
+                for job in list(self.jobs.values()):
+                    job.stop()
+
+        timer = threading.Timer(GONE_S + 0.5, look)
+        timer.daemon = True
+        timer.start()
+
+
+def prepare() -> None:
+    """Fills in what a new session lacks."""
+    state = st.session_state
+    if "session" not in state:
+        state.session = Session()
+    for name, value in {**WIDGETS, "language": language_of(st.context.locale)}.items():
+        state.setdefault(name, value)
+
+
+def current() -> Session:
+    """This browser session's conversation."""
+    return st.session_state.session
+
+
+def say(name: str, **fields: object) -> str:
+    """A text in the session's language."""
+    return text(st.session_state.language, name, **fields)
+
+
+def sampling() -> Sampling:
+    """The settings of the sidebar."""
+    state = st.session_state
+    return Sampling(
+        temperature=state.temperature,
+        top_p=state.top_p,
+        max_tokens=state.max_tokens or DEFAULTS.max_tokens,
+        seed=state.seed,
+        frequency_penalty=state.frequency_penalty,
+        presence_penalty=state.presence_penalty,
+    )
+
+
+def load_models() -> ApiProblem | None:
+    """Reads the models' names and chooses where nothing is chosen, or what was is gone: the first, and the next for the
+    comparison. Keeps the names that it had where the API can't be asked."""
+    state, session = st.session_state, current()
+    problem = None
+    try:
+        session.models = list_models(Api.from_environment())
+    except ApiProblem as found:
+        problem = found
+    models = session.models
+    for key, place in (("model_a", 0), ("model_b", 1)):
+        if state[key] not in models:
+            state[key] = models[min(place, len(models) - 1)] if models else None
+    return problem
+
+
+def ask(question: str, before: history.Turns) -> None:
+    """Asks the chosen model, or both, after these turns. The turns that are not among them are dropped."""
+    state, session, settings = st.session_state, current(), sampling()
+    system, chosen = state.system, {"a": state.model_a} | ({"b": state.model_b} if state.compare else {})
+    session.stop()
+    session.changed, session.editing = threading.Event(), None
+    session.since = session.followed = time.monotonic()
+    session.turns = [*before, history.Turn(question)]
+    session.jobs = {
+        side: Job(
+            Api.from_environment(), model, history.messages(before, side, question, system), settings, session.changed
+        )
+        for side, model in chosen.items()
+    }
+
+
+def ask_typed() -> None:
+    """The chat input was sent."""
+    question, session = st.session_state.typed, current()
+    if question and question.strip():
+        session.stop()
+        ask(question, session.turns)
+
+
+def ask_again(index: int) -> None:
+    """A new answer to a turn's question."""
+    turns = current().turns
+    ask(turns[index].question, turns[:index])
+
+
+def stop() -> None:
+    """The stop button."""
+    current().stop()
+
+
+def clear() -> None:
+    """Forgets the conversation; the settings stay."""
+    session = current()
+    session.stop()
+    session.turns, session.editing = [], None
+
+
+def delete(index: int) -> None:
+    """Takes a turn out."""
+    session = current()
+    session.turns, session.editing = history.without(session.turns, index), None
+
+
+def edit(index: int | None) -> None:
+    """Opens a turn for editing, or closes the one that is open."""
+    session = current()
+    session.editing, session.fault = index, ""
+
+
+def save(index: int, then_ask: bool) -> None:
+    """Takes over the texts of the edit form."""
+    state, session = st.session_state, current()
+    question = state[f"question_{index}"]
+    if not question.strip():
+        session.fault = "empty_question"
+        return
+    if then_ask:
+        ask(question, session.turns[:index])
+        return
+    turns = history.with_question(session.turns, index, question)
+    for side in turns[index].replies:
+        turns = history.edited(turns, index, side, state[f"answer_{index}_{side}"])
+    session.turns, session.editing = turns, None

@@ -1,0 +1,74 @@
+"""The REST contract of the official api.py, as deployed clients know it: POST /chatglm and POST /."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ptuning.serving.answering import Services, ask, find, sampling, while_connected
+from ptuning.serving.backend import Job
+from ptuning.serving.body import described, read
+from ptuning.serving.faults import REST_ROUTES
+
+DROPPED = "X-History-Dropped"
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+# "" and null both mean the default: deployed clients send empty strings.
+Optional = BeforeValidator(_none_if_empty)
+Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class RestRequest(BaseModel):
+    """POST /chatglm. Numbers may come as text."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    prompt: Annotated[str, Field(strict=True, description="the newest question")]
+    history: Annotated[list[Turn] | None, Optional] = Field(None, description="[[question, answer], …], oldest first")
+    max_length: Annotated[Annotated[int, Field(ge=1, le=2**31)] | None, Optional] = Field(
+        None, description="of prompt and answer together, in tokens; default: the model's context"
+    )
+    top_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Optional] = Field(None, description="default 0.8")
+    temperature: Annotated[Annotated[float, Field(ge=0, le=2)] | None, Optional] = Field(
+        None, description="0 is greedy; default 0.8"
+    )
+    model: Annotated[str | None, Optional] = Field(
+        None, description="a prefix's name, or base; default: --default_model"
+    )
+
+
+def router(services: Services) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    async def answer(request: Request) -> JSONResponse:
+        """One answer, and the history with it."""
+        body = await read(request, RestRequest)
+        served = find(services, request, body.model or services.default_model)
+        history = [tuple(turn) for turn in body.history or ()]
+        prompt = services.prompts.chat(
+            body.prompt, history, source_prefix=served.source_prefix, max_length=body.max_length
+        )
+        request.state.prompt = body.prompt
+        job = Job(prompt.ids, prompt.max_new_tokens, sampling(body.temperature, body.top_p))
+        asked = ask(services, request, served, [job], stops=(), strip=True)
+        (piece,) = await while_connected(request, asked, asked.whole())
+        request.state.answer = piece.text
+        content = {
+            "response": piece.text,
+            "history": [*(list(turn) for turn in history), [body.prompt, piece.text]],
+            "status": 200,
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        return JSONResponse(content, headers={DROPPED: str(prompt.dropped)} if prompt.dropped else None)
+
+    for path in REST_ROUTES:
+        name = path.strip("/") or "root"
+        routes.post(path, openapi_extra=described(RestRequest), operation_id=name)(answer)
+    return routes

@@ -1,0 +1,214 @@
+"""The thread that owns the model: commands in, one engine step at a time, tokens out.
+
+Everything that touches the engine or torch happens in this thread. The HTTP side puts commands into a queue, and tokens
+come back through the event loop that asked.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ptuning.errors import PTuningError
+from ptuning.generation import Engine
+from ptuning.serving.backend import BackendError, Busy, Job, Refused, Served, Stats, Unavailable
+from ptuning.serving.group import Group, call, deliver
+from ptuning.serving.metrics import Metrics
+from ptuning.serving.models import Models
+from ptuning.serving.running import Running
+
+log = logging.getLogger("ptuning.serving")
+
+_STOPPED = "the server is shutting down"
+_PATIENCE = 3.0  # seconds for the step under way at the end; the thread is a daemon and keeps nobody from leaving
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[], None]
+    fail: Callable[[BackendError], None]
+
+
+class Worker:
+    """The Backend on ptuning's own engine. Call `start` before anything else and `close` at the end.
+
+    Args:
+        models: the base and its prefixes.
+        engine: not yet entered.
+        max_queue: answers that may wait beside the engine's max_rows.
+        timeout: seconds that a request may take, waiting included.
+        metrics: is told what happens.
+    """
+
+    def __init__(self, models: Models, engine: Engine, *, max_queue: int, timeout: float, metrics: Metrics):
+        self.models, self.engine = models, engine
+        self.tokenizer = models.tokenizer
+        self.context = models.model.config.max_position_embeddings
+        self.capacity = engine.max_rows + max_queue
+        self._running = Running(engine, timeout, metrics, self._ended)
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._loading: set[str] = set()
+        self._draining = self._closing = False
+        self._change = threading.Condition()  # guards what follows
+        self._live = 0  # jobs between submit and their end
+        self._seconds = 1.0  # a job's usual time
+        self._dead: str | None = None  # why, once nobody takes commands any more
+        self._thread = threading.Thread(target=self._run, name="ptuning-worker", daemon=True)
+
+    # --- the interface; for any thread with a running event loop --------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def served(self) -> list[Served]:
+        return [loaded.served for loaded in self.models]
+
+    def find(self, name: str) -> Served:
+        return self.models.find(name).served
+
+    def submit(self, model: str, jobs: Sequence[Job]) -> Group:
+        loaded = self.models.find(model)
+        with self._change:
+            self._check_open()
+            if self._live + len(jobs) > self.capacity:
+                raise Busy(
+                    f"{self._live} answers run or wait and {len(jobs)} more are asked for, the limit is {self.capacity} "
+                    "(--max_concurrent + --max_queue); ask again later",
+                    retry_after=int(min(max(self._seconds * self._live / self.engine.max_rows / 2, 1), 60)),
+                )
+            self._live += len(jobs)
+        group = Group(loaded, jobs, self._forget)
+        self._post(lambda: self._running.begin(group), lambda error: self._fail(group, error))
+        return group
+
+    async def add_prefix(self, name: str, folder: str) -> Served:
+        self._check_open()
+        self.models.check_name(name)
+        if name in self._loading:
+            raise Busy(f"a prefix {name!r} is being loaded already; ask again later", retry_after=1)
+        self._loading.add(name)
+        try:
+            return await self._ask(lambda: self._load(name, folder))
+        finally:
+            self._loading.discard(name)
+
+    async def remove_prefix(self, name: str) -> None:
+        prefix = self.models.remove(name).prefix
+        self._post(lambda: self._running.retire(prefix), _ignore)
+
+    def stats(self) -> Stats:
+        running = len(self.engine.rows)
+        return Stats(running, max(self._live - running, 0), self._dead is None, self._draining)
+
+    def drain(self) -> None:
+        self._draining = True
+
+    def wait_idle(self, seconds: float) -> bool:
+        with self._change:
+            return self._change.wait_for(lambda: not self._live, timeout=seconds)
+
+    def close(self) -> None:
+        self._draining = True
+        self._post(self._stop, _ignore)
+        if self._thread.is_alive():
+            self._thread.join(timeout=_PATIENCE)
+
+    # --- inside the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with self.engine:
+                while not self._closing:
+                    self._obey()
+                    self._running.expire()
+                    if self.engine.has_work and not self._closing:
+                        self._running.step()
+        except BaseException as error:
+            log.exception("the worker died")
+            self._die(f"the worker died ({type(error).__name__}: {error}); restart the server")
+        else:
+            self._die(_STOPPED)
+
+    def _obey(self) -> None:
+        """Runs the commands that are there; waits for one if there is nothing else to do."""
+        if not self.engine.has_work:
+            self._commands.get().run()
+        while not self._closing and not self._commands.empty():
+            self._commands.get().run()
+
+    def _stop(self) -> None:
+        self._closing = True
+
+    def _die(self, reason: str) -> None:
+        """Everybody gets the reason: a command that nobody takes would be a request that hangs."""
+        with self._change:
+            self._dead = reason
+        self._running.fail(Unavailable(reason))
+        while not self._commands.empty():
+            self._commands.get().fail(Unavailable(reason))
+
+    def _ended(self, seconds: float) -> None:
+        with self._change:
+            self._live -= 1
+            self._seconds += 0.1 * (seconds - self._seconds)
+            self._change.notify_all()
+
+    def _load(self, name: str, folder: str) -> Served:
+        try:
+            loaded = self.models.read(name, folder)
+        except PTuningError as error:
+            raise Refused(str(error)) from error
+        except Exception as error:  # whatever a strange path or file leads to, the running answers go on
+            raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__}: {error})") from error
+        self.models.add(loaded)
+        return loaded.served
+
+    # --- between the two ------------------------------------------------------------------------------------------------
+
+    def _post(self, run: Callable[[], None], fail: Callable[[BackendError], None]) -> None:
+        """Gives the thread something to do before its next step; `fail` is called instead where it has died."""
+        with self._change:
+            if self._dead is None:
+                self._commands.put(_Command(run, fail))
+                return
+        fail(Unavailable(self._dead))
+
+    async def _ask(self, work: Callable[[], Served]) -> Served:
+        """Has the thread do something and waits for the result."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def settle(result: Served | None, error: BackendError | None) -> None:
+            if not future.done():
+                future.set_exception(error) if error else future.set_result(result)
+
+        def run() -> None:
+            try:
+                call(loop, settle, work(), None)
+            except BackendError as error:
+                call(loop, settle, None, error)
+
+        self._post(run, lambda error: call(loop, settle, None, error))
+        return await future
+
+    def _check_open(self) -> None:
+        if self._dead is not None:
+            raise Unavailable(self._dead)
+        if self._draining:
+            raise Unavailable(_STOPPED)
+
+    def _forget(self, group: Group, indices: set[int]) -> None:
+        """Nobody wants these answers any more; their places are free before the next step."""
+        self._post(lambda: self._running.drop(group, indices), _ignore)
+
+    def _fail(self, group: Group, error: BackendError) -> None:
+        """A group that never began, because the thread has died."""
+        for _ in group.jobs:
+            self._ended(0.0)
+        deliver({group: [error]})
+
+
+def _ignore(error: BackendError) -> None:
+    """The thread has died, and with it what this was about."""

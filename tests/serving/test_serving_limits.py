@@ -1,0 +1,61 @@
+"""Prompts that fit: the oldest turns go first; what is too long by itself is refused with value, limit and fix."""
+
+import pytest
+
+from ptuning.chatglm.template import build_prompt
+from ptuning.serving.faults import Fault
+from ptuning.serving.limits import Prompts
+
+
+@pytest.fixture
+def prompts(tiny_tokenizer) -> Prompts:
+    return Prompts(tiny_tokenizer, context=256)
+
+
+def encode(tokenizer, text):
+    return tokenizer.prefix_ids() + tokenizer.encode_text(text)
+
+
+def test_a_prompt_that_fits_is_the_template(prompts, tiny_tokenizer):
+    history = [("你好", "很高兴"), ("世界", "好")]
+    prompt = prompts.chat("白色", history, "系统", source_prefix="前缀")
+    assert prompt.ids == encode(tiny_tokenizer, "前缀" + build_prompt("白色", history, "系统"))
+    assert prompt.dropped == 0
+    assert prompt.max_new_tokens == 256 - len(prompt.ids)
+
+
+def test_the_oldest_turns_go_and_as_few_as_possible(prompts, tiny_tokenizer):
+    history = [(f"问题 {i} " * 5, f"答案 {i} " * 5) for i in range(12)]
+    prompt = prompts.chat("白色", history, max_new_tokens=20)
+    assert 0 < prompt.dropped < 12
+    assert prompt.ids == encode(tiny_tokenizer, build_prompt("白色", history[prompt.dropped :]))
+    assert len(prompt.ids) + 20 <= 256
+    one_more = encode(tiny_tokenizer, build_prompt("白色", history[prompt.dropped - 1 :]))
+    assert len(one_more) + 20 > 256
+
+
+def test_a_large_max_tokens_does_not_cost_the_history(prompts):
+    prompt = prompts.chat("白色", [("你好", "好")], max_new_tokens=100_000)
+    assert prompt.dropped == 0
+    assert prompt.max_new_tokens == 256 - len(prompt.ids)
+
+
+def test_max_length_counts_prompt_and_answer(prompts):
+    prompt = prompts.chat("你好", max_length=60)
+    assert len(prompt.ids) + prompt.max_new_tokens == 60
+    with pytest.raises(Fault, match="max_length is 4") as caught:
+        prompts.chat("你好", max_length=4)
+    assert caught.value.status == 400 and caught.value.param == "max_length"
+
+
+@pytest.mark.parametrize("question", ["白色 " * 200, "好" * 1_000_000])
+def test_a_question_too_long_by_itself(prompts, question):
+    with pytest.raises(Fault, match=r"the model's context is 256.*shorten") as caught:
+        prompts.chat(question, [("a", "b")])
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    with pytest.raises(Fault):
+        prompts.plain(question, 5)
+
+
+def test_a_megabyte_of_turns_is_quick(prompts):
+    assert prompts.chat("你好", [("a", "b")] * 100_000).dropped > 99_000
