@@ -27,10 +27,8 @@ def report_command(argv: list[str]) -> int:
     if output is not None and output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give a file name, e.g. {output / REPORT}")
     try:
-        if len(args.runs) > 1:
-            path = write_comparison(args.runs, output or REPORT)
-        else:
-            path = write_report(args.runs[0], output)
+        several = len(args.runs) > 1
+        path = write_comparison(args.runs, output or REPORT) if several else write_report(args.runs[0], output)
     except OSError as error:
         raise ConfigError(f"can't write the report: {error}") from error
     print(f"Wrote {path}")

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ptuning.evaluation.summary import FIGURES
 from ptuning.report.figures import best_point, interval
 from ptuning.report.lines import number
 from ptuning.report.metrics import QUALITY, better, in_order, metric_name
 from ptuning.report.read import Run
-from ptuning.report.svg import SERIES, Drawing, Key, color, draw
+from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
 
 # Options that differ from run to run and say nothing about the result.
 _BESIDE = {"output_dir", "overwrite_output_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "logging_dir"}
 _DASHES = ("-", "--", ":", "-.")
-TABLE = (*QUALITY, "answer_loss", "answer_perplexity", "length_ratio", "empty", "cut", "repeating")
+TABLE = tuple(FIGURES)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -45,7 +46,7 @@ def _options(run: Run) -> dict:
 
 
 def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
-    """Metrics, and for each run (and each base that was scored) its values; the best of each metric is marked."""
+    """Metrics, and the values of each base that was scored and of each run; the best of each metric is marked."""
     rows = []
     for run in runs:
         best = best_point(run)
@@ -56,7 +57,13 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
             values = {key: number(scores.get(key)) for key in ("eval_loss", *TABLE)}
             if any(value is not None for value in values.values()):
                 spans = {key: interval(scores, key) for key in TABLE}
-                rows.append({"run": run, "model": model, "values": values, "spans": spans, "best": set()})
+                row = {"run": run, "label": run.name, "model": model, "values": values, "spans": spans, "best": set()}
+                same = next((other for other in rows if model == other["model"] == "base" and _same(row, other)), None)
+                if same is None:
+                    rows.append(row)
+                else:
+                    same["label"] = "several runs"
+    rows.sort(key=lambda row: row["model"] != "base")
     metrics = in_order(key for row in rows for key, value in row["values"].items() if value is not None)
     metrics.sort(key=lambda key: key != "eval_loss")
     for metric in metrics:
@@ -70,13 +77,17 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
     return metrics, rows
 
 
+def _same(row: dict, other: dict) -> bool:
+    """Whether two runs scored the same base on the same rows: one line is enough."""
+    return row["values"] == other["values"] and row["spans"] == other["spans"]
+
+
 def comparison_figures(runs: Sequence[Run]) -> list[Drawing]:
     """Loss, eval loss, eval BLEU-4 and throughput of all runs; the score against the option, where one number differs."""
     wanted = {
         "loss": "Training loss",
         "eval_loss": "Eval loss",
         "eval_bleu-4": "Eval BLEU-4",
-        "grad_norm": "Gradient norm",
         "tokens_per_second": "Tokens a second",
     }
     figures = [_overlay(runs, key, title) for key, title in wanted.items()]
@@ -103,7 +114,7 @@ def _overlay(runs: Sequence[Run], key: str, title: str) -> Drawing | None:
             axes.set_yscale("log")
         axes.set_xlabel("step")
 
-    svg = draw(plot, (8.6, 3.3))
+    svg = draw_wide(plot)
     keys = [Key(run.name, series(i), "dashed" if i // SERIES % len(_DASHES) else "line") for i, run in there]
     return Drawing(title, svg, keys, "Smoothed." if smoothed else "", wide=True)
 
@@ -115,7 +126,10 @@ def sweep_figures(runs: Sequence[Run]) -> list[Drawing]:
         return []
     option, values = varied[0]
     rows = {row["run"].name: row for row in score_table(runs)[1] if row["model"] == "tuned"}
-    metrics = ["eval_loss", next((m for m in QUALITY if any(row["values"][m] is not None for row in rows.values())), "")]
+    metrics = [
+        "eval_loss",
+        next((m for m in QUALITY if any(row["values"][m] is not None for row in rows.values())), ""),
+    ]
     figures = []
     for metric, name in zip(metrics, ("s2", "s1"), strict=True):
         points = sorted(

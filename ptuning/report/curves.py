@@ -46,9 +46,11 @@ class Curve:
             sums.append(sums[-1] + value)
         means = []
         for i in range(len(self)):
-            # The window shrinks towards both ends but stays centred; else the ends would be flattened.
-            reach = min(half, i, len(self) - 1 - i)
-            means.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+            # At the steep start the window shrinks but stays centred, else it would be flattened. At the end it doesn't:
+            # one noisy last value would look like the result.
+            before = min(half, i)
+            low, high = i - before, min(i + before, len(self) - 1) + 1
+            means.append((sums[high] - sums[low]) / (high - low))
         return Curve(list(self.steps), means)
 
 

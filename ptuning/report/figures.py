@@ -6,7 +6,7 @@ from ptuning.report.curves import Curve
 from ptuning.report.lines import number
 from ptuning.report.metrics import BOOKKEEPING, QUALITY, metric_name
 from ptuning.report.read import Run
-from ptuning.report.svg import SERIES, Drawing, Key, color, draw
+from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
 
 MAX_OTHER = 6  # figures of eval_* values that this module doesn't know
 
@@ -24,7 +24,8 @@ def curve_figures(run: Run) -> list[Drawing]:
         single += (("samples_per_second", "Throughput", "rows a second", "s5", 0),)
     for key, title, unit, name, bottom in single:
         if curve := run.curves.get(key):
-            figures.append(_line_figure(title, curve, unit, name, bottom))
+            noisy = key not in ("learning_rate", "memory_gib")  # these are exact: smoothing would bend them
+            figures.append(_line_figure(title, curve, unit, name, bottom, noisy))
     return [figure for figure in figures if figure is not None]
 
 
@@ -64,8 +65,8 @@ def loss_figure(run: Run) -> Drawing | None:
         _scale(axes, [curve for curve in (training, evaluation) if curve])
         axes.set_xlabel("step")
 
-    svg = draw(plot, (8.6, 3.3))
-    return Drawing("Loss", svg, keys, _lost(training, evaluation), wide=True)
+    svg = draw_wide(plot)  # which draws twice
+    return Drawing("Loss", svg, list(dict.fromkeys(keys)), _lost(training, evaluation), wide=True)
 
 
 def _eval_figures(run: Run) -> list[Drawing]:
@@ -88,12 +89,17 @@ def _eval_figures(run: Run) -> list[Drawing]:
     return figures
 
 
-def _line_figure(title: str, curve: Curve, unit: str, name: str, bottom: float | None) -> Drawing | None:
+def _line_figure(
+    title: str, curve: Curve, unit: str, name: str, bottom: float | None, noisy: bool = False
+) -> Drawing | None:
     if not len(curve):
         return None
 
     def plot(axes):
-        _raw_and_smooth(axes, curve, name, title)
+        if noisy:
+            _raw_and_smooth(axes, curve, name, title)
+        else:
+            _line(axes, curve.thin(), color(name), marked=len(curve) <= 30)
         if bottom is not None and not _scale(axes, [curve]):
             axes.set_ylim(bottom=bottom)
         axes.set_xlabel("step")
@@ -125,14 +131,18 @@ def score_figure(base: dict, tuned: dict) -> Drawing | None:
 
     names = (("base", "base", base), ("tuned", "s1", tuned))
     keys = [Key(label, name, "dot") for label, name, scores in names if scores]
-    note = "The lines are the intervals of the table." if any("intervals" in scores for scores in (base, tuned)) else ""
-    return Drawing("Scores", draw(plot, (8.6, 0.9 + 0.36 * len(metrics))), keys, note, wide=True)
+    note = "With the 95 % intervals of the table." if any("intervals" in scores for scores in (base, tuned)) else ""
+    return Drawing("Base against tuned", draw_wide(plot, 0.9 + 0.36 * len(metrics)), keys, note, wide=True)
 
 
 def interval(scores: dict, metric: str) -> tuple[float, float] | None:
     """Low and high of a metric's interval, where there is one."""
     spans = scores.get("intervals")
-    span = spans.get(metric) if isinstance(spans, dict) else None
+    return pair(spans.get(metric)) if isinstance(spans, dict) else None
+
+
+def pair(span: object) -> tuple[float, float] | None:
+    """An interval out of a file: low and high, where it is one."""
     if not isinstance(span, list | tuple) or len(span) != 2 or None in (number(span[0]), number(span[1])):
         return None
     return span[0], span[1]
@@ -154,8 +164,10 @@ def distribution_figure(scores: dict[str, list[float]], metric: str) -> Drawing 
         axes.set_xlim(0, edges[-1])
         axes.grid(axis="x", visible=False)
 
-    keys = [Key(model, {"base": "base", "tuned": "s1"}[model], "bar") for model in ("base", "tuned") if scores.get(model)]
-    return Drawing(f"Spread of {metric_name(metric)}", draw(plot, (8.6, 2.6)), keys, wide=True)
+    keys = [
+        Key(model, {"base": "base", "tuned": "s1"}[model], "bar") for model in ("base", "tuned") if scores.get(model)
+    ]
+    return Drawing(f"Spread of {metric_name(metric)}", draw_wide(plot, 2.6), keys, wide=True)
 
 
 def _raw_and_smooth(axes, curve: Curve, name: str, label: str) -> list[Key]:
@@ -193,4 +205,3 @@ def _lost(*curves: Curve | None) -> str:
 
 def _series(i: int) -> str:
     return f"s{i % SERIES + 1}"
-

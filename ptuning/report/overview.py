@@ -40,15 +40,16 @@ MAIN_OPTIONS = (
 
 def cards(run: Run) -> list[tuple[str, str, str]]:
     """Label, figure and small print of each headline."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
     scored = [m for m in ("bleu-4", "rouge-l", *QUALITY) if number({**base, **tuned}.get(m)) is not None]
     for metric in list(dict.fromkeys(scored))[:2]:
         found.append(_score_card(base, tuned, metric))
     if point := best_point(run):
-        last = run.last.get("eval_loss")
-        words = f"best, at step {point[0]:g}"
-        found.append(("Eval loss", show_number(point[1]), words + ("" if last is None else f"; last {last:.4g}")))
+        curve = run.curves.get("eval_loss")
+        later = curve and curve.steps[-1] > point[0]
+        words = f"best, at step {point[0]:g}" + (f"; last {show_number(curve.values[-1])}" if later else "")
+        found.append(("Eval loss", show_number(point[1]), words))
     elif (loss := number(run.metrics.get("validation", {}).get("eval_loss"))) is not None:
         found.append(("Eval loss", show_number(loss), "on the validation rows"))
     elif (loss := run.last.get("loss")) is not None:
@@ -73,7 +74,7 @@ def _score_card(base: dict, tuned: dict, metric: str) -> tuple[str, str, str]:
     span, words = interval(owner, metric), []
     words.append("base → tuned" if None not in values else name)
     if span:
-        words.append(f"interval {span[0]:.2f} – {span[1]:.2f}")
+        words.append(f"95 % interval {span[0]:.2f} – {span[1]:.2f}")
     return metric_name(metric), figure, ", ".join(words)
 
 

@@ -13,6 +13,7 @@ from ptuning.report.metrics import metric_name
 from ptuning.report.read import Run, read_run
 
 REPORT = "report.html"
+SHOWN_SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")  # beside an answer
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -46,31 +47,39 @@ def render_run(run: Run) -> str:
     """The page of one run."""
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
     predictions = run.predictions
-    return _environment().get_template("run.html.jinja").render(
-        run=run,
-        written=_now(),
-        cards=overview.cards(run),
-        main_options=overview.main_options(run),
-        curves=figures.curve_figures(run),
-        undrawn=[(key, curve) for key, curve in run.curves.items() if curve.lost and not len(curve)],
-        scores=overview.score_rows(base, tuned),
-        score_figure=figures.score_figure(base, tuned),
-        spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.scores else None,
-        data=lengths.data_table(run),
-        length_figures=lengths.length_figures(run),
+    return (
+        _environment()
+        .get_template("run.html.jinja")
+        .render(
+            run=run,
+            written=_now(),
+            cards=overview.cards(run),
+            main_options=overview.main_options(run),
+            curves=figures.curve_figures(run),
+            undrawn=[(key, curve) for key, curve in run.curves.items() if curve.lost and not len(curve)],
+            scores=overview.score_rows(base, tuned),
+            score_figure=figures.score_figure(base, tuned),
+            spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.scores else None,
+            data=lengths.data_table(run),
+            length_figures=lengths.length_figures(run),
+        )
     )
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
     """The page over several runs."""
     metrics, rows = compare.score_table(runs)
-    return _environment().get_template("comparison.html.jinja").render(
-        runs=runs,
-        written=_now(),
-        options=compare.differing_options(runs),
-        metrics=metrics,
-        rows=rows,
-        figures=compare.comparison_figures(runs),
+    return (
+        _environment()
+        .get_template("comparison.html.jinja")
+        .render(
+            runs=runs,
+            written=_now(),
+            options=compare.differing_options(runs),
+            metrics=metrics,
+            rows=rows,
+            figures=compare.comparison_figures(runs),
+        )
     )
 
 
@@ -85,12 +94,14 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": text.show_number,
         "change": text.show_change,
+        "score": text.show_score,
         "value": text.show_value,
         "cut": text.cut,
         "metric": metric_name,
+        "span": lambda scores: figures.pair(scores.get("interval")) if isinstance(scores, dict) else None,
         "seconds": text.duration,
     }
-    environment.globals |= {"series": compare.series, "LONGEST_ERROR": text.LONGEST_ERROR}
+    environment.globals |= {"series": compare.series, "LONGEST_ERROR": text.LONGEST_ERROR, "SHOWN_SCORES": SHOWN_SCORES}
     return environment
 
 

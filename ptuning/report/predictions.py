@@ -23,16 +23,19 @@ class Answer:
     scores: dict[str, float]
     tokens: int | None
     finished: bool | None
+    loss: float | None  # of the reference, a token
 
     @classmethod
     def of(cls, line: dict) -> "Answer":
         scores = line.get("scores") if isinstance(line.get("scores"), dict) else {}
         finished = line.get("finished")
+        loss, tokens = number(line.get("loss")), number(line.get("loss_tokens"))  # summed over the reference's tokens
         return cls(
             text=as_text(line.get("predict")),
             scores={str(key): value for key, value in scores.items() if number(value) is not None},
             tokens=number(line.get("tokens")),
             finished=finished if isinstance(finished, bool) else None,
+            loss=loss / tokens if loss is not None and tokens else None,
         )
 
 
@@ -74,6 +77,8 @@ def read_predictions(folder: Path) -> Predictions:
             lines = Lines(path)
             for offset, line in lines:
                 index = line.get("index")
+                if index is None and "key" in line:  # the head of a part file
+                    continue
                 if isinstance(index, bool) or not isinstance(index, int):
                     lines.bad += 1
                     continue

@@ -44,12 +44,13 @@ class Probe:
     total: ProbeKind = field(default_factory=lambda: ProbeKind("all"))
     more_kinds: int = 0
     bad: int = 0
+    only_base: int = 0  # questions that the base has answered, where the tuned model's answers are missing
 
 
-def read_probe(path: Path) -> Probe:
-    """probe.jsonl, grouped by kind; empty where it is missing."""
+def read_probe(folder: Path) -> Probe:
+    """A run folder's probe.jsonl, grouped by kind; empty where it is missing."""
     kinds: dict[str, ProbeKind] = {}
-    probe, lines = Probe(), Lines(path)
+    probe, lines = Probe(), Lines(folder / "probe.jsonl")
     for _, line in lines:
         name = as_text(line.get("kind"))[:60] or "other"
         kind = kinds.setdefault(name, ProbeKind(name))
@@ -65,6 +66,8 @@ def read_probe(path: Path) -> Probe:
             kind.examples.append(
                 {"prompt": prompt, "base": base, "tuned": tuned, "base_loss": before, "tuned_loss": after}
             )
+    if not kinds:
+        probe.only_base = sum(1 for _ in Lines(folder / "probe_base.jsonl"))
     probe.bad = lines.bad
     probe.kinds = list(kinds.values())[:SHOWN_KINDS]
     probe.more_kinds = max(0, len(kinds) - SHOWN_KINDS)

@@ -9,8 +9,15 @@ from ptuning.report.lines import Lines, number, read_object
 from ptuning.report.predictions import Predictions, read_predictions
 from ptuning.report.probe import Probe, read_probe
 
-FILES = ("run.json", "log.jsonl", "data.json", "metrics.json", "predictions.jsonl", "predictions_base.jsonl")
-PATTERNS = (*FILES, "probe.jsonl", "outcome.json", "run-resumed-*.json", "predictions*.part*")
+FILES = ("run.json", "evaluation.json", "log.jsonl", "data.json", "metrics.json", "predictions.jsonl")
+PATTERNS = (
+    *FILES,
+    "probe*.jsonl",
+    "outcome.json",
+    "run-resumed-*.json",
+    "predictions_base.jsonl",
+    "predictions*.part*",
+)
 STATUSES = ("finished", "failed", "interrupted")
 
 
@@ -20,7 +27,8 @@ class Run:
 
     folder: Path
     name: str
-    record: dict = field(default_factory=dict)  # the latest run*.json
+    record: dict = field(default_factory=dict)  # the latest run*.json; where nothing was trained, evaluation.json
+    evaluation: dict = field(default_factory=dict)  # evaluation.json of a later evaluation in the folder of a training
     resumes: list[int] = field(default_factory=list)  # steps that the run was resumed at
     outcome: dict = field(default_factory=dict)
     data: dict[str, dict] = field(default_factory=dict)
@@ -71,9 +79,12 @@ def read_run(folder: str | Path, name: str | None = None, texts: bool = True) ->
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give the --output_dir of a run")
     if not any(path.is_file() for pattern in PATTERNS for path in folder.glob(pattern)):
-        raise ConfigError(f"{folder} has no run in it: expected {', '.join(FILES[:4])} or predictions.jsonl there")
+        raise ConfigError(f"{folder} has no run in it: expected {', '.join(FILES[:-1])} or {FILES[-1]} there")
     run = Run(folder=folder, name=name or folder.resolve().name)
     run.record, run.resumes = _records(folder)
+    run.evaluation = read_object(folder / "evaluation.json")
+    if not run.record:
+        run.record, run.evaluation = run.evaluation, {}
     run.outcome = read_object(folder / "outcome.json")
     run.best = read_object(folder / "best.json")
     run.data = _dicts(read_object(folder / "data.json"))
@@ -85,10 +96,10 @@ def read_run(folder: str | Path, name: str | None = None, texts: bool = True) ->
     _note_bad(run, "log.jsonl", log.bad)
     if texts:
         run.predictions = read_predictions(folder)
-        run.probe = read_probe(folder / "probe.jsonl")
+        run.probe = read_probe(folder)
         _note_bad(run, "the predictions", run.predictions.bad)
         _note_bad(run, "probe.jsonl", run.probe.bad)
-    for file in ("run.json", "data.json", "metrics.json", "outcome.json", "best.json"):
+    for file in ("run.json", "evaluation.json", "data.json", "metrics.json", "outcome.json", "best.json"):
         if (folder / file).exists() and not read_object(folder / file):
             run.problems.append(f"{file} is not readable")
     return run

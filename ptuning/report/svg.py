@@ -55,13 +55,13 @@ def color(name: str) -> str:
     return _VARIABLES[name]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Key:
     """One entry of a legend.
 
     Attributes:
         color: name of the page's colour.
-        shape: line, dashed, bar or dot.
+        shape: line, dashed, faint, bar, dot or ring.
     """
 
     label: str
@@ -83,11 +83,19 @@ class Drawing:
 _numbers = itertools.count(1)
 
 
+def draw_wide(plot: Callable, height: float = 3.3) -> Markup:
+    """Two SVGs of what `plot(axes)` draws: one over both columns, and one for narrow screens, where the wide one's text would
+    be too small to read. style.css shows one of them.
+    """
+    wide, narrow = draw(plot, (8.6, height)), draw(plot, (5.4, max(2.6, height)))
+    return Markup('<div class="roomy">{}</div><div class="tight">{}</div>').format(wide, narrow)
+
+
 def draw(plot: Callable, size: tuple[float, float] = (5.4, 3.0)) -> Markup:
     """The SVG of what `plot(axes)` draws.
 
     Args:
-        size: inches; at its full width an inch is 96 pixels of the page.
+        size: inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -111,6 +119,7 @@ def _inline(svg: str, prefix: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}", svg)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is enough, and halves the paths
+    # A hundredth of a point is enough and halves the paths. Only inside tags: text is the axes' numbers.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return re.sub(r"#0101[af][0-9]", lambda m: f"var(--{_NAMES[m[0]]})" if m[0] in _NAMES else m[0], svg)

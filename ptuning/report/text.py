@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple
 
 from ptuning.report.lines import number
+from ptuning.report.metrics import decimals
 
 LONGEST_TEXT = 1200  # characters of a prompt, a reference or an answer
 LONGEST_VALUE = 400  # of an option's value
@@ -41,9 +42,14 @@ def show_number(value: object, digits: int | None = None) -> str:
     return text.replace("-", "−") if value < 0 else text
 
 
-def show_change(value: float | None) -> str:
+def show_score(value: object, metric: str) -> str:
+    """A score, with as many decimals in every row; counts and losses as other numbers."""
+    return show_number(value, decimals(metric))
+
+
+def show_change(value: float | None, metric: str = "") -> str:
     """A difference, with its sign."""
-    return "–" if value is None else ("+" if value > 0 else "") + show_number(value)
+    return "–" if value is None else ("+" if value > 0 else "") + show_score(value, metric)
 
 
 def show_value(value: object) -> str:

@@ -31,7 +31,14 @@ def scores(middle: float, rows: int) -> dict:
     """A model's scores as metrics.json has them."""
     names = ("bleu-4", "rouge-1", "rouge-2", "rouge-l", "corpus_bleu", "chrf", "exact_match", "token_f1")
     values = {name: round(middle + 2 * i, 3) for i, name in enumerate(names)}
-    beside = {"length_ratio": 0.97, "empty": 1, "cut": 3, "repeating": 2, "answer_loss": 40 / middle, "rows": rows}
+    beside = {
+        "length_ratio": 0.97,
+        "empty": 2.5,
+        "cut": 7.5,
+        "repeating": 5.0,
+        "answer_loss": 40 / middle,
+        "rows": rows,
+    }
     spans = {name: [value - 1.8, value + 1.9] for name, value in values.items()}
     return {**values, **beside, "answer_perplexity": math.exp(40 / middle), "tokens": 47.1, "intervals": spans}
 
@@ -39,6 +46,7 @@ def scores(middle: float, rows: int) -> dict:
 def prediction(i: int, quality: float, drawn: random.Random) -> dict:
     """One line of predictions.jsonl."""
     marks = {name: round(min(100, max(0, drawn.gauss(quality, 15))), 4) for name in ("bleu-4", "rouge-1", "rouge-l")}
+    marks["repeating"] = 100.0 if i % 13 == 0 else 0.0
     return {
         "index": i,
         "prompt": f"类型#上衣*材质#牛仔布*颜色#白色*风格#简约*编号#{i}",
@@ -48,7 +56,7 @@ def prediction(i: int, quality: float, drawn: random.Random) -> dict:
         "scores": marks,
         "tokens": 40 + i % 30,
         "finished": i % 11 != 0,
-        "loss": 1.2,
+        "loss": 36.0,
         "loss_tokens": 30,
     }
 
@@ -64,7 +72,7 @@ def write_json(path: Path, value) -> None:
 def log_entries(steps: int, rate: float, seed: int) -> Iterator[dict]:
     drawn = random.Random(seed)
     for step in range(1, steps + 1):
-        loss = 0.8 + 5 * math.exp(-step * rate * 20 / steps * 2.5) + drawn.gauss(0, 0.08)
+        loss = 0.8 + 5 * math.exp(-step * rate * 100 / steps) + drawn.gauss(0, 0.08)
         yield {
             "loss": loss,
             "grad_norm": abs(drawn.gauss(0.1, 0.03)),
@@ -77,7 +85,7 @@ def log_entries(steps: int, rate: float, seed: int) -> Iterator[dict]:
         }
         if step % max(1, steps // 8) == 0:
             beside = {"eval_bleu-4": 40 - 20 * loss / 6, "eval_rouge-l": 60 - 20 * loss / 6, "eval_rows": 320}
-            evaluated = loss + 0.1 + 0.3 * max(0, step / steps - 0.7)
+            evaluated = loss + 0.1 + 0.3 * max(0, step / steps - 0.5)
             yield {"eval_loss": evaluated, "eval_perplexity": math.exp(evaluated), **beside, "step": step}
 
 
@@ -120,14 +128,19 @@ def make_run(folder: Path, steps: int = 200, rows: int = 40, rate: float = 0.05,
     }
     write_json(folder / "run.json", record)
     write_lines(folder / "log.jsonl", log_entries(steps, rate, seed))
-    beside = {"sha256": "6cf65a9e1da792ee" * 4, "format": "columns", "skipped": 2, "turns": 1.0}
+    beside = {"sha256": "6cf65a9e1da792ee" * 4, "format": "sharegpt", "skipped": 2, "turns": 5100}
     beside |= {"cut_prompts": 3, "cut_answers": 12}
     parts = {"prompt_tokens": lengths(48, 900, seed), "answer_tokens": lengths(60, 900, seed + 1)}
     splits = {"train": ("data/advertise/train.json", 5000), "validation": ("data/advertise/dev.json", 320)}
     write_json(folder / "data.json", {k: {"file": f, "rows": n, **beside, **parts} for k, (f, n) in splits.items()})
     validation = {"eval_loss": 0.91, "eval_perplexity": 2.48, "eval_rows": 320}
-    metrics = {"validation": validation, "base": scores(8, rows), "tuned": scores(40 + 100 * rate, rows)}
-    metrics["probe"] = {"rows": 12, "same": 4, "base_loss": 0.6, "tuned_loss": 0.9, "change": 0.3}
+    metrics = {
+        "validation": validation,
+        "base": scores(8, rows),
+        "tuned": scores(44 - 8 * abs(math.log10(rate / 0.05)), rows),
+    }
+    probe = {"rows": 12, "same": 33.3, "base_loss": 0.6, "tuned_loss": 0.9, "change": 0.3, "interval": [0.2, 0.4]}
+    metrics["probe"] = {**probe, "kinds": {"常识": {**probe, "rows": 4, "interval": [0.1, 0.5]}}}
     write_json(folder / "metrics.json", metrics)
     write_lines(folder / "predictions.jsonl", [prediction(i, 60, drawn) for i in range(rows)])
     write_lines(folder / "predictions_base.jsonl", [prediction(i, 22, drawn) for i in range(rows)])
@@ -135,15 +148,26 @@ def make_run(folder: Path, steps: int = 200, rows: int = 40, rate: float = 0.05,
     write_lines(
         folder / "probe.jsonl",
         [
-            {"index": i, "kind": kinds[i % 3], "prompt": f"第{i}个问题：中国的首都是哪里？", "base": "北京是中国的首都。"}
-            | {"tuned": "北京是中国的首都。" if i % 3 == 0 else "这件衣服来自北京。", "base_loss": 0.6, "tuned_loss": 0.9}
+            {
+                "index": i,
+                "kind": kinds[i % 3],
+                "prompt": f"第{i}个问题：中国的首都是哪里？",
+                "base": "北京是中国的首都。",
+            }
+            | {
+                "tuned": "北京是中国的首都。" if i % 3 == 0 else "这件衣服来自北京。",
+                "base_loss": 0.6,
+                "tuned_loss": 0.9,
+            }
             for i in range(12)
         ],
     )
     outcome = {"status": "finished", "error": None, "started": "2026-11-22T10:00:00+00:00"}
     write_json(folder / "outcome.json", outcome | {"ended": "2026-11-22T11:12:30+00:00"})
-    best = {"checkpoint": f"checkpoint-{steps // 2}", "metric": "eval_loss", "value": 0.95, "step": steps // 2}
-    write_json(folder / "best.json", best)
+    evaluated = [entry for entry in log_entries(steps, rate, seed) if "eval_loss" in entry]
+    best = min(evaluated, key=lambda entry: entry["eval_loss"])
+    about = {"checkpoint": f"checkpoint-{best['step']}", "metric": "eval_loss"}
+    write_json(folder / "best.json", {**about, "value": best["eval_loss"], "step": best["step"]})
     return folder
 
 

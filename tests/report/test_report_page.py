@@ -1,0 +1,191 @@
+"""The page as text, and the command."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from ptuning.errors import ConfigError
+from ptuning.report import page as page_module
+from ptuning.report import report_command, write_comparison, write_report
+from ptuning.report.compare import differing_options, run_names, score_table, sweep_figures
+from ptuning.report.read import read_run
+from ptuning.report.text import duration, show_number, show_value
+from tests.report.conftest import log_entries, make_run, write_json, write_lines
+
+EVIL = "<script>alert(1)</script>"
+AS_TEXT = "&lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+def test_text_of_others_is_never_markup(tmp_path):
+    folder = make_run(tmp_path / 'run<img src=x onerror="alert(1)">', train_file=f"{EVIL}.json", evil_option=EVIL)
+    for name in ("predictions.jsonl", "predictions_base.jsonl", "probe.jsonl"):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        fields = ("prompt", "labels", "predict", "base", "tuned", "kind")
+        lines = [{key: EVIL if key in fields else value for key, value in line.items()} for line in lines]
+        write_lines(
+            folder / name, [line | {"history": [[EVIL, EVIL]], "scores": {EVIL: 1, "rouge-l": 1}} for line in lines]
+        )
+    write_json(folder / "outcome.json", {"status": "failed", "error": EVIL})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", metrics | {"tuned": {**metrics["tuned"], EVIL: 1}})
+    entries = [{**entry, f"eval_{EVIL}": 1} for entry in log_entries(10, 0.1, 0)]
+    write_lines(folder / "log.jsonl", entries)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert EVIL not in text and "<img" not in text
+    assert text.count(AS_TEXT) > 50
+    assert text.count("<script") == 1
+    other = make_run(tmp_path / f"other{EVIL.replace('/', '')}")
+    text = write_comparison([folder, other], tmp_path / "both.html").read_text(encoding="utf-8")
+    assert text.count("<script") == 1 and "<img" not in text
+
+
+def test_ids_are_unique_and_links_go_somewhere(tmp_path):
+    text = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'href="#([^"]+)"', text) + re.findall(r"url\(#([^)]+)\)", text)
+    assert set(targets) <= set(ids)
+    assert "#0101" not in text  # every stand-in colour has become a variable
+
+
+def test_nothing_from_elsewhere(tmp_path):
+    text = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", text)
+    assert set(re.findall(r"https?://[^\"' )]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_a_run_that_failed_early(tmp_path):
+    write_json(tmp_path / "outcome.json", {"status": "failed", "error": "TrainingError: the loss is NaN at step 3"})
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "the loss is NaN at step 3" in text and "No predictions were written." in text
+
+
+@pytest.mark.parametrize(("outcome", "words"), [({"status": "interrupted"}, "interrupted"), ({}, "No end of this run")])
+def test_how_it_ended(tmp_path, outcome, words):
+    make_run(tmp_path)
+    (tmp_path / "outcome.json").unlink()
+    if outcome:
+        write_json(tmp_path / "outcome.json", outcome)
+    assert words in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_nan_in_every_place(tmp_path):
+    make_run(tmp_path)
+    entries = [{key: value if key == "step" else math.nan for key, value in e.items()} for e in log_entries(50, 0.1, 0)]
+    write_lines(tmp_path / "log.jsonl", entries)
+    scores = {"bleu-4": math.nan, "rouge-l": math.inf, "intervals": {"bleu-4": [math.nan, 1], "rouge-l": "x"}}
+    write_json(tmp_path / "metrics.json", {"tuned": scores, "base": scores, "probe": {"rows": math.nan}})
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "loss was never finite: all 50 values from step 1 on" in text
+
+
+def test_some_nan_is_noted_under_the_figure(tmp_path):
+    entries = list(log_entries(50, 0.1, 0))
+    entries[30]["loss"] = math.inf
+    write_lines(tmp_path / "log.jsonl", entries)
+    assert "1 value is NaN or infinite" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_size_is_bounded(tmp_path):
+    make_run(tmp_path, steps=30_000, another="x" * 100_000)
+    for name in ("predictions.jsonl", "probe.jsonl"):
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        long = {
+            "prompt": "长" * 50_000,
+            "predict": "长" * 50_000,
+            "tuned": "长" * 50_000,
+            "history": [["长" * 9999] * 2] * 9,
+        }
+        write_lines(tmp_path / name, [line | long for line in lines])
+    write_json(tmp_path / "outcome.json", {"status": "failed", "error": "e" * 1_000_000})
+    path = write_report(tmp_path)
+    assert path.stat().st_size < 2_000_000
+    assert "48,800 more characters" in path.read_text(encoding="utf-8")
+
+
+def test_a_lone_surrogate(tmp_path):
+    make_run(tmp_path, rows=1)
+    line = (tmp_path / "predictions.jsonl").read_text().replace("编号", "\\ud83d")
+    (tmp_path / "predictions.jsonl").write_text(line)
+    assert "</html>" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_old_page_stays_when_writing_fails(tmp_path, monkeypatch):
+    path = write_report(make_run(tmp_path))
+    before = path.read_bytes()
+
+    def no_space(self, target):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(page_module.Path, "replace", no_space)
+    with pytest.raises(ConfigError, match="No space left"):
+        report_command([str(tmp_path)])
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_several_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [make_run(tmp_path / f"lr-{rate}", rate=rate, seed=i) for i, rate in enumerate((0.01, 0.05, 0.2))]
+    runs = [read_run(folder) for folder in folders]
+    assert [key for key, _ in differing_options(runs)] == ["learning_rate"]
+    metrics, rows = score_table(runs)
+    assert metrics[:2] == ["eval_loss", "bleu-4"]
+    assert [row["model"] for row in rows] == ["base", "tuned", "tuned", "tuned"]  # the base is the same for all
+    assert [row["run"].name for row in rows if "bleu-4" in row["best"]] == ["lr-0.05"]
+    assert [figure.title for figure in sweep_figures(runs)] == ["eval loss by learning_rate", "BLEU-4 by learning_rate"]
+    assert report_command([str(folder) for folder in folders]) == 0
+    assert capsys.readouterr().out == "Wrote report.html\n"
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert all(f"lr-{rate}" in text for rate in ("0.01", "0.05", "0.2")) and text.count("<figure") == 6
+
+
+def test_runs_with_little_in_common(tmp_path):
+    whole, empty = make_run(tmp_path / "a"), tmp_path / "b"
+    empty.mkdir()
+    write_json(empty / "outcome.json", {"status": "failed"})
+    text = write_comparison([whole, empty, whole], tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "3 runs compared" in text
+    assert "None of the runs has scores yet" in write_comparison([empty] * 2, tmp_path / "x.html").read_text()
+
+
+def test_names_tell_runs_apart(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert run_names(folders) == ["a/run", "b/run"]
+    assert run_names([tmp_path / "x", tmp_path / "y"]) == ["x", "y"]
+    assert len(set(run_names([tmp_path, tmp_path]))) == 2
+
+
+def test_the_command_on_one_run(tmp_path, capsys):
+    folder = make_run(tmp_path / "demo")
+    assert report_command([str(folder)]) == 0
+    assert capsys.readouterr().out == f"Wrote {folder / 'report.html'}\n"
+    assert report_command([str(folder), "--output", str(tmp_path / "elsewhere.html")]) == 0
+    assert (tmp_path / "elsewhere.html").is_file()
+
+
+def test_what_the_command_refuses(tmp_path):
+    with pytest.raises(ConfigError, match="not a folder"):
+        report_command([str(tmp_path / "none")])
+    with pytest.raises(ConfigError, match="no run in it"):
+        report_command([str(tmp_path)])
+    make_run(tmp_path)
+    with pytest.raises(ConfigError, match="is a folder; give a file name"):
+        report_command([str(tmp_path), "--output", str(tmp_path)])
+
+
+def test_values_as_text():
+    assert [show_number(value) for value in (None, 12345, 0.000012345, 0.91234, 12.3456, -1.5, math.nan, 0.0)] == [
+        *("–", "12,345", "1.234e-05", "0.9123", "12.35", "−1.500", "NaN", "0")
+    ]
+    assert [show_value(value) for value in (None, True, "", " a", ["x", "y"], {"中": 1}, 2e-5)] == [
+        *("–", "true", '""', '" a"', "x y", '{"中": 1}', "2e-05")
+    ]
+    assert [duration(seconds) for seconds in (5, 65, 3700, 200_000)] == ["5.0 s", "1 min 5 s", "1 h 1 min", "2 d 7 h"]
