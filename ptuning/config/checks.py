@@ -63,6 +63,10 @@ def check(config: Config) -> None:
                     f"first: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file … --output_dir "
                     "BASE_RUN; then give --baseline_from BASE_RUN"
                 )
+    answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
+    for flag, wanted in (("baseline", generation.baseline), ("baseline_from", generation.baseline_from is not None)):
+        if wanted and not answers:
+            raise ConfigError(f"--{flag} compares answers, and none are generated; add --do_predict, or leave it out")
     if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(
             "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"

@@ -53,13 +53,18 @@ class Parts:
             append(file, {"key": self.key})
         return file
 
-    def delete(self) -> None:
-        """After the result file is written."""
-        for part in self._files():
-            part.unlink()
-
     def _files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))
+        return _part_files(self.path)
+
+
+def delete_parts(path: Path) -> None:
+    """Deletes the part files of a result file, when nothing can be lost any more."""
+    for part in _part_files(path):
+        part.unlink()
+
+
+def _part_files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
 
 
 def append(file: TextIO, line: dict) -> None:

@@ -33,8 +33,9 @@ def predict(
 
     Each answer is appended as a JSON line {index, prompt, history, labels, predict, scores, …} to a part file beside
     `path` the moment it is there; a second call for the same model, records and options goes on where the first stopped.
-    At the end `path` has all lines in the records' order. Under several processes each answers its share, and all get the
-    same scores.
+    At the end `path` has all lines in the records' order; the part files stay until `delete_parts`, so that a run that is
+    stopped later, while another model answers, needn't repeat these. Under several processes each answers its share, and
+    all get the same scores.
 
     Args:
         path: the JSON lines file.
@@ -85,7 +86,6 @@ def predict(
         line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
     if state.is_main_process:
         write_lines(path, lines)
-        parts.delete()
     state.wait_for_everyone()
     return summarise(lines)
 

@@ -19,7 +19,7 @@ from ptuning.errors import ConfigError
 from ptuning.evaluation.compare import require_same_rows
 from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.lines import BASE, TUNED, read_predictions
-from ptuning.evaluation.parts import write_lines
+from ptuning.evaluation.parts import delete_parts, write_lines
 from ptuning.evaluation.predict import predict, table
 from ptuning.evaluation.probe import read_probe
 from ptuning.evaluation.probe_run import BASE_FILE, PROBE_FILE, Prober, probe_base, probe_tuned, read_probe_base
@@ -27,6 +27,7 @@ from ptuning.evaluation.shares import shared_answers, shared_losses
 from ptuning.evaluation.summary import FIGURES
 
 METRICS_FILE = "metrics.json"
+VALIDATION = "predictions_validation.jsonl"
 
 
 class Evaluation:
@@ -54,6 +55,15 @@ class Evaluation:
         self.results: dict[str, dict] = {}
         self._base_probe: list[dict] | None = None
         self._prober = self._make_prober() if config.generation.probe else None
+        self._check_base_is_there()
+        earlier = config.generation.baseline_from
+        self._earlier_base = None if earlier is None else _base_scores(Path(earlier))
+        if self._prober is not None and earlier is not None and model.prefix_encoder is None:
+            self._base_probe = read_probe_base(Path(earlier), self._prober.questions)
+            if self._base_probe is None:
+                raise ConfigError(
+                    f"--baseline_from {earlier}: has no {BASE_FILE}; evaluate the base again with --probe"
+                )
 
     def before_training(self, records: Sequence[Record] | None) -> None:
         """What only the untuned model can do, where all weights are about to be trained."""
@@ -61,7 +71,7 @@ class Evaluation:
             return
         if self.config.generation.baseline and records is not None:
             self._score("base", records)
-        if self._prober is not None and self.config.generation.baseline_from is None:
+        if self._prober is not None and self._base_probe is None:
             self._base_probe = probe_base(self._prober)
 
     def after_training(self, records: Sequence[Record] | None) -> None:
@@ -83,15 +93,15 @@ class Evaluation:
         if prefix:
             with self._untuned():
                 self._base_probe = probe_base(self._prober)
-        elif settings.baseline_from is not None:
-            self._base_probe = read_probe_base(Path(settings.baseline_from), self._prober.questions)
-        if self._base_probe is None and not self._is_tuned():
+        elif self._base_probe is None:
             self._base_probe = probe_base(self._prober)
         self._probe_again()
 
     def validation_scores(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of the present weights on the validation rows, without intervals and losses."""
-        scores = self._predict(records, "predictions_validation.jsonl")
+        scores = self._predict(records, VALIDATION)
+        if PartialState().is_main_process:
+            delete_parts(self.folder / VALIDATION)
         return {name: scores[name] for name in FIGURES if not name.startswith("answer_")}
 
     def summary(self) -> str:
@@ -108,7 +118,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def write(self, more: dict[str, dict]) -> Path:
-        """metrics.json, on the main process.
+        """metrics.json, on the main process. What was kept for going on after a stop is deleted.
 
         Args:
             more: results from elsewhere.
@@ -117,7 +127,20 @@ class Evaluation:
         if PartialState().is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(more | self.results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for name in (BASE, TUNED):
+                delete_parts(self.folder / name)
         return path
+
+    def _check_base_is_there(self) -> None:
+        if self.config.training.do_train or self.model.prefix_encoder is not None or not self._is_tuned():
+            return
+        settings, name = self.config.generation, self.config.model.model_name_or_path
+        for flag, wanted in (("baseline", settings.baseline), ("probe", settings.probe)):
+            if wanted and settings.baseline_from is None:
+                raise ConfigError(
+                    f"--{flag}: the base that {name} was tuned from is not in that folder; evaluate the base into a folder "
+                    "of its own and give --baseline_from FOLDER"
+                )
 
     def _score(self, name: str, records: Sequence[Record]) -> None:
         model = "tuned model" if name == "tuned" else "untuned base"
@@ -146,18 +169,11 @@ class Evaluation:
 
     def _take_over(self, folder: Path) -> None:
         """The base's scores and answers from an earlier run on the same rows."""
-        try:
-            base = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["base"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"--baseline_from {folder}: has no scores of a base ({error!r}); evaluate the untuned base into it first: "
-                f"ptuning evaluate --output_dir {folder} …"
-            ) from error
         ours = self.folder / TUNED
         if PartialState().is_main_process:
             require_same_rows(folder / BASE, read_predictions(folder / BASE), ours, read_predictions(ours))
             shutil.copyfile(folder / BASE, self.folder / BASE)
-        self.results = {"base": base} | self.results
+        self.results = {"base": self._earlier_base} | self.results
 
     def _make_prober(self) -> Prober:
         options = _options(self.config)
@@ -178,14 +194,26 @@ class Evaluation:
     def _probe_again(self) -> None:
         """The tuned model's half of the probe, where there is one; the files of both."""
         lines = None
-        if self._base_probe is not None and self._is_tuned():
+        if self._is_tuned():
             lines, self.results["probe"] = probe_tuned(self._prober, self._base_probe)
         if PartialState().is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._base_probe is not None:
-                write_lines(self.folder / BASE_FILE, self._base_probe)
+            write_lines(self.folder / BASE_FILE, self._base_probe)
             if lines is not None:
                 write_lines(self.folder / PROBE_FILE, lines)
+
+
+def _base_scores(folder: Path) -> dict:
+    """Of an evaluation of the base; asked before anything is computed."""
+    try:
+        if not (folder / BASE).is_file():
+            raise FileNotFoundError(folder / BASE)
+        return json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["base"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"--baseline_from {folder}: has no scores of a base ({error!r}); evaluate the untuned base into it first: "
+            f"ptuning evaluate --output_dir {folder} …"
+        ) from error
 
 
 def _options(config: Config) -> GenerationOptions:

@@ -9,7 +9,7 @@ from ptuning.data.columns import Columns
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions
-from ptuning.evaluation.parts import Parts
+from ptuning.evaluation.parts import Parts, delete_parts
 from ptuning.evaluation.predict import predict, table
 from ptuning.generation import Engine
 from ptuning.loading import load_model
@@ -78,7 +78,8 @@ def test_lines_have_what_scores_and_report_need(whole):
         lines[0]
     )
     assert scores["rows"] == 8 and scores["intervals"]["bleu-4"][0] <= scores["bleu-4"]
-    assert not list(path.parent.glob("*.part*"))
+    delete_parts(path)
+    assert [file.name for file in path.parent.iterdir()] == ["predictions.jsonl"]
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(parts_of_a_run, whole, tmp_path, monkeypatch):
@@ -89,6 +90,15 @@ def test_a_second_run_goes_on_where_the_first_stopped(parts_of_a_run, whole, tmp
     assert 0 < done < 8 and len(requests) == 8 - done
     assert said == [f"predictions.jsonl: {done} of 8 rows were answered before; going on with the others"]
     assert path.read_bytes() == whole[0].read_bytes() and scores == whole[1]
+
+
+def test_a_stop_after_the_last_row_repeats_nothing(parts_of_a_run, whole, tmp_path, monkeypatch):
+    """As when the base's rows are done and the tuned model's answers are stopped."""
+    path = tmp_path / "predictions.jsonl"
+    predict(*parts_of_a_run, OPTIONS, path)
+    requests = asked(monkeypatch)
+    assert predict(*parts_of_a_run, OPTIONS, path) == whole[1]
+    assert requests == [] and path.read_bytes() == whole[0].read_bytes()
 
 
 def test_a_line_that_was_cut_off_is_answered_again(parts_of_a_run, whole, tmp_path):
