@@ -5,6 +5,7 @@ logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
 import os
+import shutil
 import socket
 
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
@@ -26,6 +27,11 @@ from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
+# Without the last four, Chromium asks Google's servers at every start.
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"  # other people's files: used in place where present, never part of the project
 PREFIX_KEY = "transformer.prefix_encoder."
@@ -108,3 +114,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, headless. Not for the session: while playwright is open no other test of this process can run an
+    asyncio loop."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS.split())
+        yield launched
+        launched.close()

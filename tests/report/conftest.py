@@ -1,19 +1,11 @@
-"""Run folders made by hand, and a headless browser to open their reports in."""
+"""Run folders made by hand."""
 
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-CHROMIUM = shutil.which("chromium")
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 WORDS = "这件衬衫采用简约的版型设计，白色的衣身十分百搭，彰显时尚气质，面料柔软亲肤，穿着舒适。"
 
 
@@ -169,15 +161,3 @@ def make_run(folder: Path, steps: int = 200, rows: int = 40, rate: float = 0.05,
     about = {"checkpoint": f"checkpoint-{best['step']}", "metric": "eval_loss"}
     write_json(folder / "best.json", {**about, "value": best["eval_loss"], "step": best["step"]})
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless chromium."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
-        yield browser
-        browser.close()
