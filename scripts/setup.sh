@@ -7,14 +7,14 @@ setup_fail() { echo "setup: $*" >&2; exit 1; }
 
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10 python; do
+    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
         [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    setup_fail "no Python 3.10 or newer found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or set PYTHON=/path/to/python3"
+    setup_fail "no Python 3.11 or newer found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or set PYTHON=/path/to/python3"
 }
 
 python="$root/.venv/bin/python"

@@ -23,7 +23,7 @@ async def read(request: Request, schema: type[Schema]) -> Schema:
     """
     try:
         content = await asyncio.wait_for(_read(request), SECONDS)
-    except (TimeoutError, asyncio.TimeoutError):
+    except TimeoutError:
         raise Fault(408, f"the body didn't arrive within {SECONDS:g} s", "body_timeout") from None
     except ClientDisconnect:
         raise Fault(400, "the client went away before its body had arrived", "client_gone") from None

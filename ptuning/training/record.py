@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def outcome(folder: Path) -> Iterator[None]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
 def resume_conflicts(checkpoint: Path, config: dict, data: dict[str, str], world_size: int) -> list[str]:

@@ -66,7 +66,7 @@ def test_setup_says_what_is_missing(tmp_path):
         (tools / tool).symlink_to(shutil.which(tool))
     done = bash(tmp_path / "scripts" / "test.sh", PATH=str(tools), PYTHON="")
     assert done.returncode == 1
-    assert "no Python 3.10 or newer found" in done.stderr
+    assert "no Python 3.11 or newer found" in done.stderr
     assert "apt-get install python3 python3-venv" in done.stderr
 
 

@@ -268,7 +268,7 @@ def test_200_at_once_with_random_disconnects(prefix_folders):
                     assert answer.text.endswith("data: [DONE]\n\n")
                 else:
                     assert len(json.loads(answer.text)["choices"]) == content["n"]
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 assert leaves
                 counts["left"] = counts.get("left", 0) + 1
 

@@ -47,7 +47,7 @@ def test_memory_stays_flat_under_mixed_load(prefix_folders):
                     try:
                         posted = http.post(server.url + path, json=content)
                         status = (await asyncio.wait_for(posted, 0.05 if kind == "leave" else 60)).status_code
-                    except asyncio.TimeoutError:
+                    except TimeoutError:
                         status = "left"
                     counts[status] = counts.get(status, 0) + 1
 
