@@ -16,7 +16,7 @@ import ptuning
 from ptuning.serving import openai_api, rest
 from ptuning.serving.answering import Services
 from ptuning.serving.auth import KeyCheck
-from ptuning.serving.backend import BASE, Backend
+from ptuning.serving.backend import BASE, Backend, Served
 from ptuning.serving.body import components
 from ptuning.serving.faults import Fault
 from ptuning.serving.limits import Prompts
@@ -35,7 +35,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
         metrics: the one that the backend reports to.
     """
     prompts = Prompts(backend.tokenizer, backend.context)
-    services = Services(backend, prompts, default_model(options))
+    services = Services(backend, prompts, default_model(options, backend.served()))
     backend.find(services.default_model)  # a wrong name is refused now, not with the first request
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)
@@ -79,11 +79,12 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     return app
 
 
-def default_model(options: ServeOptions) -> str:
-    """What answers requests that name no model: --default_model, the only --prefix, or the base."""
+def default_model(options: ServeOptions, served: Sequence[Served]) -> str:
+    """What answers requests that name no model: --default_model, the only prefix there is at the start, or the base."""
     if options.default_model is not None:
         return options.default_model
-    return options.prefix[0][0] if options.prefix and len(options.prefix) == 1 else BASE
+    prefixes = [one.name for one in served if not one.is_base]
+    return prefixes[0] if len(prefixes) == 1 else BASE
 
 
 class Journal:

@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
     add("model", f"base or fully tuned model: folder or hub id; default {MODEL}", "--model_name_or_path")
     add("prefix", f"a tuned prefix, NAME=DIR or DIR, repeatable; default: all under {OUTPUT}/", action="append")
-    add("default_model", "answers REST requests that name none; default: the only --prefix, else the base")
+    add("default_model", "answers REST requests that name none; default: the only prefix, else the base")
     add("dtype", "of the base: auto, float32, bfloat16 or float16")
     add("host", "address to listen on; beyond this machine only with --api_key")
     add("port", "of the API; default 7030", type=int)

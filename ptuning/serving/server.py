@@ -44,12 +44,12 @@ def serve(argv: Sequence[str]) -> int:
         listen("127.0.0.1", options.web_port, "--web_port").close()
     worker, metrics = build(options)
     try:
-        worker.find(default_model(options))
+        default = worker.find(default_model(options, worker.served())).name
     except UnknownModel as error:
         raise ConfigError(f"--default_model: {error}") from None
     worker.start()
     address = _address(options.host, sockets[0].getsockname()[1])
-    _greet(options, address, worker, page)
+    _greet(options, address, worker, page, default)
     server = Server(
         uvicorn.Config(create_app(worker, options, metrics), log_config=None, access_log=False), worker, options
     )
@@ -159,10 +159,10 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _greet(options: ServeOptions, address: str, worker: Worker, page: bool) -> None:
+def _greet(options: ServeOptions, address: str, worker: Worker, page: bool, default: str) -> None:
     names = [served.name for served in worker.served()]
     key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
-    print(f"API    {address}   models: {', '.join(names)}")
+    print(f"API    {address}   models: {', '.join(names)}; requests that name none get {default}")
     if page:
         print(f"Page   http://127.0.0.1:{options.web_port}")
     print(f"""Try    curl {address}/chatglm{key} -d '{{"prompt": "你好", "history": []}}'""", flush=True)

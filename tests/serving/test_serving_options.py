@@ -4,6 +4,7 @@ import pytest
 
 from ptuning.errors import ConfigError
 from ptuning.serving.app import default_model
+from ptuning.serving.backend import Served
 from ptuning.serving.options import parse
 
 
@@ -59,7 +60,8 @@ def test_values_that_cannot_be_used(line, text):
 
 
 def test_the_model_of_requests_that_name_none():
-    assert default_model(parse([])) == "base"
-    assert default_model(parse(["--prefix", "a=x"])) == "a"
-    assert default_model(parse(["--prefix", "a=x", "--prefix", "b=y"])) == "base"
-    assert default_model(parse(["--prefix", "a=x", "--default_model", "base"])) == "base"
+    base, one, two = Served("tiny", "m", 0), Served("a", "x", 0, pre_seq_len=8), Served("b", "y", 0, pre_seq_len=8)
+    assert default_model(parse([]), [base]) == "base"
+    assert default_model(parse([]), [base, one]) == "a"
+    assert default_model(parse([]), [base, one, two]) == "base"
+    assert default_model(parse(["--default_model", "base"]), [base, one]) == "base"
