@@ -105,9 +105,9 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         if results:
             say(f"Wrote {evaluation.write(results)} and the predictions beside it")
     if config.training.do_train and model.prefix_encoder is not None:
-        ptuning, folder = Path(sys.executable).parent / "ptuning", config.training.output_dir
-        say(f"Next: {ptuning} chat --ptuning_checkpoint {folder}")
-        say(f"      {ptuning} serve --model {config.model.model_name_or_path} --prefix {Path(folder).name}={folder}")
+        command, folder = Path(sys.executable).parent / "ptuning", config.training.output_dir
+        say(f"Next: {command} chat --ptuning_checkpoint {folder}")
+        say(f"      {command} serve --model {config.model.model_name_or_path} --prefix {Path(folder).name}={folder}")
     return results
 
 
