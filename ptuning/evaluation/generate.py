@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from transformers.integrations import is_deepspeed_zero3_enabled
-
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.chatglm.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import EncodedRow
 from ptuning.generation import GREEDY, OFFICIAL, Engine, Prefix, Request
-from ptuning.generation.engine import is_out_of_memory
+from ptuning.generation.memory import inference, is_out_of_memory, ran_out
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def _with_beams(model, tokenizer, rows, order, options, say, anywhere) -> Iterat
             if not is_out_of_memory(error) or len(indices) == 1:
                 raise
             budget = len(indices) * room // 2
-            say(f"memory ran out with {len(indices)} rows; the batch is now at most {budget} tokens, and goes on")
+            say(ran_out(len(indices), budget))
             continue
         del waiting[: len(indices)]
         for index, ids in zip(indices, outputs, strict=True):
@@ -132,8 +129,7 @@ def _with_beams(model, tokenizer, rows, order, options, say, anywhere) -> Iterat
 
 def _beam_batch(model, tokenizer, prompts, max_new_tokens, num_beams) -> list[list[int]]:
     encoded = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
-    # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
-    with torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode():
+    with inference():
         output = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],

@@ -5,16 +5,15 @@ real tokens from 0: the same function as the official prefix (tests hold it to t
 different prefixes, or none, side by side.
 """
 
-import contextlib
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 
 import torch
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
 from ptuning.errors import GenerationError
+from ptuning.generation.memory import inference, is_out_of_memory, ran_out
 from ptuning.generation.past import PastTurns
 from ptuning.generation.request import Prefix, Request, Token
 from ptuning.generation.sampling import Chooser, choose
@@ -26,12 +25,8 @@ class _Row:
 
     def __init__(self, request: Request):
         self.request, self.chooser = request, Chooser(request.sampling)
-        self.generated: list[int] = []
-        self.cached = 0  # tokens of prompt and answer whose keys and values are in the cache
-
-    @property
-    def ids(self) -> list[int]:
-        return self.request.ids + self.generated
+        self.ids = list(request.ids)  # prompt and answer so far
+        self.cached = 0  # of these, how many have their keys and values in the cache
 
     @property
     def start(self) -> int:
@@ -106,7 +101,7 @@ class Engine:
         """Takes a request out, at once. Returns whether it was there."""
         for index, row in enumerate(self.rows):
             if row.request.id == id:
-                with _inference():
+                with inference():
                     self._leave(index)
                 return True
         for row in self.waiting:
@@ -133,7 +128,7 @@ class Engine:
         if not joining and not self.rows:
             return []
         try:
-            with _inference():
+            with inference():
                 return self._forward(joining or self.rows)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -143,7 +138,7 @@ class Engine:
 
     def idle_step(self) -> None:
         """A forward call for nobody: under ZeRO-3 all processes gather each layer together."""
-        with _inference():
+        with inference():
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device), prefix=[])
 
     def _joining(self) -> list[_Row]:
@@ -186,7 +181,7 @@ class Engine:
         logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
         chosen = choose(logits_NV, [row.chooser for row in rows])
         for row in rows:
-            row.cached = len(row.request.ids) + len(row.generated)
+            row.cached = len(row.ids)
         if rows is not self.rows:
             self.rows += rows
         return self._settle(list(rows), chosen, logprobs)
@@ -214,8 +209,8 @@ class Engine:
                 answers.append(Token(request.id, None, "stop", **extra))
                 ended.append(row)
                 continue
-            row.generated.append(token)
-            full = len(row.generated) == request.max_new_tokens
+            row.ids.append(token)
+            full = len(row.ids) == len(request.ids) + request.max_new_tokens
             answers.append(Token(request.id, token, "length" if full else None, **extra))
             if full:
                 ended.append(row)
@@ -252,9 +247,7 @@ class Engine:
             ) from error
         self.waiting.extendleft(reversed(rows))
         self.batch_tokens = max(min(self.batch_tokens, before) // 2, 1)
-        self.notify(
-            f"memory ran out with {len(rows)} rows; the batch is now at most {self.batch_tokens} tokens, and goes on"
-        )
+        self.notify(ran_out(len(rows), self.batch_tokens))
 
 
 def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
@@ -262,19 +255,3 @@ def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
     values, tokens = logprobs_V.topk(count)
     top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
     return {"logprob": float(logprobs_V[token]), "top": top}
-
-
-@contextlib.contextmanager
-def _inference() -> Iterator[None]:
-    # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
-    with torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode():
-        yield
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    )
