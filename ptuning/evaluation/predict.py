@@ -28,6 +28,7 @@ def predict(
     options: GenerationOptions,
     path: Path,
     say: Callable[[str], None] = print,
+    losses: bool = True,
 ) -> dict:
     """Answers and scores every record.
 
@@ -40,6 +41,7 @@ def predict(
     Args:
         path: the JSON lines file.
         say: prints on the main process.
+        losses: also compute the references' losses, one more forward pass over the rows.
 
     Returns:
         The scores of `summary.summarise`.
@@ -77,13 +79,14 @@ def predict(
             append(file, line)
             mine.append(line)
             bar.update()
-    # The answer's loss, also where training counts those in the history.
-    references, _ = Encoder(tokenizer, lengths, prefix).training_rows(records)
-    losses = shared_losses(model, references, tokenizer.pad_token_id)
     lines = sorted([*done.values(), *gather_object(mine)], key=lambda line: line["index"])
-    for line in lines:
-        loss, line["loss_tokens"] = losses[line["index"]]
-        line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
+    if losses:
+        # The answer's loss, also where training counts those in the history.
+        references, _ = Encoder(tokenizer, lengths, prefix).training_rows(records)
+        found = shared_losses(model, references, tokenizer.pad_token_id)
+        for line in lines:
+            loss, line["loss_tokens"] = found[line["index"]]
+            line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
     if state.is_main_process:
         write_lines(path, lines)
     state.wait_for_everyone()

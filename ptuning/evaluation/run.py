@@ -98,8 +98,8 @@ class Evaluation:
         self._probe_again()
 
     def validation_scores(self, records: Sequence[Record]) -> dict[str, float]:
-        """The scores of the present weights on the validation rows, without intervals and losses."""
-        scores = self._predict(records, VALIDATION)
+        """The scores of the present weights on the validation rows, without intervals and losses (the trainer has those)."""
+        scores = self._predict(records, VALIDATION, losses=False)
         if PartialState().is_main_process:
             delete_parts(self.folder / VALIDATION)
         return {name: scores[name] for name in FIGURES if not name.startswith("answer_")}
@@ -149,9 +149,9 @@ class Evaluation:
         self.results[name] = self._predict(records, TUNED if name == "tuned" else BASE)
         self.say(f"  {time.perf_counter() - started:.1f} s")
 
-    def _predict(self, records: Sequence[Record], file: str) -> dict:
+    def _predict(self, records: Sequence[Record], file: str, losses: bool = True) -> dict:
         path = self.folder / file
-        return predict(self.model, self.tokenizer, records, self.encoder, self.options, path, self.say)
+        return predict(self.model, self.tokenizer, records, self.encoder, self.options, path, self.say, losses)
 
     def _is_tuned(self) -> bool:
         name = self.config.model.model_name_or_path

@@ -101,6 +101,13 @@ def test_a_stop_after_the_last_row_repeats_nothing(parts_of_a_run, whole, tmp_pa
     assert requests == [] and path.read_bytes() == whole[0].read_bytes()
 
 
+def test_losses_can_be_left_out(parts_of_a_run, whole, tmp_path):
+    scores = predict(*parts_of_a_run, OPTIONS, tmp_path / "predictions.jsonl", losses=False)
+    losses = {"answer_loss", "answer_perplexity"}
+    assert scores.keys() == whole[1].keys() - losses
+    assert all(scores[name] == whole[1][name] for name in scores.keys() - {"intervals"})
+
+
 def test_a_line_that_was_cut_off_is_answered_again(parts_of_a_run, whole, tmp_path):
     path = tmp_path / "predictions.jsonl"
     interrupt(parts_of_a_run, path)
