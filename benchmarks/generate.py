@@ -15,7 +15,7 @@ import torch
 from common import add_model_arguments, model_config, random_rows, sample_lengths, wait
 from tqdm import tqdm
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.generation import Engine, Prefix, Request
 
 

@@ -28,9 +28,9 @@ import torch
 from common import add_model_arguments, model_config
 from tqdm import tqdm
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.checkpoint import describe_prefix, save_prefix
-from ptuning.training.distributed import free_port
+from ptuning.distributed import free_port
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}

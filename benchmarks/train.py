@@ -67,7 +67,7 @@ def run_way(args: argparse.Namespace) -> dict:
     """Trains in this process and measures."""
     import torch
 
-    from ptuning.chatglm import ChatGLMForConditionalGeneration
+    from ptuning.families.chatglm2 import ChatGLMForConditionalGeneration
     from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset

@@ -8,7 +8,7 @@ Imports point one way, from right to left (tests/test_imports.py holds it):
 Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
 """
 
-from ptuning import chatglm as _chatglm
+from ptuning.families import chatglm2 as _chatglm
 from ptuning.loading import load_model
 
 __all__ = ["load_model"]

@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import ContextManagers
 
-from ptuning import chatglm
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.template import NAME
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families import chatglm2 as chatglm
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.template import NAME
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.base_folder import check_tokenizer, check_weights, read_base_config, resolve_base
 from ptuning.checkpoint.effect import check_prefix_changes_logits
 from ptuning.checkpoint.fingerprint import base_fingerprint

@@ -24,7 +24,7 @@ from ptuning.evaluation.best import settle_best, write_best
 from ptuning.evaluation.run import Evaluation
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
 from ptuning.report import write_report
-from ptuning.training import distributed
+from ptuning import distributed
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run

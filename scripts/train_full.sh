@@ -13,7 +13,7 @@ export PATH="$root/.venv/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
     export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 fi
-port="$("$python" -c 'from ptuning.training.distributed import free_port; print(free_port())')"
+port="$("$python" -c 'from ptuning.distributed import free_port; print(free_port())')"
 deepspeed_config="$(realpath "${DEEPSPEED_CONFIG:-$root/configs/zero3.json}")"
 
 launch=(deepspeed --num_gpus "${NUM_GPUS:-2}" --master_port "$port")

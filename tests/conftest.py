@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import ptuning  # noqa: F401  registers ChatGLM2 with transformers' Auto classes
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 

@@ -395,6 +395,6 @@ def test_self_test_tells_a_broken_prefix_from_a_broken_base(load_tiny):
 
 
 def test_load_model_runs_the_self_test(complete_base, checkpoint, monkeypatch):
-    monkeypatch.setattr("ptuning.chatglm.prefix.PrefixEncoder.forward", lambda self, batch, dtype: None)
+    monkeypatch.setattr("ptuning.methods.prefix.encoder.PrefixEncoder.forward", lambda self, batch, dtype: None)
     with pytest.raises(CheckpointError, match="the prefix has no effect"):
         load_model(complete_base, checkpoint, **CPU)

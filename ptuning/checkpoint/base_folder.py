@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ptuning.chatglm.config import SUPPORTED, ChatGLMConfig
+from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig
 from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, require_whole
 from ptuning.errors import ModelError
 

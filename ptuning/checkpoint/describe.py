@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.template import NAME
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.template import NAME
 from ptuning.checkpoint.description import BaseDescription, PrefixDescription, package_version
 from ptuning.checkpoint.fingerprint import base_fingerprint
 from ptuning.errors import CheckpointError

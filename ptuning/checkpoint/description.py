@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ptuning.chatglm.prefix import PrefixShape
+from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.errors import CheckpointError
 
 FILE = "ptuning_config.json"
@@ -39,7 +39,7 @@ class PrefixDescription:
         pre_seq_len: T.
         prefix_projection: the reparametrised variant.
         base: the base model.
-        template: ptuning.chatglm.template.NAME when it was trained.
+        template: ptuning.families.chatglm2.template.NAME when it was trained.
         max_source_length: tokens of the prompt in training, None = unknown.
         max_target_length: tokens of the answer in training, None = unknown.
         source_prefix: text in front of every prompt.

@@ -2,8 +2,8 @@
 
 import torch
 
-from ptuning.chatglm.attention import prefixed_name
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.methods.prefix.attention import prefixed_name
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.errors import CheckpointError, ModelError
 
 

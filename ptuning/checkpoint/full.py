@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch import nn
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.template import NAME
-from ptuning.chatglm.weights import official_sources
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.template import NAME
+from ptuning.families.chatglm2.weights import official_sources
 from ptuning.checkpoint.base_folder import EMBEDDING
 from ptuning.checkpoint.description import package_version
 from ptuning.checkpoint.fingerprint import base_fingerprint
@@ -36,7 +36,7 @@ class FullDescription:
     Args:
         base_name_or_path: the model it was trained from.
         base_fingerprint: of that model's weights.
-        template: ptuning.chatglm.template.NAME when it was trained.
+        template: ptuning.families.chatglm2.template.NAME when it was trained.
         max_source_length: tokens of the prompt in training.
         max_target_length: tokens of the answer in training.
         source_prefix: text in front of every prompt.

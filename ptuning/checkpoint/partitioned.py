@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ptuning.chatglm.weights import official_sources
+from ptuning.families.chatglm2.weights import official_sources
 from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ModelError
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.prefix import PrefixShape, rotate_keys
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.methods.prefix.encoder import PrefixShape, rotate_keys
 from ptuning.checkpoint.description import PrefixDescription
 from ptuning.errors import CheckpointError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ptuning.chatglm.prefix import PrefixShape
+from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.checkpoint import description as own
 from ptuning.checkpoint.diagnose import EXPECTED, what_it_is
 from ptuning.checkpoint.prefix import EMBEDDING, PrefixCheckpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ptuning.chatglm.prefix import PrefixEncoder
+from ptuning.methods.prefix.encoder import PrefixEncoder
 from ptuning.checkpoint.description import FILE, PrefixDescription
 from ptuning.checkpoint.prefix import EMBEDDING, OFFICIAL_PREFIX, PrefixCheckpoint
 from ptuning.errors import CheckpointError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.weights import official_sources
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.weights import official_sources
 from ptuning.checkpoint.base_folder import EMBEDDING, check_tokenizer, read_base_config
 from ptuning.checkpoint.full import FILE, INV_FREQ, inverse_frequencies, write_beside
 from ptuning.checkpoint.shards import ShardWriter

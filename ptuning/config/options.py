@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
-from ptuning.chatglm.prefix import DROPOUT
+from ptuning.methods.prefix.encoder import DROPOUT
 from ptuning.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.data.batch import PadRight
 from ptuning.data.encode import IGNORE, EncodedRow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.full import read_full
 from ptuning.config import Config
 from ptuning.data.encode import Encoder

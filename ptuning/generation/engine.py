@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.errors import GenerationError
 from ptuning.generation.memory import inference, is_out_of_memory, ran_out
 from ptuning.generation.past import PastTurns

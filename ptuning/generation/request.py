@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ptuning.chatglm.prefix import PrefixEncoder
+from ptuning.methods.prefix.encoder import PrefixEncoder
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.generation import GREEDY, Sampling, Token
 
 BASE = "base"  # always names the untuned base, besides its folder's name

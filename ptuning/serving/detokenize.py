@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.generation import Token
 
 _BROKEN = "\ufffd"  # what an unfinished character decodes to

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptuning.chatglm.template import build_prompt
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.template import build_prompt
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.serving.faults import Fault
 
 ANSWER_ROOM = 512  # tokens kept free for the answer when old turns are dropped

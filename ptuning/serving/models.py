@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import read_full
 from ptuning.checkpoint.base_folder import resolve_base
 from ptuning.checkpoint.description import FILE

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.generation import Token
 from ptuning.serving.backend import Served
 from ptuning.serving.detokenize import Piece

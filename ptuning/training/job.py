@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.prefix import PrefixShape
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.checkpoint.base_folder import read_base_config, resolve_base
 from ptuning.config import Config
 from ptuning.loading import resolve_dtype

@@ -139,7 +139,7 @@ def rss_ready_to_train() -> int:
 
     with contextlib.suppress(ImportError):
         import deepspeed  # noqa: F401  accelerate imports it where it is installed
-    from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from ptuning.families.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 
     config = ChatGLMConfig(
         num_layers=1,

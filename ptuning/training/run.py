@@ -9,8 +9,8 @@ import transformers.trainer
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import FullDescription, PrefixDescription
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.checkpoint.zero_files import known_objects_only
@@ -18,7 +18,7 @@ from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
-from ptuning.training import distributed
+from ptuning import distributed
 from ptuning.training.record import LossCurve, resume_conflicts
 from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.full import FullDescription, official_layout, official_tensors, write_beside
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
-from ptuning.training.distributed import raise_together
+from ptuning.distributed import raise_together
 
 MAX_SHARD_BYTES = 2 * 10**9
 

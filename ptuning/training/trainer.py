@@ -13,12 +13,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ptuning.chatglm.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import FullDescription, PrefixDescription, read_prefix, save_prefix
 from ptuning.checkpoint.partitioned import gathered
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.errors import TrainingError
-from ptuning.training.distributed import raise_together
+from ptuning.distributed import raise_together
 from ptuning.training.saving import require_space, save_full_model
 from ptuning.training.throughput import Throughput
 

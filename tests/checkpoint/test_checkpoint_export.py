@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from ptuning.chatglm import ChatGLMConfig
+from ptuning.families.chatglm2 import ChatGLMConfig
 from ptuning.checkpoint import export_official, export_peft, for_base, read_prefix, save_prefix
 from ptuning.checkpoint.prefix import materialise
 from ptuning.errors import CheckpointError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptuning.chatglm import ChatGLMConfig
+from ptuning.families.chatglm2 import ChatGLMConfig
 from ptuning.checkpoint import for_base, read_prefix
 from ptuning.errors import CheckpointError
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from ptuning.chatglm.template import build_prompt
+from ptuning.families.chatglm2.template import build_prompt
 from ptuning.data.encode import IGNORE, Encoder, EncodingReport, Lengths
 from ptuning.data.records import Record
 from ptuning.errors import ConfigError

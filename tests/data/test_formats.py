@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ptuning.chatglm.template import build_prompt, split_messages
+from ptuning.families.chatglm2.template import build_prompt, split_messages
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.formats import Layout, find_format
 from ptuning.data.load import read_split

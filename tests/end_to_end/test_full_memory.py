@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from tests.end_to_end.conftest import MODEL, ROOT, full_flags
 
 SHARD = 16 * 2**20  # what tests/end_to_end/inside.py passes

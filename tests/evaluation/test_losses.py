@@ -23,7 +23,7 @@ ROWS = [row(9, 4), row(30, 12), row(2, 1), row(17, 16), row(30, 3, seed=1), row(
 @pytest.fixture
 def calls(monkeypatch):
     """Counts forward passes and keeps the shape of each."""
-    from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+    from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 
     shapes, forward = [], ChatGLMForConditionalGeneration.forward
 

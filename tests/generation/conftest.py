@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ptuning.chatglm.prefix import PrefixEncoder, PrefixShape
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 from ptuning.generation import Engine, Prefix, Request
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ptuning.chatglm.template import build_prompt
+from ptuning.families.chatglm2.template import build_prompt
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import Record
 

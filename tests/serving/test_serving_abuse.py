@@ -16,7 +16,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
-from ptuning.chatglm.template import build_prompt
+from ptuning.families.chatglm2.template import build_prompt
 from ptuning.serving import auth, body
 from ptuning.serving.app import create_app
 from ptuning.serving.metrics import Metrics

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from ptuning.chatglm.template import build_prompt
+from ptuning.families.chatglm2.template import build_prompt
 from ptuning.generation import Engine, Request
 from tests.serving.conftest import PREFIXES, running, wait_until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptuning.chatglm.template import build_prompt
+from ptuning.families.chatglm2.template import build_prompt
 from ptuning.serving.faults import Fault
 from ptuning.serving.limits import Prompts
 

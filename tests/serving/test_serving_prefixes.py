@@ -7,7 +7,7 @@ import shutil
 import httpx
 import pytest
 
-from ptuning.chatglm.config import ChatGLMConfig
+from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.checkpoint import export_official, export_peft, read_prefix
 from ptuning.checkpoint.base_folder import resolve_base
 from ptuning.serving.options import ServeOptions

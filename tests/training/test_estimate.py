@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ptuning import cli
-from ptuning.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptuning.config import parse
 from ptuning.errors import ConfigError
 from ptuning.training.estimate import Estimate, estimate_run

@@ -11,7 +11,7 @@ SCRIPT = """
     from datetime import timedelta
     import torch.distributed as dist
     from ptuning.errors import TrainingError
-    from ptuning.training.distributed import roll_call
+    from ptuning.distributed import roll_call
 
     rank, port, absent = map(int, sys.argv[1:])
     store = dist.TCPStore("127.0.0.1", port, 3, is_master=rank == 0)

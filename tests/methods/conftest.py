@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from ptuning.chatglm import attention as attention_module
+from ptuning.methods.prefix import attention as attention_module
 
 
 def flash_by_hand(

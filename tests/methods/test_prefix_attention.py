@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from ptuning.chatglm import attention as attention_module
-from ptuning.chatglm.modeling import positions_of
+from ptuning.methods.prefix import attention as attention_module
+from ptuning.families.chatglm2.model import positions_of
 
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 CACHES = ["dynamic", "static"]

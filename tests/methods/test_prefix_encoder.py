@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
 
-from ptuning.chatglm.prefix import PrefixEncoder, PrefixShape, rotate_keys
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape, rotate_keys
 
 SHAPE = PrefixShape(num_layers=3, num_key_value_heads=2, head_dim=4, hidden_size=10)
 T = 5

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ptuning.chatglm.template import build_prompt, split_messages
-from ptuning.chatglm.tokenizer import CONTROL_TOKENS, ChatGLMTokenizer
+from ptuning.families.chatglm2.template import build_prompt, split_messages
+from ptuning.families.chatglm2.tokenizer import CONTROL_TOKENS, ChatGLMTokenizer
 from ptuning.errors import DataError
 
 SPELLED = ["[gMASK]", "sop", "</s>", "<unk>", "<s>", "[MASK]", "[sMASK]", "eop", "a [gMASK] sop b</s>", "<0x0A>"]

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import GlmForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptuning.chatglm.attention import PREFIXED, prefixed_name
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.prefix import PrefixEncoder, PrefixKeyValues, PrefixShape
+from ptuning.methods.prefix.attention import PREFIXED, prefixed_name
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixKeyValues, PrefixShape
 
 
 class ChatGLMForConditionalGeneration(GlmForCausalLM):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from ptuning.chatglm.config import OFFICIAL_NAMES, ChatGLMConfig
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.config import OFFICIAL_NAMES, ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.errors import ModelError
 
 

@@ -20,7 +20,7 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, flex_at
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.models.glm.modeling_glm import eager_attention_forward
 
-from ptuning.chatglm.prefix import PrefixKeyValues
+from ptuning.methods.prefix.encoder import PrefixKeyValues
 
 PREFIXED = "prefix_"
 

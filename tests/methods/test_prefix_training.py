@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ptuning.chatglm.config import ChatGLMConfig
-from ptuning.chatglm.modeling import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizer
 
-from ptuning.chatglm.template import build_prompt, split_messages
 from ptuning.errors import DataError
+from ptuning.families.chatglm2.template import build_prompt
+from ptuning.families.template import dialogue_of
 
 # Their ids follow the last sentencepiece piece, in this order.
 CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -136,7 +137,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return encoded_inputs
 
     def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
-        """The official method of this name; see ptuning.chatglm.template."""
+        """The official method of this name; see ptuning.families.chatglm2.template."""
         return build_prompt(query, history or ())
 
     def apply_chat_template(  # the base class's Jinja templates can't keep text and control tokens apart
@@ -164,9 +165,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if kwargs.get("truncation"):
             raise DataError("truncation would cut off the end of the question and 答：; leave out old messages instead")
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        parts = [split_messages(messages) for messages in (conversation if batched else [conversation])]
-        prompts = [build_prompt(query, history, system) for system, history, query, _ in parts]
-        answers = [answer for *_, answer in parts]
+        dialogues = [dialogue_of(messages) for messages in (conversation if batched else [conversation])]
+        prompts = [build_prompt(each.prompt, each.history, each.system or "") for each in dialogues]
+        answers = [each.response for each in dialogues]
         if not tokenize:
             texts = [prompt + (answer or "") for prompt, answer in zip(prompts, answers, strict=True)]
             return texts if batched else texts[0]

@@ -1,0 +1,116 @@
+"""The ChatGLM2 family: what config.json, files and attention of chatglm2-6b, -32k and codegeex2-6b are like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, eager_attention_forward
+
+from ptuning.errors import ModelError
+from ptuning.families.chatglm2 import weights
+from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.template import ChatGLM2Template
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.families.family import Family
+
+INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
+
+# Names of relatives that have ChatGLM2's config keys but another template and rotary base.
+_RELATIVES = ("chatglm3", "glm-4", "glm4")
+# Words of their chat template, which stand in their tokenizer's files and in no ChatGLM2's.
+_ROLE_TOKENS = ("<|user|>", "<|observation|>")
+_TOKENIZER_TEXTS = ("tokenizer_config.json", "special_tokens_map.json", "tokenization_chatglm.py")
+_GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 have 65,024
+
+
+class ChatGLM2(Family):
+    name = "chatglm2"
+    model_type = ChatGLMConfig.model_type
+    supported = SUPPORTED
+    tokenizer_files = ("tokenizer.model",)
+    embedding = "transformer.embedding.word_embeddings.weight"
+    output = "transformer.output_layer.weight"
+    layer_prefix = "transformer.encoder.layers."
+    layer_bias = ".self_attention.query_key_value.bias"
+    eager_attention = staticmethod(eager_attention_forward)
+
+    def check(self, values: Mapping[str, Any], folder: Path) -> None:
+        relative = _relative(values, folder)
+        if relative is not None:
+            raise ModelError(
+                f"{folder}: {relative}, so it is ChatGLM3 or GLM-4, which use another chat template and rotary base. "
+                f"Supported: {SUPPORTED}."
+            )
+
+    def register(self) -> None:
+        AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+        AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+        AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+        AutoTokenizer.register(ChatGLMConfig, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+        weights.register(ChatGLMConfig.model_type)
+
+    def template(self, tokenizer) -> ChatGLM2Template:
+        return ChatGLM2Template(tokenizer)
+
+    def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        return weights.official_sources(names)
+
+    def extra_tensors(self, config: ChatGLMConfig) -> dict[str, torch.Tensor]:
+        """Official checkpoints hold (D/4,) inverse frequencies of a head dimension D, before any rope_ratio."""
+        half = config.head_dim // 2
+        return {INV_FREQ: 1.0 / (10000 ** (torch.arange(0, half, 2, dtype=torch.float32) / half))}
+
+    def rotate_keys(self, keys: torch.Tensor, offset: int, config: ChatGLMConfig) -> torch.Tensor:
+        return rotate_interleaved(keys, offset, GlmRotaryEmbedding(config).inv_freq)
+
+
+def rotate_interleaved(keys: torch.Tensor, offset: int, inv_freq: torch.Tensor) -> torch.Tensor:
+    """Rotates keys as if they stood at position `offset`: interleaved rotary on the first half of the head.
+
+    Args:
+        keys: raw keys, (..., D).
+        offset: position to rotate by, may be negative.
+        inv_freq: the model's inverse frequencies, (D/4,).
+    """
+    angle = offset * inv_freq.to(torch.float64)
+    cos, sin = angle.cos(), angle.sin()
+    rotary_dim = 2 * inv_freq.numel()
+    x = keys[..., :rotary_dim].to(torch.float64)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated.to(keys.dtype), keys[..., rotary_dim:]), dim=-1)
+
+
+def _relative(values: Mapping[str, Any], folder: Path) -> str | None:
+    """What shows that a folder with ChatGLM2's config keys is a relative's; None where nothing does."""
+    name = str(values.get("_name_or_path") or "")
+    if any(relative in name.lower() for relative in _RELATIVES):
+        return f"config.json says _name_or_path {name}"
+    vocabulary = values.get("padded_vocab_size")
+    if isinstance(vocabulary, int) and vocabulary >= _GLM4_VOCABULARY:
+        return f"padded_vocab_size is {vocabulary}"
+    for file in _TOKENIZER_TEXTS:
+        try:
+            text = (folder / file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        found = [token for token in _ROLE_TOKENS if token in text]
+        if found:
+            return f"{file} has the token {found[0]}"
+        if file == "tokenizer_config.json" and any(relative in _written_name(text) for relative in _RELATIVES):
+            return f"{file} says name_or_path {_written_name(text)}"
+    return None
+
+
+def _written_name(text: str) -> str:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return ""
+    return str(values.get("name_or_path") or "").lower() if isinstance(values, dict) else ""

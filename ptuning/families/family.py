@@ -1,0 +1,188 @@
+"""What the rest of the package asks of a model family, and the list of families.
+
+A family is everything particular about one kind of model: how its config.json reads, what its weights are called in files,
+its prompt template and special tokens, its dimensions, its rotary embedding, the attention kernel that a prefix wraps.
+The base class describes any causal language model of transformers that has Llama's names; a family overrides what differs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from ptuning.errors import ModelError
+from ptuning.families.template import Template
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """A model's widths.
+
+    Args:
+        layers: L.
+        hidden: H.
+        heads: query heads.
+        groups: key/value groups G.
+        head_dim: D.
+        ffn: F.
+        vocab: V.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    groups: int
+    head_dim: int
+    ffn: int
+    vocab: int
+
+    @property
+    def query(self) -> int:
+        """Numbers of a token's queries, heads times head dimension."""
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        """Numbers of a token's keys, groups times head dimension."""
+        return self.groups * self.head_dim
+
+    @property
+    def layer_parameters(self) -> int:
+        """Numbers in one layer, biases and norms included."""
+        qkv = self.query + 2 * self.key
+        return self.hidden * (qkv + self.query + 3 * self.ffn + 2) + qkv
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model."""
+        return self.layers * self.layer_parameters + (2 * self.vocab + 1) * self.hidden
+
+
+class Family(ABC):
+    """One kind of base model."""
+
+    name: str  # for people and in manifests
+    model_type: str  # in config.json
+    supported: str  # the models that are known to work, for messages
+
+    # --- told apart by content -------------------------------------------------------------------------------------------
+
+    def claims(self, values: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of this family."""
+        return values.get("model_type") == self.model_type
+
+    def check(self, values: Mapping[str, Any], folder: Path) -> None:
+        """Refuses a relative that this family can't compute.
+
+        Args:
+            values: of config.json.
+            folder: of the model; other small files in it may be looked at.
+
+        Raises:
+            ModelError: it is one; the message says what it is and what is supported.
+        """
+
+    @abstractmethod
+    def register(self) -> None:
+        """Makes transformers' Auto classes read this family's folders without remote code."""
+
+    # --- text ------------------------------------------------------------------------------------------------------------
+
+    tokenizer_files: tuple[str, ...] = ()  # without which no tokenizer can be made
+
+    @abstractmethod
+    def template(self, tokenizer) -> Template:
+        """The prompt template over a base's tokenizer."""
+
+    # --- weights ---------------------------------------------------------------------------------------------------------
+
+    embedding = "model.embed_tokens.weight"  # the embedding's name in files; its absence means another format
+    output = "lm_head.weight"
+    layer_prefix = "model.layers."
+    layer_bias = ".self_attn.q_proj.bias"  # what the fingerprint reads of the first and the last layer besides
+
+    def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Tensor name in files → names of the model's tensors whose rows, stacked, are that tensor.
+
+        For code that streams tensors one by one, where transformers' own conversion holds many at once.
+
+        Args:
+            names: of the base's parameters, without what a method has added.
+        """
+        return {name: (name,) for name in names}
+
+    def extra_tensors(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+        """What files hold besides parameters; written right after the embedding."""
+        return {}
+
+    def config_values(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """config.json as it is written."""
+        return config.to_diff_dict()
+
+    # --- shapes ----------------------------------------------------------------------------------------------------------
+
+    def dimensions(self, config: PreTrainedConfig) -> Dimensions:
+        """The model's widths, for the prefix and the memory estimate."""
+        heads = config.num_attention_heads
+        return Dimensions(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=heads,
+            groups=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            ffn=config.intermediate_size,
+            vocab=config.vocab_size,
+        )
+
+    # --- attention -------------------------------------------------------------------------------------------------------
+
+    eager_attention: Callable = staticmethod(eager_attention_forward)
+
+    def rotate_keys(self, keys: torch.Tensor, offset: int, config: PreTrainedConfig) -> torch.Tensor:
+        """Keys (…, D) as if they stood `offset` positions later: what turns raw prefix keys into peft's and vLLM's form.
+
+        Raises:
+            ModelError: this family's rotary embedding isn't known here.
+        """
+        raise ModelError(f"{self.name}: a prefix can't be exported to other formats, its rotary embedding isn't known")
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def add_family(family: Family) -> None:
+    """Makes a family known, and its folders readable by transformers' Auto classes."""
+    _FAMILIES[family.name] = family
+    family.register()
+
+
+def families() -> list[Family]:
+    """All that are known, in the order in which they were added."""
+    return list(_FAMILIES.values())
+
+
+def family_of(config: PreTrainedConfig | Mapping[str, Any]) -> Family:
+    """The family of a model's configuration, or of the values in a config.json.
+
+    Raises:
+        ModelError: none claims it.
+    """
+    values = config if isinstance(config, Mapping) else {"model_type": config.model_type}
+    for family in _FAMILIES.values():
+        if family.claims(values):
+            return family
+    known = ", ".join(repr(family.model_type) for family in _FAMILIES.values())
+    supported = "; ".join(family.supported for family in _FAMILIES.values())
+    raise ModelError(f"model_type is {values.get('model_type')!r}, expected {known}. Supported: {supported}.")
+
+
+def read_config(folder: str | Path) -> PreTrainedConfig:
+    """The configuration in a base's folder, without remote code."""
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
