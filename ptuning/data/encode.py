@@ -9,10 +9,10 @@ question, and a cut answer has no eos. A system text stays in front, unless it t
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ptuning.families.chatglm2.template import build_prompt
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.data.record import Record
 from ptuning.errors import ConfigError
+from ptuning.families.chatglm2.template import build_prompt
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 
 IGNORE = -100  # label of a position without loss
 

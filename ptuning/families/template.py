@@ -132,7 +132,9 @@ class Template(ABC):
         Raises:
             ConfigError: this tokenizer can't tell.
         """
-        raise ConfigError(f"loss_on=all: the tokenizer of {self.name} doesn't say where its tokens lie; use loss_on=last")
+        raise ConfigError(
+            f"loss_on=all: the tokenizer of {self.name} doesn't say where its tokens lie; use loss_on=last"
+        )
 
     def encode(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """Ids of many rows of segments; all texts are tokenised in one call."""

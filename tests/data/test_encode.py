@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from ptuning.families.chatglm2.template import build_prompt
 from ptuning.data.encode import IGNORE, Encoder, EncodingReport, Lengths
 from ptuning.data.records import Record
 from ptuning.errors import ConfigError
+from ptuning.families.chatglm2.template import build_prompt
 
 LONG = "这件外套简约而不简单，白色的衣身十分百搭，彰显别样时尚。" * 6
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ptuning.families.chatglm2.template import build_prompt, split_messages
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.formats import Layout, find_format
 from ptuning.data.load import read_split
 from ptuning.data.records import Columns, Record, read_records
 from ptuning.errors import ConfigError, DataError
+from ptuning.families.chatglm2.template import build_prompt, split_messages
 
 HISTORY = [["早", "早！"], ["有裙子吗？", "有。"]]
 MESSAGES = [

@@ -2,9 +2,9 @@
 
 import json
 
-from ptuning.families.chatglm2.template import build_prompt
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import Record
+from ptuning.families.chatglm2.template import build_prompt
 
 
 def read_lines(path):
