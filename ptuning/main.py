@@ -10,10 +10,11 @@ if __name__ == "__main__":
     # The launchers put ptuning/ itself on the path, where our `data` or `config` would shadow other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from transformers import set_seed
+import torch
+from transformers import PreTrainedModel, set_seed
 
 from ptuning import distributed
-from ptuning.checkpoint import FullDescription, PrefixDescription, describe_full, describe_prefix, read_prefix
+from ptuning.checkpoint.manifest import Manifest, describe
 from ptuning.config import Config, parse
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.data.formats import Layout
@@ -23,20 +24,23 @@ from ptuning.data.summary import split_summary
 from ptuning.errors import PTuningError
 from ptuning.evaluation.best import settle_best, write_best
 from ptuning.evaluation.run import Evaluation
-from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
-from ptuning.methods.prefix.attach import attach_prefix, prefix_of
+from ptuning.loading import load_base, load_tokenizer
+from ptuning.methods import Method, attach_checkpoint, method_class, method_of, read_checkpoint
 from ptuning.report import write_report
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
 from ptuning.training.record import outcome, write_data, write_run
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
+from ptuning.training.workload import base_dtype
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
-        config, notes = parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare)
+        config, notes = parse(
+            sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare, defaults=defaults_of
+        )
         with distributed.session():
             run(config, notes)
     except PTuningError as error:
@@ -57,7 +61,8 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     splits = read_data(config)
     for split in splits.values():
         say(split)
-    check_combinations(config)
+    method = method_of(config.model)
+    check_combinations(config, method)
     must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
@@ -73,16 +78,18 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     if config.training.do_train:
         longest = max(len(row.input_ids) for row in rows["train"])
         labels = max(sum(label != IGNORE for label in row.labels) for row in rows["train"])
-        estimate = estimate_run(config, longest=(longest, labels))
+        estimate = estimate_run(config, method, longest=(longest, labels))
         say(estimate)
         estimate.require_fit()
     with recorded(config, data, summaries, resume_from):
-        model = build_model(config, say)
+        model = build_model(config, method, say)
         evaluation = Evaluation(config, model, tokenizer, eval_encoder, say)
         score_answers = None
         if must_score:
             score_answers = partial(evaluation.validation_scores, splits["validation"].records)
-        trainer = build_trainer(config, model, tokenizer, rows, describe(config, model), score_answers)
+        trainer = build_trainer(
+            config, model, tokenizer, method, rows, manifest_of(config, method, model.dtype), score_answers
+        )
         test = splits.get("test")
         if test is None and config.training.do_eval and config.generation.predict_with_generate:
             test = splits["validation"]
@@ -105,7 +112,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         results |= evaluation.results
         if results:
             say(f"Wrote {evaluation.write(results)} and the predictions beside it")
-    if config.training.do_train and prefix_of(model) is not None:
+    if config.training.do_train and method.keeps_base:
         command, folder = Path(sys.executable).parent / "ptuning", config.training.output_dir
         say(f"Next: {command} chat --ptuning_checkpoint {folder}")
         say(f"      {command} serve --model {config.model.model_name_or_path} --prefix {Path(folder).name}={folder}")
@@ -141,15 +148,15 @@ def prepare(argv: list[str]) -> None:
 
 
 def options_of_checkpoint(checkpoint: str) -> list[str]:
-    """What a prefix checkpoint knows about its own use, as options that any given flag overrides."""
-    description = read_prefix(checkpoint).description
-    if description is None:
+    """What a tuned checkpoint knows about its own use, as options that any given flag overrides."""
+    manifest = read_checkpoint(checkpoint)
+    if manifest is None:
         return []
     known = {
-        "--model_name_or_path": description.base.name_or_path,
-        "--max_source_length": description.max_source_length,
-        "--max_target_length": description.max_target_length,
-        "--source_prefix": description.source_prefix,
+        "--model_name_or_path": manifest.base.name_or_path,
+        "--max_source_length": manifest.max_source_length,
+        "--max_target_length": manifest.max_target_length,
+        "--source_prefix": manifest.source_prefix,
     }
     return [token for flag, value in known.items() if value for token in (flag, str(value))]
 
@@ -188,41 +195,47 @@ def _silent(*_) -> None:
     """Stands for print on all but the first process."""
 
 
-def describe(config: Config, model) -> PrefixDescription | FullDescription:
+def defaults_of(method: str) -> dict[str, object]:
+    """The options that a method brings where they aren't given."""
+    return {"learning_rate": method_class(method).learning_rate}
+
+
+def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Manifest | None:
     """What a checkpoint says about how it was trained."""
+    if method is None or not config.training.do_train:
+        return None
     data = config.data
-    how = {
-        "max_source_length": data.max_source_length,
-        "max_target_length": data.max_target_length,
-        "source_prefix": data.source_prefix,
-        "loss_on": data.loss_on,
-    }
-    base = config.model.model_name_or_path
-    return describe_full(base, **how) if prefix_of(model) is None else describe_prefix(model, base, **how)
+    return describe(
+        config.model.model_name_or_path,
+        method.name,
+        method.settings(),
+        dtype=str(dtype).removeprefix("torch."),
+        max_source_length=data.max_source_length,
+        max_target_length=data.max_target_length,
+        source_prefix=data.source_prefix,
+        loss_on=data.loss_on,
+    )
 
 
-def build_model(config: Config, say):
-    """The base with the prefix of the checkpoint, a new prefix, or none (all weights are tuned)."""
+def build_model(config: Config, method: Method | None, say) -> PreTrainedModel:
+    """The base, with the checkpoint's weights on it where one is given, ready to train where that is asked for."""
     args, training = config.model, config.training
-    set_seed(training.seed)  # the prefix is random before it is trained
-    dtype = args.dtype
-    if dtype == "auto" and training.do_train and args.pre_seq_len is None and args.ptuning_checkpoint is None:
-        dtype = "float32"  # the optimizer's master weights; bf16/fp16 autocast does the computing
+    set_seed(training.seed)  # what a method adds is random before it is trained
     model = load_base(
-        args.model_name_or_path, dtype=dtype, device=training.device, attn_implementation=args.attn_implementation
+        args.model_name_or_path,
+        dtype=base_dtype(args.dtype, method, training.do_train),
+        device=training.device,
+        attn_implementation=args.attn_implementation,
     )
     if args.ptuning_checkpoint is not None:
-        attach_checkpoint(
-            model, args.ptuning_checkpoint, args.model_name_or_path, args.pre_seq_len, args.prefix_projection or None
-        )
-        if training.do_train:
+        attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path)
+    if training.do_train:
+        method.start(model)
+        if args.ptuning_checkpoint is not None:
             say(
-                f"Starting a new run from the prefix in {args.ptuning_checkpoint} (to continue a run: --resume_from_checkpoint)"
+                f"Starting a new run from the {method.noun} in {args.ptuning_checkpoint} (to continue a run: "
+                "--resume_from_checkpoint)"
             )
-    elif args.pre_seq_len is not None:
-        attach_prefix(model, args.pre_seq_len, args.prefix_projection)
-    if prefix_of(model) is not None:
-        prefix_of(model).dropout.p = args.prefix_dropout
     return model
 
 

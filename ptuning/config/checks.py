@@ -1,7 +1,5 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
-from transformers.integrations import is_deepspeed_zero3_enabled
-
 from ptuning.config.mix import parse_mix
 from ptuning.config.options import Config
 from ptuning.errors import ConfigError
@@ -35,8 +33,17 @@ def check(config: Config) -> None:
         raise ConfigError(f"--pre_seq_len is {model.pre_seq_len}; use at least 1 (official: 128)")
     if not 0 <= model.prefix_dropout < 1:
         raise ConfigError(f"--prefix_dropout is {model.prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
-    if model.prefix_projection and model.pre_seq_len is None and model.ptuning_checkpoint is None:
-        raise ConfigError("--prefix_projection needs --pre_seq_len")
+    if training.do_train and model.method != "prefix":
+        for flag in ("pre_seq_len", "prefix_projection", "ptuning_checkpoint"):
+            if getattr(model, flag):
+                raise ConfigError(f"--{flag} is for --method prefix, and --method is {model.method}; leave one out")
+    if not training.do_train and model.ptuning_checkpoint is None:
+        for flag in ("method", "pre_seq_len", "prefix_projection"):
+            if getattr(model, flag):
+                raise ConfigError(
+                    f"--{flag} says what to train, and without --do_train nothing is; to evaluate a tuned prefix give "
+                    "--ptuning_checkpoint, a fully tuned model is --model_name_or_path itself"
+                )
     if training.logging_nan_inf_filter:
         raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
     if training.label_smoothing_factor:
@@ -53,16 +60,7 @@ def check(config: Config) -> None:
     for flag in ("early_stopping_patience", "metric_for_best_model"):
         if getattr(training, flag) is not None and not data.validation_file:
             raise ConfigError(f"--{flag} needs --validation_file")
-    full = model.pre_seq_len is None and model.ptuning_checkpoint is None
     generation = config.generation
-    if full and training.do_train and is_deepspeed_zero3_enabled():
-        for flag, wanted in (("baseline", generation.baseline), ("probe", generation.probe)):
-            if wanted and generation.baseline_from is None:
-                raise ConfigError(
-                    f"--{flag} with ZeRO-3 and all weights tuned: the base is gone once training has begun. Evaluate the base "
-                    f"first: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file … --output_dir "
-                    "BASE_RUN; then give --baseline_from BASE_RUN"
-                )
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
     for flag, wanted in (("baseline", generation.baseline), ("baseline_from", generation.baseline_from is not None)):
         if wanted and not answers:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ptuning.checkpoint.full import read_full
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
 from ptuning.data.records import Record
@@ -156,7 +156,7 @@ class Evaluation:
 
     def _is_tuned(self) -> bool:
         name = self.config.model.model_name_or_path
-        trained_before = Path(name).is_dir() and read_full(name) is not None
+        trained_before = Path(name).is_dir() and read_manifest(name) is not None
         return self.config.training.do_train or prefix_of(self.model) is not None or trained_before
 
     @contextlib.contextmanager

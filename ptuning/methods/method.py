@@ -176,6 +176,19 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
+def method_of(options: Any) -> Method | None:
+    """The method of a run's model options, with its settings; None where nothing is tuned.
+
+    Raises:
+        ConfigError: there is no such method, or its settings can't be used.
+    """
+    name = options.method
+    if name is None and options.ptuning_checkpoint is not None:
+        folder = Path(options.ptuning_checkpoint).expanduser()
+        return _method_of(folder).from_options(options)
+    return None if name is None else method_class(name).from_options(options)
+
+
 def read_checkpoint(folder: str | Path) -> Manifest | None:
     """The manifest of a tuned checkpoint that is put on a base; the rest of it is checked. Errors as `Method.read`."""
     folder = Path(folder).expanduser()

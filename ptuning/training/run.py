@@ -6,20 +6,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import transformers.trainer
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ptuning import distributed
-from ptuning.checkpoint import FullDescription, PrefixDescription
+from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.checkpoint.zero_files import known_objects_only
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.methods.prefix.attach import prefix_of
+from ptuning.methods import Method
 from ptuning.training.record import LossCurve, resume_conflicts
 from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer
@@ -66,14 +64,10 @@ def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
             f"--resume_from_checkpoint {wish} would not continue the same run: "
             + "; ".join(conflicts)
             + ". Use the old values, or start a new run from it: "
-            + ("--ptuning_checkpoint" if _is_prefix_run(config) else f"--model_name_or_path {wish}")
+            + ("--ptuning_checkpoint" if config.model.method == "prefix" else f"--model_name_or_path {wish}")
         )
     load_universal(Path(wish), training)
     return wish
-
-
-def _is_prefix_run(config: Config) -> bool:
-    return config.model.pre_seq_len is not None or config.model.ptuning_checkpoint is not None
 
 
 def _delete_checkpoints(folder: Path, source: str | None) -> None:
@@ -90,17 +84,19 @@ def _delete_checkpoints(folder: Path, source: str | None) -> None:
 
 def build_trainer(
     config: Config,
-    model: ChatGLMForConditionalGeneration,
-    tokenizer: ChatGLMTokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
     rows: dict[str, list[EncodedRow]],
-    description: PrefixDescription | FullDescription,
+    manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
     Args:
         rows: split name → encoded rows; train and validation are used where they are there.
-        description: of the prefix or of the fully tuned model.
+        method: what is tuned.
+        manifest: written into every checkpoint.
         score_answers: see TuningTrainer.
     """
     args, data = config.training, config.data
@@ -111,7 +107,8 @@ def build_trainer(
         model=model,
         args=args,
         tokenizer=tokenizer,
-        description=description,
+        method=method,
+        manifest=manifest,
         pad_to=data.max_source_length + data.max_target_length + 1 if data.pad_to_max_length else None,
         train_dataset=RowDataset(rows["train"]) if "train" in rows else None,
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
@@ -140,8 +137,7 @@ def train(
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
-    what = "model" if prefix_of(trainer.model) is None else "prefix"
-    say(f"Saved the tuned {what} in {args.output_dir}")
+    say(f"Saved the tuned {trainer.method.noun} in {args.output_dir}")
 
 
 @contextmanager
@@ -150,7 +146,7 @@ def _deepspeed_files(trainer: TuningTrainer) -> Iterator[None]:
     load = transformers.trainer.deepspeed_load_checkpoint
 
     def load_what_was_tuned(engine, path, load_module_strict=True):
-        load(engine, path, load_module_strict=prefix_of(trainer.model) is None)
+        load(engine, path, load_module_strict=not trainer.method.keeps_base)
 
     transformers.trainer.deepspeed_load_checkpoint = load_what_was_tuned
     try:

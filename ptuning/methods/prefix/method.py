@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
-from ptuning.checkpoint.partitioned import gathered
+from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
@@ -104,4 +104,4 @@ class PrefixMethod(Method):
         prefix_of(model).load_state_dict(read_prefix(folder).tensors)
 
     def saved_bytes(self, model: PreTrainedModel) -> int:
-        return 4 * sum(parameter.numel() for parameter in prefix_of(model).parameters())
+        return 4 * sum(whole_shape(parameter).numel() for parameter in prefix_of(model).parameters())
