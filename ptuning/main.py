@@ -61,7 +61,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     splits = read_data(config)
     for split in splits.values():
         say(split)
-    method = method_of(config.model)
+    method = method_of(config.model, config.training.do_train)
     check_combinations(config, method)
     must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}

@@ -38,7 +38,7 @@ def check(config: Config) -> None:
             if getattr(model, flag):
                 raise ConfigError(f"--{flag} is for --method prefix, and --method is {model.method}; leave one out")
     if not training.do_train and model.ptuning_checkpoint is None:
-        for flag in ("method", "pre_seq_len", "prefix_projection"):
+        for flag in ("pre_seq_len", "prefix_projection"):
             if getattr(model, flag):
                 raise ConfigError(
                     f"--{flag} says what to train, and without --do_train nothing is; to evaluate a tuned prefix give "

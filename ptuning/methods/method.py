@@ -176,17 +176,21 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-def method_of(options: Any) -> Method | None:
+def method_of(options: Any, trains: bool) -> Method | None:
     """The method of a run's model options, with its settings; None where nothing is tuned.
+
+    Args:
+        options: config.ModelArguments.
+        trains: whether the run trains; one that only evaluates may still name a tuned checkpoint.
 
     Raises:
         ConfigError: there is no such method, or its settings can't be used.
     """
-    name = options.method
-    if name is None and options.ptuning_checkpoint is not None:
-        folder = Path(options.ptuning_checkpoint).expanduser()
-        return _method_of(folder).from_options(options)
-    return None if name is None else method_class(name).from_options(options)
+    if trains:
+        return method_class(options.method).from_options(options)
+    if options.ptuning_checkpoint is None:
+        return None
+    return _method_of(Path(options.ptuning_checkpoint).expanduser()).from_options(options)
 
 
 def read_checkpoint(folder: str | Path) -> Manifest | None:
