@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,14 @@ if __name__ == "__main__":
 
 from transformers import set_seed
 
-from ptuning.checkpoint import FullDescription, PrefixDescription, describe_full, describe_prefix, read_prefix
+from ptuning.checkpoint import (
+    FullDescription,
+    PrefixDescription,
+    base_fingerprint,
+    describe_full,
+    describe_prefix,
+    read_prefix,
+)
 from ptuning.config import Config, parse
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.data.formats import Layout
@@ -25,10 +33,13 @@ from ptuning.evaluation.run import Evaluation
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
 from ptuning.report import write_report
 from ptuning import distributed
+from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
+from ptuning.runs.record import sha256_of_rows
+from ptuning.runs.resume import is_finished
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
-from ptuning.training.record import outcome, write_data, write_run
+from ptuning.training.resume import planned_steps
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 
 
@@ -36,20 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns the exit status: 0, or 2 for an error that is the input's."""
     try:
         config, notes = parse(sys.argv[1:] if argv is None else argv, infer=options_of_checkpoint, prepare=prepare)
-        with distributed.session():
+        with terminate_as_interrupt(), distributed.session():
             run(config, notes)
     except PTuningError as error:
         sys.stderr.write(f"error: {error}\n")  # in one piece, because other processes write too
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return exit_status(interrupt)
     return 0
 
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     """Trains and evaluates as the config says. Returns what metrics.json holds."""
-    distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
+    distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout, end_suddenly)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
@@ -59,7 +70,6 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     check_combinations(config)
     must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}
-    resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     train_encoder, eval_encoder = encoders(config, tokenizer)
@@ -69,13 +79,21 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         summaries[name] = split_summary(split, rows[name], report)
         say(f"{name}: {report}")
 
+    record = RunRecord.of_this_process(config.to_dict(), world_size=config.training.world_size, data_sha256=data)
+    resume_from = None
     if config.training.do_train:
+        base, ids = base_fingerprint(config.model.model_name_or_path), ((r.input_ids, r.labels) for r in rows["train"])
+        record = replace(record, rows_sha256=sha256_of_rows(ids), base_fingerprint=base)
+        resume_from = checkpoint_to_resume(config, record, say)
+        if resume_from and is_finished(Path(resume_from), planned_steps(config.training, len(rows["train"]))):
+            say(f"{resume_from} is the end of a finished run; nothing is left to do")
+            return {}
         longest = max(len(row.input_ids) for row in rows["train"])
         labels = max(sum(label != IGNORE for label in row.labels) for row in rows["train"])
         estimate = estimate_run(config, longest=(longest, labels))
         say(estimate)
         estimate.require_fit()
-    with recorded(config, data, summaries, resume_from):
+    with recorded(config, replace(record, resumed_from=resume_from), summaries):
         model = build_model(config, say)
         evaluation = Evaluation(config, model, tokenizer, eval_encoder, say)
         score_answers = None
@@ -112,25 +130,16 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
 
 
 @contextlib.contextmanager
-def recorded(
-    config: Config, data: dict[str, str], summaries: dict[str, dict], resume_from: str | None
-) -> Iterator[None]:
+def recorded(config: Config, record: RunRecord, summaries: dict[str, dict]) -> Iterator[None]:
     """Leaves options, versions, data, outcome and report.html in the run's folder, also after an error or Ctrl-C."""
-    args = config.training
-    if not args.should_save:
+    if not config.training.should_save:
         yield
         return
-    folder = Path(args.output_dir)
-    write_run(folder, config.to_dict(), data, args.world_size, resume_from, trains=args.do_train)
-    write_data(folder, summaries)
-    try:
-        with outcome(folder):
-            yield
-    finally:
-        try:
-            print(f"Report: {write_report(folder)}")
-        except Exception as error:  # a report that fails must not hide why the run did
-            print(f"note: no report was written: {error!r}", file=sys.stderr)
+    folder = RunFolder(config.training.output_dir)
+    with lock(folder), outcome(folder, then=lambda: print(f"Report: {write_report(folder.path)}")):
+        folder.write_record(record, trains=config.training.do_train)
+        folder.write_data(summaries)
+        yield
 
 
 def prepare(argv: list[str]) -> None:

@@ -1,16 +1,13 @@
 """Describes the prefix on a model, for its checkpoint."""
 
-import platform
 from pathlib import Path
-
-import torch
-import transformers
 
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.template import NAME
-from ptuning.checkpoint.description import BaseDescription, PrefixDescription, package_version
+from ptuning.checkpoint.description import BaseDescription, PrefixDescription
 from ptuning.checkpoint.fingerprint import base_fingerprint
 from ptuning.errors import CheckpointError
+from ptuning.runs.files import versions
 
 
 def describe_prefix(
@@ -57,10 +54,5 @@ def describe_prefix(
         loss_on=loss_on,
         dtype="float32",
         base_dtype=str(model.dtype).removeprefix("torch."),
-        versions={
-            "ptuning": package_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(("ptuning", "torch", "transformers")),
     )

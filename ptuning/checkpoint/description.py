@@ -3,12 +3,12 @@
 import json
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.errors import CheckpointError
+from ptuning.runs.files import version_of
 
 FILE = "ptuning_config.json"
 FORMAT = "ptuning-prefix"
@@ -91,14 +91,6 @@ class PrefixDescription:
         return _read(cls, values, path)
 
 
-def package_version() -> str:
-    """This package's version, `unknown` where it runs from a source folder without being installed."""
-    try:
-        return version("ptuning")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _check_version(values: dict[str, Any], path: Path) -> None:
     number = values.get("format_version")
     if not isinstance(number, int) or number < 1:
@@ -107,7 +99,7 @@ def _check_version(values: dict[str, Any], path: Path) -> None:
         versions = values.get("versions")
         writer = versions.get("ptuning", "unknown") if isinstance(versions, dict) else "unknown"
         raise CheckpointError(
-            f"{path}: format_version is {number}, and this ptuning ({package_version()}) reads up to {FORMAT_VERSION}. It was "
+            f"{path}: format_version is {number}, and this ptuning ({version_of('ptuning')}) reads up to {FORMAT_VERSION}. It was "
             f"written by ptuning {writer}; install that version or a newer one."
         )
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.checkpoint.prefix import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
-from ptuning.checkpoint.save import write_atomically
+from ptuning.runs.files import write_atomically
 from ptuning.errors import CheckpointError
 
 

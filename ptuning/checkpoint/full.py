@@ -2,23 +2,20 @@
 
 import copy
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.template import NAME
 from ptuning.families.chatglm2.weights import official_sources
 from ptuning.checkpoint.base_folder import EMBEDDING
-from ptuning.checkpoint.description import package_version
 from ptuning.checkpoint.fingerprint import base_fingerprint
 from ptuning.checkpoint.partitioned import gathered, whole_shape
-from ptuning.checkpoint.save import write_atomically
+from ptuning.runs.files import version_of, versions, write_atomically
 from ptuning.checkpoint.shards import Layout
 from ptuning.errors import CheckpointError
 
@@ -74,12 +71,7 @@ def describe_full(model_name_or_path: str | Path, **training) -> FullDescription
     return FullDescription(
         base_name_or_path=str(local.resolve() if local.is_dir() else model_name_or_path),
         base_fingerprint=base_fingerprint(model_name_or_path),
-        versions={
-            "ptuning": package_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(("ptuning", "torch", "transformers")),
         **training,
     )
 
@@ -99,7 +91,7 @@ def read_full(folder: str | Path) -> FullDescription | None:
         found = values.pop("format")
         if found == FORMAT and version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format_version is {version}, and this ptuning ({package_version()}) reads up to {FORMAT_VERSION}; "
+                f"{path}: format_version is {version}, and this ptuning ({version_of('ptuning')}) reads up to {FORMAT_VERSION}; "
                 "install a newer one."
             )
         known = {key: value for key, value in values.items() if key in FullDescription.__dataclass_fields__}

@@ -11,9 +11,9 @@ from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.checkpoint import description as own
 from ptuning.checkpoint.diagnose import EXPECTED, what_it_is
 from ptuning.checkpoint.prefix import EMBEDDING, PrefixCheckpoint
-from ptuning.checkpoint.save import file_sha256
 from ptuning.checkpoint.tensors import TensorFiles, require_whole
 from ptuning.errors import CheckpointError
+from ptuning.runs.files import sha256_of
 
 # Wherever the prefix sits in the saved model, e.g. `transformer.prefix_encoder.embedding.weight`.
 _PREFIX_NAME = re.compile(r"(?:^|\.)prefix_encoder\.(.+)$")
@@ -50,7 +50,7 @@ def _read_own(folder: Path) -> PrefixCheckpoint:
         raise CheckpointError(f"{path}: file is {description.file!r}, expected the name of a file in the same folder.")
     file = folder / description.file
     require_whole(file, CheckpointError)
-    sha256 = file_sha256(file)
+    sha256 = sha256_of(file)
     if sha256 != description.sha256:
         raise CheckpointError(
             f"{file}: damaged, its sha256 is {sha256[:16]}… and {own.FILE} says {description.sha256[:16]}…; copy the folder "

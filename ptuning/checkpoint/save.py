@@ -1,9 +1,5 @@
 """Writes a prefix checkpoint so that a kill at any moment leaves the old one or the new one, whole."""
 
-import hashlib
-import os
-import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +10,9 @@ from ptuning.methods.prefix.encoder import PrefixEncoder
 from ptuning.checkpoint.description import FILE, PrefixDescription
 from ptuning.checkpoint.prefix import EMBEDDING, OFFICIAL_PREFIX, PrefixCheckpoint
 from ptuning.errors import CheckpointError
+from ptuning.runs.files import TEMPORARY, publish, sha256_of, temporary_in, write_text
 
 TENSOR_FILES = "prefix-*.safetensors"
-TEMPORARY = ".ptuning-*.tmp"
 
 
 def save_prefix(
@@ -47,13 +43,13 @@ def save_prefix(
     named = {OFFICIAL_PREFIX + k: t.detach().to("cpu", torch.float32).contiguous() for k, t in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = _temporary(folder)
+        written = temporary_in(folder)
         save_file(named, written, metadata={"format": "pt"})
-        sha256 = file_sha256(written)
+        sha256 = sha256_of(written)
         target = folder / TENSOR_FILES.replace("*", sha256[:8])
         publish(written, target)
         text = replace(description, file=target.name, sha256=sha256).to_json()
-        write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / FILE, text)
         for old in [*folder.glob(TENSOR_FILES), *folder.glob(TEMPORARY)]:
             if old != target:
                 old.unlink(missing_ok=True)
@@ -62,38 +58,6 @@ def save_prefix(
             f"{folder}: the prefix can't be written ({cause}). What was saved there before is intact."
         ) from cause
     return folder
-
-
-def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Replaces `target` in one step by what `write` puts into a temporary file beside it."""
-    temporary = _temporary(target.parent)
-    write(temporary)
-    publish(temporary, target)
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Renames a written file to its final name once its bytes are on the disk, not only in the system's memory."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    if os.name == "posix":  # elsewhere a folder can't be opened
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / TEMPORARY.replace("*", uuid.uuid4().hex[:12])
 
 
 def _check(tensors: dict[str, torch.Tensor], description: PrefixDescription, folder: Path) -> None:

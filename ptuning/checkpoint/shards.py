@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from ptuning.checkpoint.save import write_atomically
+from ptuning.runs.files import write_atomically
 
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*.safetensors"

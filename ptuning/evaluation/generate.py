@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ptuning.data.encode import EncodedRow
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.data.encode import EncodedRow
 from ptuning.generation import GREEDY, OFFICIAL, Engine, Prefix, Request
 from ptuning.generation.memory import inference, is_out_of_memory, ran_out
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.data.batch import PadRight
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 
 
 def answer_losses(

@@ -19,10 +19,9 @@ from ptuning.checkpoint.partitioned import gathered
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.errors import TrainingError
 from ptuning.distributed import raise_together
+from ptuning.runs.folder import STAGING
 from ptuning.training.saving import require_space, save_full_model
 from ptuning.training.throughput import Throughput
-
-STAGING = ".saving"  # checkpoints are written here and renamed when complete
 
 
 class TuningTrainer(Trainer):
