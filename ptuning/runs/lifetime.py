@@ -44,12 +44,13 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
     while not _create(path, mine):
         theirs = _holder(path)
         _refuse_living(path, theirs)
-        if _remove(path, theirs):
-            words = f"of process {theirs['pid']}, started {theirs['started']}, " if theirs else ""
+        if _delete_stale(path, theirs):
+            words = f"of process {theirs['pid']}, started {theirs['started']}, " if _is_whole(theirs) else ""
             say(f"note: took over {path} {words}which is not running any more")
 
     def release(reason: str = "") -> None:
-        _remove(path, mine)
+        if read_json_if_possible(path) == mine:
+            path.unlink()
 
     _last_words.append(release)
     try:
@@ -78,19 +79,21 @@ def _create(path: Path, content: dict) -> bool:
 
 
 def _holder(path: Path) -> dict:
-    """What the lock says; empty where it is gone or says nothing though it isn't being written any more."""
+    """What the lock says; where that isn't whole, once it can't be in the middle of being written any more."""
     end = time.monotonic() + _WRITING
     while True:
         found = read_json_if_possible(path)
-        if isinstance(found.get("pid"), int) and {"host", "started"} <= set(found):
+        if _is_whole(found) or not path.exists() or time.monotonic() > end:
             return found
-        if not path.exists() or time.monotonic() > end:
-            return {}
         time.sleep(0.05)
 
 
+def _is_whole(holder: dict) -> bool:
+    return isinstance(holder.get("pid"), int) and {"host", "started"} <= set(holder)
+
+
 def _refuse_living(path: Path, theirs: dict) -> None:
-    if not theirs:
+    if not _is_whole(theirs):
         return
     run = f"process {theirs['pid']} on {theirs['host']}, started {theirs['started']}"
     if theirs["host"] != socket.gethostname():
@@ -118,18 +121,25 @@ def _is_alive(holder: dict) -> bool:
         return True
 
 
-def _remove(path: Path, content: dict) -> bool:
-    """Deletes the lock where it still says `content`: another process may have taken it over in between."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
+def _delete_stale(path: Path, content: dict) -> bool:
+    """Deletes a lock that was left behind, unless another process has just done that and taken it.
+
+    Only one process at a time looks and deletes: else a second one, which has seen the old lock, would delete the new one.
+    """
+    guard = path.with_name(f"{path.name}.stale")
+    if not _create(guard, {}):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - guard.stat().st_mtime > _CLOCK:  # its maker was killed
+                guard.unlink()
+        time.sleep(0.02)
+        return False
     try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return False
-    if (found := read_json_if_possible(aside)) != content and found:
-        aside.rename(path)
-        return False
-    aside.unlink()
-    return True
+        if read_json_if_possible(path) != content or not path.exists():
+            return False
+        path.unlink()
+        return True
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 # --- outcome --------------------------------------------------------------------------------------------------------------

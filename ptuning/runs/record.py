@@ -15,6 +15,7 @@ from ptuning.runs.files import sha256_of, versions
 
 _SECRET_WORDS = {"token", "key", "password", "passwd", "secret", "credential", "credentials"}
 _NAMED_VALUE = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+_QUOTED_VALUE = re.compile(r"""(["'])([\w.-]+)\1(\s*:\s*)(["'])(?:\\.|(?!\4).)*\4""")  # in JSON given as one argument
 _LOGIN = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")  # https://name:password@host
 HIDDEN = "***"
 
@@ -53,7 +54,7 @@ class RunRecord:
 
     @classmethod
     def of_this_process(cls, config: Mapping[str, Any], **known) -> "RunRecord":
-        """The record of the run that this process is.
+        """The record of the run that this process is, without secrets.
 
         Args:
             config: every option with its value.
@@ -62,8 +63,15 @@ class RunRecord:
         plain = json.loads(json.dumps(dict(config), default=str))  # as it will be read back: no tuples, no enums
         deepspeed = plain.get("deepspeed")
         is_file = isinstance(deepspeed, str) and Path(deepspeed).is_file()
-        here = {"command": sys.argv, "cwd": str(Path.cwd()), "versions": versions(), "platform": platform.platform()}
-        return cls(config=plain, deepspeed_sha256=sha256_of(deepspeed) if is_file else None, **here | known)
+        here = {
+            "command": hide_in_command(sys.argv),
+            "cwd": str(Path.cwd()),
+            "versions": versions(),
+            "platform": platform.platform(),
+        }
+        return cls(
+            config=hide_secrets(plain), deepspeed_sha256=sha256_of(deepspeed) if is_file else None, **here | known
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
@@ -71,9 +79,8 @@ class RunRecord:
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; secrets are hidden."""
-        values = asdict(self)
-        return values | {"command": hide_in_command(self.command), "config": hide_secrets(self.config)}
+        """What `from_dict` reads."""
+        return asdict(self)
 
 
 def sha256_of_rows(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> str:
@@ -96,7 +103,7 @@ def hide_secrets(value: Any, name: str = "") -> Any:
         return HIDDEN
     if isinstance(value, list):
         return [hide_secrets(each, name) for each in value]
-    return _without_login(value) if isinstance(value, str) else value
+    return _without_secrets(value) if isinstance(value, str) else value
 
 
 def hide_in_command(command: list[str]) -> list[str]:
@@ -106,7 +113,7 @@ def hide_in_command(command: list[str]) -> list[str]:
         if token.startswith("--") or not hide:
             match = _NAMED_VALUE.fullmatch(token)
             secret = match is not None and _is_secret(match[1])
-            shown.append(f"{match[1]}={HIDDEN}" if secret else _without_login(token))
+            shown.append(f"{match[1]}={HIDDEN}" if secret else _without_secrets(token))
         else:
             shown.append(HIDDEN)
         hide = token.startswith("--") and "=" not in token and _is_secret(token)
@@ -119,5 +126,11 @@ def _is_secret(name: str) -> bool:
     return bool(_SECRET_WORDS & set(words)) or "apikey" in words
 
 
-def _without_login(text: str) -> str:
-    return _LOGIN.sub(rf"\1{HIDDEN}@", text)
+def _without_secrets(text: str) -> str:
+    """Of a text that is none itself: logins in addresses, and values in JSON under a secret's name."""
+
+    def hidden(match: re.Match) -> str:
+        quote, name, colon, other = match.groups()
+        return f"{quote}{name}{quote}{colon}{other}{HIDDEN}{other}" if _is_secret(name) else match[0]
+
+    return _QUOTED_VALUE.sub(hidden, _LOGIN.sub(rf"\1{HIDDEN}@", text))

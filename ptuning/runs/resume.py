@@ -62,7 +62,7 @@ def conflicts(before: RunRecord, now: RunRecord) -> list[str]:
             if not _is_longer(was, wish):
                 found.append(f"{option} was {was!r}, now {wish!r} (it may only go up)")
             continue
-        found.append(f"{option} was {was!r}, now {wish!r}")
+        found.append(f"{option} was {was!r}, now {wish!r}" + (" with other contents" if was == wish else ""))
     return found
 
 
