@@ -118,6 +118,11 @@ class RunFolder:
         """Whether the work of a run lies here, be it only a prefix, a model or an evaluation."""
         return bool(self.results()) or self._is_model_from_elsewhere()
 
+    def says_something(self) -> bool:
+        """Whether there is anything to report on: a record, a log, scores or answers, be they only those of the base."""
+        names = (RECORD, RESUMED, EVALUATION, LOG, DATA, METRICS, OUTCOME, TUNED, BASE, PROBE, PROBE_BASE, *_PARTS)
+        return any(path.is_file() for path in self._matching(names))
+
     # --- room for a new run ----------------------------------------------------------------------------------------------
 
     def require_room(self, overwrite: bool, sources: Mapping[str, str | Path | None]) -> None:
