@@ -49,8 +49,7 @@ class TuningTrainer(Trainer):
         super().__init__(processing_class=tokenizer, data_collator=collator, **kwargs)
         self.description, self.score_answers = description, score_answers
         self._throughput = Throughput(self.args.world_size)
-        self._sampler_epoch = _SamplerEpoch()
-        self.add_callback(self._sampler_epoch)
+        self.add_callback(SamplerEpoch())
 
     # --- data order -------------------------------------------------------------------------------------------------
 
@@ -60,8 +59,7 @@ class TuningTrainer(Trainer):
             return super()._get_train_sampler(dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        self._sampler_epoch.sampler = LengthGroupedSampler(dataset.lengths, batch, seed)
-        return self._sampler_epoch.sampler
+        return LengthGroupedSampler(dataset.lengths, batch, seed)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -261,11 +259,13 @@ class TuningTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).prefix_encoder
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch, also in the middle of a resumed one."""
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch. transformers and accelerate do so too, but under several processes they don't reach it where
+    a resumed epoch skips steps, and the rest of that epoch would have the first one's order."""
 
-    sampler: LengthGroupedSampler | None = None
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.sampler is not None:
-            self.sampler.set_epoch(int(state.epoch or 0))
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = train_dataloader
+        while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = inner
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))

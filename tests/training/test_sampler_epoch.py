@@ -1,9 +1,14 @@
 """The order of rows: another in each epoch, and in a resumed run the one that the whole run would have had."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader, RandomSampler
 
 from ptuning.data.batch import LengthGroupedSampler
-from ptuning.training.trainer import TuningTrainer
+from ptuning.training.trainer import SamplerEpoch, TuningTrainer
 from tests.training.test_trainer import build, some_rows  # noqa: F401
 
 STEPS_AN_EPOCH = 4
@@ -49,3 +54,35 @@ def test_a_resumed_second_epoch_has_the_second_epochs_order(rows_of_steps, strat
     # At the end of the first epoch, and in the middle of the second.
     for step in (STEPS_AN_EPOCH, STEPS_AN_EPOCH + 2):
         assert rows_of_steps(strategy, str(tmp_path / "run" / f"checkpoint-{step}")) == whole[step:]
+
+
+@pytest.mark.parametrize("kind", ["group_by_length", "random"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_also_where_several_processes_skip_the_steps_that_were_taken(kind, processes):
+    """accelerate's own `set_epoch` doesn't reach a sampler below a shard below skipped batches."""
+
+    def loader() -> DataLoader:
+        generator = torch.Generator().manual_seed(1)
+        random = RandomSampler(range(16), generator=generator)
+        sampler = random if kind == "random" else LengthGroupedSampler(list(range(16)), batch_size=2, seed=1)
+        inner = DataLoader(range(16), batch_size=2, sampler=sampler)
+        settings = {
+            "num_processes": processes,
+            "process_index": processes - 1,
+            "use_seedable_sampler": True,
+            "data_seed": 1,
+        }
+        return prepare_data_loader(inner, **settings)
+
+    def batches(source) -> list[list[int]]:
+        return [batch.tolist() for batch in source]
+
+    whole, resumed = loader(), loader()
+    first = batches(whole)
+    whole.set_epoch(1)
+    second = batches(whole)
+    assert first != second
+    SamplerEpoch().on_epoch_begin(None, SimpleNamespace(epoch=1.5), None, train_dataloader=resumed)
+    rest = skip_first_batches(resumed, 2)
+    rest.set_epoch(1)
+    assert batches(rest) == second[2:]
