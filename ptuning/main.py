@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from ptuning.report import write_report
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
-from ptuning.training.record import outcome, write_data, write_run
+from ptuning.training.resume import planned_steps
 from ptuning.training.run import build_trainer, checkpoint_to_resume, train
 from ptuning.training.workload import base_dtype
 
@@ -46,15 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     except PTuningError as error:
         sys.stderr.write(f"error: {error}\n")  # in one piece, because other processes write too
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return exit_status(interrupt)
     return 0
 
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     """Trains and evaluates as the config says. Returns what metrics.json holds."""
-    distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
+    distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout, end_suddenly)
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
@@ -65,7 +66,6 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     check_combinations(config, method)
     must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}
-    resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     train_encoder, eval_encoder = encoders(config, tokenizer)
@@ -75,7 +75,15 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         summaries[name] = split_summary(split, rows[name], report)
         say(f"{name}: {report}")
 
+    record = RunRecord.of_this_process(config.to_dict(), world_size=config.training.world_size, data_sha256=data)
+    resume_from = None
     if config.training.do_train:
+        base, ids = base_fingerprint(config.model.model_name_or_path), ((r.input_ids, r.labels) for r in rows["train"])
+        record = replace(record, rows_sha256=sha256_of_rows(ids), base_fingerprint=base)
+        resume_from = checkpoint_to_resume(config, record, say)
+        if resume_from and is_finished(Path(resume_from), planned_steps(config.training, len(rows["train"]))):
+            say(f"{resume_from} is the end of a finished run; nothing is left to do")
+            return {}
         longest = max(len(row.input_ids) for row in rows["train"])
         labels = max(sum(label != IGNORE for label in row.labels) for row in rows["train"])
         estimate = estimate_run(config, method, longest=(longest, labels))
@@ -120,25 +128,16 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
 
 
 @contextlib.contextmanager
-def recorded(
-    config: Config, data: dict[str, str], summaries: dict[str, dict], resume_from: str | None
-) -> Iterator[None]:
+def recorded(config: Config, record: RunRecord, summaries: dict[str, dict]) -> Iterator[None]:
     """Leaves options, versions, data, outcome and report.html in the run's folder, also after an error or Ctrl-C."""
-    args = config.training
-    if not args.should_save:
+    if not config.training.should_save:
         yield
         return
-    folder = Path(args.output_dir)
-    write_run(folder, config.to_dict(), data, args.world_size, resume_from, trains=args.do_train)
-    write_data(folder, summaries)
-    try:
-        with outcome(folder):
-            yield
-    finally:
-        try:
-            print(f"Report: {write_report(folder)}")
-        except Exception as error:  # a report that fails must not hide why the run did
-            print(f"note: no report was written: {error!r}", file=sys.stderr)
+    folder = RunFolder(config.training.output_dir)
+    with lock(folder), outcome(folder, then=lambda: print(f"Report: {write_report(folder.path)}")):
+        folder.write_record(record, trains=config.training.do_train)
+        folder.write_data(summaries)
+        yield
 
 
 def prepare(argv: list[str]) -> None:

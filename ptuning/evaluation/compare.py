@@ -11,8 +11,9 @@ from typing import Any
 from ptuning.data.problems import quoted
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.bootstrap import RESAMPLES, percentile_interval
-from ptuning.evaluation.lines import BASE, TUNED, prediction_file, read_predictions
+from ptuning.evaluation.lines import prediction_file, read_predictions
 from ptuning.evaluation.summary import FIGURES, Lines, measure
+from ptuning.runs.folder import BASE, TUNED
 
 FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of two equal models (docs/evaluation.md)
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.data.problems import Problem, described, listed
-from ptuning.data.rows import iterate_rows
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.metrics import ROW_METRICS, row_scores
-
-TUNED = "predictions.jsonl"
-BASE = "predictions_base.jsonl"
+from ptuning.runs.folder import BASE, TUNED
+from ptuning.runs.lines import read_lines
 
 _FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
 _NAMES = {str: "text", bool: "true or false", (int, float): "a number"}
@@ -51,15 +49,12 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it can't be read, has no lines, or a line lacks a field.
     """
-    lines = []
-    for number, row in iterate_rows(path):
-        if isinstance(row, Problem):
-            raise DataError(str(row))
+    lines, fix = [], "write the file again with `ptuning evaluate`"
+    for number, row in read_lines(path, fix):
         for field, kind in _FIELDS.items():
             if not isinstance(row.get(field), kind):
                 found = f"is {described(row[field])}" if field in row else "is missing"
                 problem = f"{found}, {_NAMES[kind]} is needed"
-                fix = "write the file again with `ptuning evaluate`"
                 raise DataError(str(Problem(str(path), number, field, problem, fix)))
         scores = row.get("scores")
         if not isinstance(scores, dict) or not set(ROW_METRICS) <= set(scores):

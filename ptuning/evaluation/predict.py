@@ -1,9 +1,11 @@
 """Predictions written as they come, scored at the end."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
@@ -13,11 +15,13 @@ from ptuning.data.records import Record
 from ptuning.distributed import anywhere
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
 from ptuning.evaluation.metrics import row_scores
-from ptuning.evaluation.parts import Parts, append, key_of, write_lines
 from ptuning.evaluation.shares import my_share, shared_losses
 from ptuning.evaluation.summary import FIGURES, summarise
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.runs.lines import ResumableLines, append, write_lines
+
+_SAMPLED = 16  # numbers of each tensor that go into the digest of a model
 
 
 def predict(
@@ -49,7 +53,7 @@ def predict(
     state = PartialState()
     settings = dataclasses.replace(options, batch_tokens=0)  # which doesn't change the answers
     lengths, prefix = encoder.lengths, encoder.source_prefix
-    parts = Parts(
+    parts = ResumableLines(
         path, key_of(model, settings, lengths, prefix, [(r.system, r.prompt, r.history, r.response) for r in records])
     )
     if state.is_main_process:
@@ -98,6 +102,21 @@ def _reference(text: str, tokenizer: ChatGLMTokenizer, encoder: Encoder, options
         return text
     # The official script scores against references cut at max_target_length.
     return tokenizer.decode(tokenizer.encode_text(text)[: encoder.lengths.max_target_length])
+
+
+def key_of(model: torch.nn.Module, *settings: object) -> str:
+    """16 hex digits that change with the weights (some of each tensor, all of a prefix) and the settings.
+
+    Args:
+        settings: what `repr` shows of them counts.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, parameter in model.named_parameters():
+        numbers = getattr(parameter, "ds_tensor", parameter).detach().flatten()  # under ZeRO-3: this process's share
+        if "prefix_encoder" not in name:
+            numbers = numbers[:: max(len(numbers) // _SAMPLED, 1)]
+        digest.update(numbers.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 SHOWN = ("bleu-4", "rouge-1", "rouge-2", "rouge-l", "chrf", "exact_match", "empty", "cut", "repeating", "answer_loss")

@@ -10,7 +10,6 @@ from typing import Any
 from ptuning.data.encode import EncodedRow, Encoder
 from ptuning.data.problems import Problem
 from ptuning.data.records import Record
-from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.probe import (
     ProbeQuestion,
@@ -20,9 +19,8 @@ from ptuning.evaluation.probe import (
     probe_rows,
     probe_summary,
 )
-
-BASE_FILE = "probe_base.jsonl"
-PROBE_FILE = "probe.jsonl"
+from ptuning.runs.folder import PROBE_BASE
+from ptuning.runs.lines import read_lines
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,11 @@ def read_probe_base(folder: Path, questions: Sequence[ProbeQuestion]) -> list[di
     Raises:
         DataError: it can't be read, or answers other questions.
     """
-    path = folder / BASE_FILE
+    path = folder / PROBE_BASE
     if not path.is_file():
         return None
     lines, fix = [], "delete the file to answer them again with the base"
-    for number, row in iterate_rows(path):
-        if isinstance(row, Problem):
-            raise DataError(str(row))
+    for number, row in read_lines(path, fix):
         for field in ("prompt", "base", "finished", "base_loss", "base_tokens"):
             if field not in row:
                 raise DataError(str(Problem(str(path), number, field, "is missing", fix)))

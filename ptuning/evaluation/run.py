@@ -1,7 +1,6 @@
 """What a run evaluates: scores of base and tuned model on the same rows, and the forgetting probe."""
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,13 @@ from ptuning.checkpoint.manifest import read_manifest
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
 from ptuning.data.records import Record
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.compare import require_same_rows
 from ptuning.evaluation.generate import GenerationOptions
-from ptuning.evaluation.lines import BASE, TUNED, read_predictions
-from ptuning.evaluation.parts import delete_parts, write_lines
+from ptuning.evaluation.lines import read_predictions
 from ptuning.evaluation.predict import predict, table
 from ptuning.evaluation.probe import read_probe
-from ptuning.evaluation.probe_run import BASE_FILE, PROBE_FILE, Prober, probe_base, probe_tuned, read_probe_base
+from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
 from ptuning.evaluation.shares import shared_answers, shared_losses
 from ptuning.evaluation.summary import FIGURES
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
@@ -29,6 +27,10 @@ from ptuning.methods.prefix.attach import attach_encoder, detach_prefix, prefix_
 
 METRICS_FILE = "metrics.json"
 VALIDATION = "predictions_validation.jsonl"
+from ptuning.runs import RunFolder
+from ptuning.runs.files import read_json
+from ptuning.runs.folder import BASE, METRICS, PROBE, PROBE_BASE, TUNED, VALIDATION
+from ptuning.runs.lines import delete_parts, write_lines
 
 
 class Evaluation:
@@ -51,7 +53,7 @@ class Evaluation:
         say: Callable[[str], None],
     ):
         self.config, self.model, self.tokenizer, self.encoder, self.say = config, model, tokenizer, encoder, say
-        self.folder = Path(config.training.output_dir)
+        self.folder = RunFolder(config.training.output_dir)
         self.options = _options(config)
         self.results: dict[str, dict] = {}
         self._base_probe: list[dict] | None = None
@@ -63,7 +65,7 @@ class Evaluation:
             self._base_probe = read_probe_base(Path(earlier), self._prober.questions)
             if self._base_probe is None:
                 raise ConfigError(
-                    f"--baseline_from {earlier}: has no {BASE_FILE}; evaluate the base again with --probe"
+                    f"--baseline_from {earlier}: has no {PROBE_BASE}; evaluate the base again with --probe"
                 )
 
     def before_training(self, records: Sequence[Record] | None) -> None:
@@ -124,10 +126,9 @@ class Evaluation:
         Args:
             more: results from elsewhere.
         """
-        path = self.folder / METRICS_FILE
+        path = self.folder / METRICS
         if PartialState().is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(more | self.results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            self.folder.write_metrics(more | self.results)
             for name in (BASE, TUNED):
                 delete_parts(self.folder / name)
         return path
@@ -198,10 +199,9 @@ class Evaluation:
         if self._is_tuned():
             lines, self.results["probe"] = probe_tuned(self._prober, self._base_probe)
         if PartialState().is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_lines(self.folder / BASE_FILE, self._base_probe)
+            write_lines(self.folder / PROBE_BASE, self._base_probe)
             if lines is not None:
-                write_lines(self.folder / PROBE_FILE, lines)
+                write_lines(self.folder / PROBE, lines)
 
 
 def _base_scores(folder: Path) -> dict:
@@ -209,8 +209,8 @@ def _base_scores(folder: Path) -> dict:
     try:
         if not (folder / BASE).is_file():
             raise FileNotFoundError(folder / BASE)
-        return json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["base"]
-    except (OSError, ValueError, KeyError) as error:
+        return read_json(folder / METRICS, "evaluate again")["base"]
+    except (OSError, DataError, KeyError) as error:
         raise ConfigError(
             f"--baseline_from {folder}: has no scores of a base ({error!r}); evaluate the untuned base into it first: "
             f"ptuning evaluate --output_dir {folder} …"

@@ -21,9 +21,8 @@ from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
+from ptuning.runs.folder import STAGING
 from ptuning.training.throughput import Throughput
-
-STAGING = ".saving"  # checkpoints are written here and renamed when complete
 
 
 class TuningTrainer(Trainer):
@@ -55,8 +54,7 @@ class TuningTrainer(Trainer):
         )
         self.method, self.manifest, self.score_answers = method, manifest, score_answers
         self._throughput = Throughput(self.args.world_size)
-        self._sampler_epoch = _SamplerEpoch()
-        self.add_callback(self._sampler_epoch)
+        self.add_callback(SamplerEpoch())
 
     # --- data order -------------------------------------------------------------------------------------------------
 
@@ -66,8 +64,7 @@ class TuningTrainer(Trainer):
             return super()._get_train_sampler(dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        self._sampler_epoch.sampler = LengthGroupedSampler(dataset.lengths, batch, seed)
-        return self._sampler_epoch.sampler
+        return LengthGroupedSampler(dataset.lengths, batch, seed)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -256,11 +253,13 @@ def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> t
     return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch, also in the middle of a resumed one."""
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch. transformers and accelerate do so too, but under several processes they don't reach it where
+    a resumed epoch skips steps, and the rest of that epoch would have the first one's order."""
 
-    sampler: LengthGroupedSampler | None = None
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.sampler is not None:
-            self.sampler.set_epoch(int(state.epoch or 0))
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = train_dataloader
+        while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = inner
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))

@@ -9,11 +9,11 @@ from ptuning.data.columns import Columns
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions
-from ptuning.evaluation.parts import Parts, delete_parts
 from ptuning.evaluation.predict import predict, table
 from ptuning.generation import Engine
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
+from ptuning.runs.lines import ResumableLines, delete_parts
 from tests.end_to_end.conftest import MODEL, ROOT
 
 OPTIONS = GenerationOptions(16)
@@ -141,11 +141,11 @@ def test_answers_of_something_else_are_thrown_away(parts_of_a_run, tmp_path, mon
 
 
 def test_parts_of_several_processes_are_read_together(tmp_path):
-    parts = Parts(tmp_path / "predictions.jsonl", "key")
+    parts = ResumableLines(tmp_path / "predictions.jsonl", "key")
     for process in range(2):
         with parts.open(process) as file:
             file.write(json.dumps({"index": process}) + "\n")
-    Parts(tmp_path / "predictions.jsonl", "other").open(2).close()
+    ResumableLines(tmp_path / "predictions.jsonl", "other").open(2).close()
     assert sorted(parts.read()) == [0, 1]
     parts.discard_others()
     assert len(list(tmp_path.glob("*.part*"))) == 2

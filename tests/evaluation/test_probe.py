@@ -10,9 +10,7 @@ import torch
 from ptuning import load_model
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.errors import DataError
-from ptuning.evaluation import probe_run
 from ptuning.evaluation.losses import answer_losses
-from ptuning.evaluation.parts import write_lines
 from ptuning.evaluation.probe import (
     KINDS,
     ProbeQuestion,
@@ -24,6 +22,8 @@ from ptuning.evaluation.probe import (
 )
 from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
 from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
+from ptuning.runs.folder import PROBE_BASE
+from ptuning.runs.lines import write_lines
 from tests.conftest import REPO
 
 QUESTIONS = [ProbeQuestion(kind, f"问题{i}？", f"probe.jsonl:{i + 1}") for i, kind in enumerate(KINDS)]
@@ -202,7 +202,7 @@ def test_before_and_after(model, encoder, tmp_path):
 def test_the_bases_half_is_read_back(model, encoder, tmp_path):
     assert read_probe_base(tmp_path, QUESTIONS) is None
     base = probe_base(prober(model, encoder, [("白色。", True)] * 4))
-    path = tmp_path / probe_run.BASE_FILE
+    path = tmp_path / PROBE_BASE
     write_lines(path, base)
     assert read_probe_base(tmp_path, QUESTIONS) == base
 
