@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import Encoder
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
 from ptuning.evaluation.metrics import row_scores
 from ptuning.evaluation.parts import Parts, append, key_of, write_lines

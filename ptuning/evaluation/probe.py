@@ -17,7 +17,7 @@ import numpy as np
 import ptuning
 from ptuning.data.encode import EncodedRow, Encoder
 from ptuning.data.problems import Problem, described, listed
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
 from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.bootstrap import percentile_interval, ratio, resampled_sums

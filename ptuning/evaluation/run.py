@@ -14,7 +14,7 @@ from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.full import read_full
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
 from ptuning.errors import ConfigError
 from ptuning.evaluation.compare import require_same_rows
 from ptuning.evaluation.generate import GenerationOptions

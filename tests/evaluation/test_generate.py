@@ -20,7 +20,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def records():
-    from ptuning.data.columns import Columns
+    from ptuning.data.formats import Columns
 
     columns = Columns("content", "summary")
     return read_records(ROOT / "data" / "advertise" / "dev.json", columns, max_samples=9)[0]

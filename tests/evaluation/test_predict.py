@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ptuning.data.columns import Columns
+from ptuning.data.formats import Columns
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions
