@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.generation import Engine, Prefix, Request
+from ptuning.methods.prefix.attach import attach_prefix
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     model = ChatGLMForConditionalGeneration(model_config(args)).to(args.device, dtype).eval()
-    encoder = model.attach_prefix(args.pre_seq_len)
+    encoder = attach_prefix(model, args.pre_seq_len)
     lengths = sample_lengths(args.lengths, args.rows)
     prompts = [row.input_ids for row in random_rows([(source, 0) for source, _ in lengths], args.vocab)]
     jobs = list(zip(prompts, (target for _, target in lengths), strict=True))

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import torch
 
+from ptuning import distributed
 from ptuning import main as entry
-from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.checkpoint import export_official, export_peft, read_prefix
-from ptuning.checkpoint.base_folder import read_base_config, resolve_base
+from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.compare import compare_command
+from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.loading import resolve_dtype
 from ptuning.report import report_command
 from ptuning.serving.chat import base_of, chat
 from ptuning.serving.server import serve
-from ptuning import distributed
 from ptuning.training.estimate import estimate_command
 from ptuning.validation.command import validate_command
 

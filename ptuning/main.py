@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from transformers import set_seed
 
+from ptuning import distributed
 from ptuning.checkpoint import FullDescription, PrefixDescription, describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
 from ptuning.data.encode import IGNORE, Encoder, Lengths
@@ -23,8 +24,8 @@ from ptuning.errors import PTuningError
 from ptuning.evaluation.best import settle_best, write_best
 from ptuning.evaluation.run import Evaluation
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from ptuning.report import write_report
-from ptuning import distributed
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
@@ -104,7 +105,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         results |= evaluation.results
         if results:
             say(f"Wrote {evaluation.write(results)} and the predictions beside it")
-    if config.training.do_train and model.prefix_encoder is not None:
+    if config.training.do_train and prefix_of(model) is not None:
         command, folder = Path(sys.executable).parent / "ptuning", config.training.output_dir
         say(f"Next: {command} chat --ptuning_checkpoint {folder}")
         say(f"      {command} serve --model {config.model.model_name_or_path} --prefix {Path(folder).name}={folder}")
@@ -197,7 +198,7 @@ def describe(config: Config, model) -> PrefixDescription | FullDescription:
         "loss_on": data.loss_on,
     }
     base = config.model.model_name_or_path
-    return describe_full(base, **how) if model.prefix_encoder is None else describe_prefix(model, base, **how)
+    return describe_full(base, **how) if prefix_of(model) is None else describe_prefix(model, base, **how)
 
 
 def build_model(config: Config, say):
@@ -219,9 +220,9 @@ def build_model(config: Config, say):
                 f"Starting a new run from the prefix in {args.ptuning_checkpoint} (to continue a run: --resume_from_checkpoint)"
             )
     elif args.pre_seq_len is not None:
-        model.attach_prefix(args.pre_seq_len, args.prefix_projection)
-    if model.prefix_encoder is not None:
-        model.prefix_encoder.dropout.p = args.prefix_dropout
+        attach_prefix(model, args.pre_seq_len, args.prefix_projection)
+    if prefix_of(model) is not None:
+        prefix_of(model).dropout.p = args.prefix_dropout
     return model
 
 

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 import ptuning  # noqa: F401  registers ChatGLM2 with transformers' Auto classes
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.methods.prefix.attach import attach_prefix
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
@@ -72,7 +73,7 @@ def load_tiny(golden_dir) -> Callable[..., ChatGLMForConditionalGeneration]:
         folder = golden_dir / "chatglm2-tiny"
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **kwargs)
         if prefix is not None:
-            encoder = model.attach_prefix(8, prefix_projection=prefix == "projection")
+            encoder = attach_prefix(model, 8, prefix_projection=prefix == "projection")
             saved = torch.load(golden_dir / f"prefix-{prefix}" / "pytorch_model.bin", weights_only=True)
             encoder.load_state_dict({key.removeprefix(PREFIX_KEY): tensor for key, tensor in saved.items()})
         return model.eval()

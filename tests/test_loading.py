@@ -18,6 +18,7 @@ from ptuning.loading import (
     load_tokenizer,
     resolve_dtype,
 )
+from ptuning.methods.prefix.attach import prefix_of
 
 CPU = {"device": "cpu"}
 VOCABULARY = 512  # the golden model's 320 are too few for the tests' tokenizer
@@ -58,7 +59,7 @@ def checkpoint(tmp_path_factory, complete_base, golden_dir) -> Path:
     model = load_base(complete_base, **CPU)
     attach_checkpoint(model, golden_dir / "prefix-embedding", complete_base)
     description = describe_prefix(model, complete_base, max_source_length=64, max_target_length=32)
-    return save_prefix(tmp_path_factory.mktemp("prefix"), model.prefix_encoder, description)
+    return save_prefix(tmp_path_factory.mktemp("prefix"), prefix_of(model), description)
 
 
 def edit_config(folder: Path, name: str = "config.json", **changes) -> None:
@@ -87,21 +88,21 @@ def test_official_prefix_on_official_base_gives_the_golden_logits(golden_base, g
 def test_one_call_gives_model_and_tokenizer(complete_base, checkpoint):
     model, tokenizer = load_model(complete_base, checkpoint, **CPU)
     assert not model.training
-    assert not model.prefix_encoder.training
+    assert not prefix_of(model).training
     assert model.dtype == torch.float32
-    assert model.prefix_encoder.pre_seq_len == 8
-    assert torch.equal(model.prefix_encoder.embedding.weight, read_prefix(checkpoint).tensors["embedding.weight"])
+    assert prefix_of(model).pre_seq_len == 8
+    assert torch.equal(prefix_of(model).embedding.weight, read_prefix(checkpoint).tensors["embedding.weight"])
     encoded = tokenizer("你好", return_tensors="pt")
     tuned = model.generate(**encoded, max_new_tokens=8, do_sample=False)
     bare_model, _ = load_model(str(complete_base), **CPU)
-    assert bare_model.prefix_encoder is None
+    assert prefix_of(bare_model) is None
     assert not torch.equal(tuned, bare_model.generate(**encoded, max_new_tokens=8, do_sample=False))
 
 
 def test_the_prefix_stays_fp32_on_a_16_bit_base(complete_base, checkpoint):
     model, _ = load_model(complete_base, checkpoint, dtype="bf16", **CPU)
     assert model.lm_head.weight.dtype == torch.bfloat16
-    assert {parameter.dtype for parameter in model.prefix_encoder.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in prefix_of(model).parameters()} == {torch.float32}
 
 
 def test_only_the_prefix_can_be_trained(complete_base, checkpoint):
@@ -349,7 +350,7 @@ def test_a_refused_checkpoint_leaves_the_model_bare(base, complete_base, checkpo
     model = load_base(base, **CPU)
     with pytest.raises(CheckpointError):
         attach_checkpoint(model, checkpoint, base)
-    assert model.prefix_encoder is None
+    assert prefix_of(model) is None
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -361,7 +362,7 @@ def test_self_test_measures_and_restores(load_tiny, golden, attention):
     model = load_tiny("embedding", attention).train()
     assert check_prefix_changes_logits(model) > 0.1
     assert model.training
-    assert model.prefix_encoder.training
+    assert prefix_of(model).training
     with torch.no_grad():
         logits = model.eval()(input_ids=golden["full.input_ids"]).logits
     torch.testing.assert_close(logits, golden["prefix_embedding.full.logits"], atol=1e-5, rtol=0)
@@ -369,10 +370,10 @@ def test_self_test_measures_and_restores(load_tiny, golden, attention):
 
 def test_self_test_notices_a_prefix_that_is_not_used(load_tiny, monkeypatch):
     model = load_tiny("embedding")
-    monkeypatch.setattr(model.prefix_encoder, "forward", lambda batch, dtype: None)
+    monkeypatch.setattr(prefix_of(model), "forward", lambda batch, dtype: None)
     with pytest.raises(CheckpointError, match="the prefix has no effect: the logits with and without it are equal"):
         check_prefix_changes_logits(model)
-    assert model.prefix_encoder is not None
+    assert prefix_of(model) is not None
 
 
 def test_self_test_without_prefix(load_tiny):
@@ -383,7 +384,7 @@ def test_self_test_without_prefix(load_tiny):
 def test_self_test_tells_a_broken_prefix_from_a_broken_base(load_tiny):
     model = load_tiny("embedding")
     with torch.no_grad():
-        model.prefix_encoder.embedding.weight[0] = float("nan")
+        prefix_of(model).embedding.weight[0] = float("nan")
     with pytest.raises(
         CheckpointError, match=r"with the prefix the logits are NaN or infinite in torch.float32, without it"
     ):

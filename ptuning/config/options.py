@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
-from ptuning.methods.prefix.encoder import DROPOUT
 from ptuning.errors import ConfigError
+from ptuning.methods.prefix.encoder import DROPOUT
 
 
 @dataclass

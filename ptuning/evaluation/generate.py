@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ptuning.data.encode import EncodedRow
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.data.encode import EncodedRow
 from ptuning.generation import GREEDY, OFFICIAL, Engine, Prefix, Request
 from ptuning.generation.memory import inference, is_out_of_memory, ran_out
+from ptuning.methods.prefix.attach import prefix_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def generate_answers(
 
 
 def _with_engine(model, tokenizer, rows, order, options, numbers, say, anywhere) -> Iterator[Answer]:
-    encoder, prefix = model.prefix_encoder, None
+    encoder, prefix = prefix_of(model), None
     if encoder is not None:
         prefix = Prefix.of("tuned", encoder, model.dtype)
     tokens: dict[int, list[int]] = {index: [] for index in order}
@@ -102,7 +103,7 @@ def _with_engine(model, tokenizer, rows, order, options, numbers, say, anywhere)
 
 def _with_beams(model, tokenizer, rows, order, options, say, anywhere) -> Iterator[Answer]:
     """Batches that stay together: which row a beam belongs to is the search's own affair."""
-    prefix_length = model.prefix_encoder.pre_seq_len if model.prefix_encoder is not None else 0
+    prefix_length = prefix_of(model).pre_seq_len if prefix_of(model) is not None else 0
     budget, waiting = options.batch_tokens, list(order)
     while anywhere(bool(waiting)):
         if not waiting:

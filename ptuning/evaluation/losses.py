@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.data.batch import PadRight
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.logits import label_positions, logits_at, row_losses
 
 
 def answer_losses(
@@ -80,4 +81,6 @@ def _item(row: EncodedRow) -> dict:
 def _losses(model, batch: dict[str, torch.Tensor]) -> list[float]:
     """→ B sums."""
     ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-    return model(input_ids=ids, labels=labels, loss_only="rows").loss.tolist()
+    with logits_at(model, label_positions(labels)):
+        logits_NV = model(input_ids=ids, use_cache=False).logits
+    return row_losses(logits_NV, labels).tolist()

@@ -8,16 +8,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import Encoder
 from ptuning.data.formats import Record
+from ptuning.distributed import anywhere
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
 from ptuning.evaluation.metrics import row_scores
 from ptuning.evaluation.parts import Parts, append, key_of, write_lines
 from ptuning.evaluation.shares import my_share, shared_losses
 from ptuning.evaluation.summary import FIGURES, summarise
-from ptuning.distributed import anywhere
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 
 
 def predict(

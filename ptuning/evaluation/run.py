@@ -9,8 +9,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint.full import read_full
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
@@ -25,6 +23,9 @@ from ptuning.evaluation.probe import read_probe
 from ptuning.evaluation.probe_run import BASE_FILE, PROBE_FILE, Prober, probe_base, probe_tuned, read_probe_base
 from ptuning.evaluation.shares import shared_answers, shared_losses
 from ptuning.evaluation.summary import FIGURES
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.methods.prefix.attach import attach_encoder, detach_prefix, prefix_of
 
 METRICS_FILE = "metrics.json"
 VALIDATION = "predictions_validation.jsonl"
@@ -58,7 +59,7 @@ class Evaluation:
         self._check_base_is_there()
         earlier = config.generation.baseline_from
         self._earlier_base = None if earlier is None else _base_scores(Path(earlier))
-        if self._prober is not None and earlier is not None and model.prefix_encoder is None:
+        if self._prober is not None and earlier is not None and prefix_of(model) is None:
             self._base_probe = read_probe_base(Path(earlier), self._prober.questions)
             if self._base_probe is None:
                 raise ConfigError(
@@ -67,7 +68,7 @@ class Evaluation:
 
     def before_training(self, records: Sequence[Record] | None) -> None:
         """What only the untuned model can do, where all weights are about to be trained."""
-        if self.model.prefix_encoder is not None:
+        if prefix_of(self.model) is not None:
             return
         if self.config.generation.baseline and records is not None:
             self._score("base", records)
@@ -80,7 +81,7 @@ class Evaluation:
         Args:
             records: None: the probe alone.
         """
-        settings, prefix = self.config.generation, self.model.prefix_encoder is not None
+        settings, prefix = self.config.generation, prefix_of(self.model) is not None
         if records is not None:
             if settings.baseline and prefix:
                 with self._untuned():
@@ -132,7 +133,7 @@ class Evaluation:
         return path
 
     def _check_base_is_there(self) -> None:
-        if self.config.training.do_train or self.model.prefix_encoder is not None or not self._is_tuned():
+        if self.config.training.do_train or prefix_of(self.model) is not None or not self._is_tuned():
             return
         settings, name = self.config.generation, self.config.model.model_name_or_path
         for flag, wanted in (("baseline", settings.baseline), ("probe", settings.probe)):
@@ -156,16 +157,16 @@ class Evaluation:
     def _is_tuned(self) -> bool:
         name = self.config.model.model_name_or_path
         trained_before = Path(name).is_dir() and read_full(name) is not None
-        return self.config.training.do_train or self.model.prefix_encoder is not None or trained_before
+        return self.config.training.do_train or prefix_of(self.model) is not None or trained_before
 
     @contextlib.contextmanager
     def _untuned(self) -> Iterator[None]:
         """Inside, the model is the bare base."""
-        encoder = self.model.detach_prefix()
+        encoder = detach_prefix(self.model)
         try:
             yield
         finally:
-            self.model.attach_encoder(encoder)
+            attach_encoder(self.model, encoder)
 
     def _take_over(self, folder: Path) -> None:
         """The base's scores and answers from an earlier run on the same rows."""

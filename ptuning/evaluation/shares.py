@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.data.encode import EncodedRow
+from ptuning.distributed import anywhere, most_anywhere
 from ptuning.evaluation.generate import Answer, GenerationOptions, generate_answers
 from ptuning.evaluation.losses import answer_losses, number_of_batches
-from ptuning.distributed import anywhere, most_anywhere
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 
 _LOSS_TOKENS = 4096  # of a batch: each label brings fp32 logits over the vocabulary, 0.26 MB with ChatGLM2-6B's
 

@@ -8,16 +8,20 @@ different prefixes, or none, side by side.
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 
 import torch
+from transformers import PreTrainedModel
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.errors import GenerationError
+from ptuning.families import family_of
+from ptuning.families.logits import logits_at
 from ptuning.generation.memory import inference, is_out_of_memory, ran_out
 from ptuning.generation.past import PastTurns
 from ptuning.generation.request import Prefix, Request, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
+from ptuning.methods import bare
 
 
 class _Row:
@@ -52,7 +56,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
+        model: PreTrainedModel,
         eos_token_id: int | None,
         *,
         batch_tokens: int = 16384,
@@ -66,18 +70,19 @@ class Engine:
         self.past, self.notify = PastTurns(past_tokens), notify
         self.rows: list[_Row] = []  # row i has slot i
         self.waiting: deque[_Row] = deque()
-        config = model.config
-        self.cache = SlotCache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, model.dtype, model.device
-        )
+        sizes = family_of(model.config).dimensions(model.config)
+        self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
 
     def __enter__(self) -> "Engine":
+        self._entered = ExitStack()
+        self._entered.enter_context(bare(self.model))
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
         return self
 
     def __exit__(self, *exc) -> None:
         self.model.config._attn_implementation = self._attention
+        self._entered.close()
         self.cache.clear()
 
     @property
@@ -139,7 +144,9 @@ class Engine:
     def idle_step(self) -> None:
         """A forward call for nobody: under ZeRO-3 all processes gather each layer together."""
         with inference():
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device), prefix=[])
+            self.model(
+                input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device),
+            )
 
     def _joining(self) -> list[_Row]:
         """Takes from the queue, in order, what fits beside the running rows."""
@@ -169,14 +176,14 @@ class Engine:
         longest, device = max(map(len, new)), self.model.device
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
-        logits_NV = self.model(
-            input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
-            attention_mask=self.cache.begin(first, starts, longest),
-            position_ids=positions.to(device),
-            past_key_values=self.cache,
-            prefix=[],
-            logits_at=torch.tensor([len(ids) - 1 for ids in new], device=device),
-        ).logits.float()
+        newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
+        with logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]):
+            logits_NV = self.model(
+                input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
+                attention_mask=self.cache.begin(first, starts, longest),
+                position_ids=positions.to(device),
+                past_key_values=self.cache,
+            ).logits.float()
         asked = [index for index, row in enumerate(rows) if row.request.logprobs is not None]
         logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
         chosen = choose(logits_NV, [row.chooser for row in rows])

@@ -3,9 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import torch
-
-from ptuning.methods.prefix.encoder import PrefixEncoder
+from ptuning.methods.prefix.encoder import Prefix
 
 
 @dataclass(frozen=True)
@@ -37,33 +35,6 @@ class Sampling:
 GREEDY = Sampling()
 # What the official ptuning/main.py passes to generate (transformers' own default there is top_k 50).
 OFFICIAL = Sampling(temperature=0.95, top_p=0.7, top_k=50)
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """The keys and values of a tuned prefix, ready to be put in front of a row's own.
-
-    Args:
-        name: for the caller; two prefixes are the same only if they are the same object.
-        key_values: (L, 2, G, T, D), keys without rotary.
-    """
-
-    name: str
-    key_values: torch.Tensor
-
-    @classmethod
-    def of(cls, name: str, encoder: PrefixEncoder, dtype: torch.dtype) -> "Prefix":
-        """From a prefix encoder, without dropout, in the dtype that the base computes in."""
-        was_training = encoder.training
-        encoder.eval()
-        with torch.no_grad():
-            layers = encoder(1, dtype)
-        encoder.train(was_training)
-        return cls(name, torch.stack([torch.stack((key[0], value[0])) for key, value in layers]))
-
-    @property
-    def length(self) -> int:
-        return self.key_values.shape[3]
 
 
 @dataclass(frozen=True, eq=False)

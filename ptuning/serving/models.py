@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import read_full
-from ptuning.checkpoint.base_folder import resolve_base
+from ptuning.checkpoint.base import resolve_base
 from ptuning.checkpoint.description import FILE
 from ptuning.errors import CheckpointError, ConfigError
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.generation import Prefix
 from ptuning.loading import attach_checkpoint, check_prefix_changes_logits, load_model
+from ptuning.methods.prefix.attach import detach_prefix, prefix_of
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
 log = logging.getLogger("ptuning.serving")
@@ -94,10 +95,10 @@ class Models:
         try:
             checkpoint = attach_checkpoint(model, folder, self.folder)
             check_prefix_changes_logits(model)
-            prefix = Prefix.of(name, model.prefix_encoder, model.dtype)
+            prefix = Prefix.of(name, prefix_of(model), model.dtype)
         finally:
-            if model.prefix_encoder is not None:
-                model.detach_prefix()
+            if prefix_of(model) is not None:
+                detach_prefix(model)
         source_prefix = checkpoint.description.source_prefix if checkpoint.description else ""
         return Loaded(Served(name, int(time.time()), source_prefix, prefix.length), prefix)
 

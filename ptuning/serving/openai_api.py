@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ptuning.families.chatglm2.template import split_messages
 from ptuning.errors import DataError
+from ptuning.families.chatglm2.template import split_messages
 from ptuning.serving.answering import Asked, EventStream, Services, ask, find, sampling, while_connected
 from ptuning.serving.backend import BackendError, Job
 from ptuning.serving.body import described, read

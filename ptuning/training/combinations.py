@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.base_folder import resolve_base
+from ptuning.checkpoint.base import resolve_base
 from ptuning.config import Config, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.loading import resolve_dtype

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.methods.prefix.encoder import PrefixShape
-from ptuning.checkpoint.base_folder import read_base_config, resolve_base
+from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import Config
+from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.loading import resolve_dtype
+from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
 from ptuning.training.machine import process_counts
 

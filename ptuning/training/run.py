@@ -9,8 +9,7 @@ import transformers.trainer
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning import distributed
 from ptuning.checkpoint import FullDescription, PrefixDescription
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.checkpoint.zero_files import known_objects_only
@@ -18,7 +17,9 @@ from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.errors import ConfigError
-from ptuning import distributed
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.methods.prefix.attach import prefix_of
 from ptuning.training.record import LossCurve, resume_conflicts
 from ptuning.training.resume import deepspeed_conflicts, load_universal
 from ptuning.training.trainer import TuningTrainer
@@ -139,7 +140,7 @@ def train(
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
-    what = "model" if trainer.model.prefix_encoder is None else "prefix"
+    what = "model" if prefix_of(trainer.model) is None else "prefix"
     say(f"Saved the tuned {what} in {args.output_dir}")
 
 
@@ -149,7 +150,7 @@ def _deepspeed_files(trainer: TuningTrainer) -> Iterator[None]:
     load = transformers.trainer.deepspeed_load_checkpoint
 
     def load_what_was_tuned(engine, path, load_module_strict=True):
-        load(engine, path, load_module_strict=trainer.model.prefix_encoder is None)
+        load(engine, path, load_module_strict=prefix_of(trainer.model) is None)
 
     transformers.trainer.deepspeed_load_checkpoint = load_what_was_tuned
     try:

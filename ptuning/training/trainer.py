@@ -13,12 +13,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.checkpoint import FullDescription, PrefixDescription, read_prefix, save_prefix
 from ptuning.checkpoint.partitioned import gathered
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
-from ptuning.errors import TrainingError
 from ptuning.distributed import raise_together
+from ptuning.errors import TrainingError
+from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.training.saving import require_space, save_full_model
 from ptuning.training.throughput import Throughput
 
@@ -47,7 +48,9 @@ class TuningTrainer(Trainer):
         **kwargs,
     ):
         collator = PadRight(tokenizer.pad_token_id, pad_to)
-        super().__init__(processing_class=tokenizer, data_collator=collator, **kwargs)
+        super().__init__(
+            processing_class=tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
+        )
         self.description, self.score_answers = description, score_answers
         self._throughput = Throughput(self.args.world_size)
         self._sampler_epoch = _SamplerEpoch()
@@ -69,7 +72,8 @@ class TuningTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         rows = inputs.pop("row")
-        loss = super().compute_loss(model, inputs | {"loss_only": True}, num_items_in_batch=num_items_in_batch)
+        with logits_at(model, label_positions(inputs["labels"])):
+            loss = super().compute_loss(model, inputs | {"use_cache": False}, num_items_in_batch=num_items_in_batch)
         if model.training:
             problem = None
             if not torch.isfinite(loss):
@@ -260,6 +264,10 @@ class TuningTrainer(Trainer):
 
     def _encoder(self) -> nn.Module | None:
         return self.accelerator.unwrap_model(self.model).prefix_encoder
+
+
+def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
 class _SamplerEpoch(TrainerCallback):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from ptuning.families.chatglm2 import ChatGLMConfig
 from ptuning.checkpoint import export_official, export_peft, for_base, read_prefix, save_prefix
 from ptuning.checkpoint.prefix import materialise
 from ptuning.errors import CheckpointError
+from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.loading import attach_checkpoint
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}

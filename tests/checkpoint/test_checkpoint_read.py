@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptuning.families.chatglm2 import ChatGLMConfig
 from ptuning.checkpoint import for_base, read_prefix
 from ptuning.errors import CheckpointError
+from ptuning.families.chatglm2.config import ChatGLMConfig
 
 NAME = "transformer.prefix_encoder.embedding.weight"
 

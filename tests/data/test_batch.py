@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families.logits import loss_of
 
 
 def random_rows(count: int, longest: int = 60, vocabulary: int = 300) -> list[EncodedRow]:
@@ -40,16 +41,13 @@ def test_rows_are_padded_to_their_own_longest():
 
 
 @pytest.mark.parametrize("prefix", [None, "embedding"])
-@pytest.mark.parametrize("loss_only", [True, False])
 @torch.no_grad()
-def test_a_padded_batchs_loss_is_its_rows_one_by_one(load_tiny, prefix, loss_only):
+def test_a_padded_batchs_loss_is_its_rows_one_by_one(load_tiny, prefix):
     model, rows, collate = load_tiny(prefix), RowDataset(random_rows(6)), PadRight(0)
 
     def loss(indices, items):
         batch = collate([rows[index] for index in indices])
-        return model(
-            batch["input_ids"], labels=batch["labels"], loss_only=loss_only, num_items_in_batch=items
-        ).loss.item()
+        return loss_of(model, batch["input_ids"], batch["labels"], items).item()
 
     items = sum(label != IGNORE for row in rows.rows for label in row.labels)
     assert loss(range(6), items) == pytest.approx(sum(loss([index], items) for index in range(6)), rel=1e-5)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from ptuning import load_model
 from ptuning.checkpoint import read_full
 from ptuning.errors import CheckpointError
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import BIN, MODEL, ROOT, full_flags, losses
 from tests.end_to_end.inside import IDS
 
@@ -72,14 +73,14 @@ def test_zero3_under_the_deepspeed_launcher(tmp_path, run_main, one_process, fre
     assert (description.step, description.base_name_or_path) == (4, str(MODEL))
     assert (description.max_source_length, description.template) == (48, "chatglm2")
     model, _ = load_model(tmp_path / "run")
-    model.attach_prefix(4)  # a tuned model is a base like any other
+    attach_prefix(model, 4)  # a tuned model is a base like any other
 
 
 @pytest.mark.slow
 def test_a_tuned_model_is_the_base_of_a_prefix(tmp_path, run_main, train_flags, one_process):
     run_main(*train_flags(tmp_path / "prefix", model_name_or_path=one_process, max_steps=1))
     model, _ = load_model(one_process, tmp_path / "prefix")
-    assert model.prefix_encoder.pre_seq_len == 8
+    assert prefix_of(model).pre_seq_len == 8
     with pytest.raises(CheckpointError, match="fingerprint"):  # and of no other
         load_model(MODEL, tmp_path / "prefix")
 

@@ -7,6 +7,7 @@ from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
 from ptuning.loading import load_model
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import MODEL, ROOT
 
 
@@ -14,7 +15,7 @@ from tests.end_to_end.conftest import MODEL, ROOT
 def loaded():
     model, tokenizer = load_model(MODEL)
     torch.manual_seed(0)
-    model.attach_prefix(16)
+    attach_prefix(model, 16)
     return model, tokenizer
 
 
@@ -81,5 +82,5 @@ def test_the_official_limit_is_on_prompt_and_answer_together(loaded, rows):
 def test_the_mode_is_put_back(loaded, rows):
     model = loaded[0].train()
     texts(loaded, rows[:1])
-    assert model.training and model.prefix_encoder.training
+    assert model.training and prefix_of(model).training
     model.eval()

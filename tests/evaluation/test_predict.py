@@ -13,6 +13,7 @@ from ptuning.evaluation.parts import Parts, delete_parts
 from ptuning.evaluation.predict import predict, table
 from ptuning.generation import Engine
 from ptuning.loading import load_model
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import MODEL, ROOT
 
 OPTIONS = GenerationOptions(16)
@@ -23,7 +24,7 @@ FEW_AT_ONCE = GenerationOptions(16, batch_tokens=300)  # so that some rows end b
 def parts_of_a_run():
     model, tokenizer = load_model(MODEL)
     torch.manual_seed(0)
-    model.attach_prefix(16)
+    attach_prefix(model, 16)
     records = read_records(ROOT / "data" / "advertise" / "dev.json", Columns("content", "summary"), max_samples=8)[0]
     return model, tokenizer, records, Encoder(tokenizer, Lengths(64, 16))
 
@@ -123,7 +124,7 @@ def test_answers_of_something_else_are_thrown_away(parts_of_a_run, tmp_path, mon
     path = tmp_path / "predictions.jsonl"
     interrupt(parts_of_a_run, path)
     options = OPTIONS
-    weight = model.prefix_encoder.embedding.weight
+    weight = prefix_of(model).embedding.weight
     before = weight.detach().clone()
     if change == "weights":
         with torch.no_grad():

@@ -23,6 +23,7 @@ from ptuning.evaluation.probe import (
     read_probe,
 )
 from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
+from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
 from tests.conftest import REPO
 
 QUESTIONS = [ProbeQuestion(kind, f"问题{i}？", f"probe.jsonl:{i + 1}") for i, kind in enumerate(KINDS)]
@@ -162,14 +163,14 @@ def prober(model, encoder, answers):
 def model(base_model):
     """With a fresh prefix, which stands for a tuned one."""
     model = base_model[0].eval()
-    model.attach_prefix(8)
+    attach_prefix(model, 8)
     yield model
-    model.detach_prefix()
+    detach_prefix(model)
 
 
 def test_before_and_after(model, encoder, tmp_path):
     said = [("白色。", True), ("白色的", False), ("", True), ("简约", True)]
-    prefix = model.detach_prefix()
+    prefix = detach_prefix(model)
     base = probe_base(prober(model, encoder, said))
     assert [line["base_tokens"] for line in base] == [
         len(encoder.tokenizer.encode_text(text)) + ended for text, ended in said
@@ -186,7 +187,7 @@ def test_before_and_after(model, encoder, tmp_path):
     _, summary = probe_tuned(prober(model, encoder, said), base)
     assert summary["same"] == 100 and summary["change"] == pytest.approx(0, abs=1e-4)
 
-    model.attach_encoder(prefix)
+    attach_encoder(model, prefix)
     tuned, summary = probe_tuned(prober(model, encoder, [("红色。", True), *said[1:]]), base)
     assert summary["same"] == 75 and abs(summary["change"]) > 1e-3
     assert [line["base"] for line in tuned] == [text for text, _ in said]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from ptuning.errors import ModelError
 from ptuning.families.chatglm2.config import OFFICIAL_NAMES, ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.errors import ModelError
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 from ptuning.generation import Engine, Prefix, Request
+from ptuning.methods.prefix.attach import attach_encoder, detach_prefix
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def one_by_one(model, encoders) -> Callable[[Request], list[int]]:
 
     def answer(request: Request) -> list[int]:
         if request.prefix is not None:
-            model.attach_encoder(encoders[request.prefix.length])
+            attach_encoder(model, encoders[request.prefix.length])
         try:
             out = model.generate(
                 torch.tensor([request.ids]),
@@ -47,7 +48,7 @@ def one_by_one(model, encoders) -> Callable[[Request], list[int]]:
             )
         finally:
             if request.prefix is not None:
-                model.detach_prefix()
+                detach_prefix(model)
         ids = out[0, len(request.ids) :].tolist()
         return ids[: ids.index(2)] if 2 in ids else ids
 

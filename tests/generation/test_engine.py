@@ -8,6 +8,7 @@ import torch
 
 from ptuning.errors import GenerationError
 from ptuning.generation import Engine, Prefix, Request
+from ptuning.methods.prefix.attach import prefix_of
 from tests.generation.conftest import answers
 
 
@@ -28,7 +29,7 @@ def some_requests(prefixes, count: int = 24, seed: int = 0) -> list[Request]:
 @pytest.mark.parametrize("name", ["base", "prefix_embedding", "prefix_projection"])
 def test_golden_greedy_tokens(golden, load_tiny, name):
     model = load_tiny(name.removeprefix("prefix_") if name != "base" else None)
-    prefix = None if name == "base" else Prefix.of(name, model.prefix_encoder, model.dtype)
+    prefix = None if name == "base" else Prefix.of(name, prefix_of(model), model.dtype)
     rows = zip(golden["padded.input_ids"], golden["padded.attention_mask"], strict=True)
     requests = [Request(i, ids[mask.bool()].tolist(), 24, prefix=prefix) for i, (ids, mask) in enumerate(rows)]
     with Engine(model, 2) as engine:

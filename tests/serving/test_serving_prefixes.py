@@ -7,9 +7,9 @@ import shutil
 import httpx
 import pytest
 
-from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.checkpoint import export_official, export_peft, read_prefix
-from ptuning.checkpoint.base_folder import resolve_base
+from ptuning.checkpoint.base import resolve_base
+from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from tests.serving.conftest import ADMIN, BASE, running, wait_until

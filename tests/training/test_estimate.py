@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from ptuning import cli
-from ptuning.families.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptuning.config import parse
 from ptuning.errors import ConfigError
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.logits import loss_of
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.job import Job, Shape
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
@@ -51,6 +54,8 @@ from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import peak_rss
 from ptuning.training.run import build_trainer
+from ptuning.families.logits import loss_of
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 
 class Tokenizer:
     pad_token_id, model_input_names = 0, ["input_ids"]
@@ -65,7 +70,7 @@ for _ in range(16):
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
 model = build_model(config, print)
 description = None
-if model.prefix_encoder is not None:
+if prefix_of(model) is not None:
     base = config.model.model_name_or_path
     description = describe_prefix(
         model, base, max_source_length=source, max_target_length=1, source_prefix="", loss_on="last")
@@ -122,7 +127,7 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
     model = ChatGLMForConditionalGeneration(config)
     if prefix is not None:
-        model.attach_prefix(prefix)
+        attach_prefix(model, prefix)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -139,7 +144,7 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     labels = ids.clone()
     labels[:, :40] = -100
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(input_ids=ids, labels=labels, loss_only=True)
+        loss_of(model, ids, labels)
     measured = sum(size for size, _ in saved.values())
     job = replace(small_job(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
     counted = activations(job)
@@ -150,7 +155,7 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     base = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("prefix_encoder."))
     assert job.shape.parameters == base
     if prefix is not None:
-        assert job.prefix_parameters == sum(p.numel() for p in model.prefix_encoder.parameters())
+        assert job.prefix_parameters == sum(p.numel() for p in prefix_of(model).parameters())
 
 
 def small_job(config, prefix) -> Job:

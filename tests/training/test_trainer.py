@@ -12,6 +12,7 @@ from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from ptuning.training.record import LossCurve
 from ptuning.training.trainer import STAGING, TuningTrainer
 
@@ -37,7 +38,7 @@ def build(golden_dir, tmp_path):
         base = golden_dir / "chatglm2-tiny"
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model.attach_prefix(8)
+        attach_prefix(model, 8)
         settings = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 4,
@@ -76,7 +77,7 @@ def test_checkpoints_are_complete_and_staging_is_gone(build, tmp_path):
     assert [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))] == ["checkpoint-4"]
     assert not (tmp_path / "run" / STAGING).exists()
     saved = read_prefix(tmp_path / "run" / "checkpoint-4").tensors["embedding.weight"]
-    assert torch.equal(saved, trainer.model.prefix_encoder.embedding.weight)
+    assert torch.equal(saved, prefix_of(trainer.model).embedding.weight)
     for file in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         assert (tmp_path / "run" / "checkpoint-4" / file).is_file()
     assert not list((tmp_path / "run").rglob("training_args.bin"))  # a pickle that nothing needs
@@ -119,11 +120,11 @@ def test_non_finite_loss_stops_and_names_step_and_samples(build, tmp_path):
 
 def test_non_finite_gradient_stops_before_the_step(build):
     trainer = build(some_rows(16))
-    before = trainer.model.prefix_encoder.embedding.weight.detach().clone()
-    trainer.model.prefix_encoder.embedding.weight.register_hook(lambda grad: grad * float("inf"))
+    before = prefix_of(trainer.model).embedding.weight.detach().clone()
+    prefix_of(trainer.model).embedding.weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingError, match="step 1: the gradient norm is"):
         trainer.train()
-    assert torch.equal(trainer.model.prefix_encoder.embedding.weight, before)
+    assert torch.equal(prefix_of(trainer.model).embedding.weight, before)
 
 
 def test_eval_loss_does_not_depend_on_the_batch_size(build):
@@ -147,9 +148,9 @@ def test_eval_loss_does_not_depend_on_the_batch_size(build):
 def test_gradient_accumulation_is_one_large_batch(build):
     def prefix_after(**options):
         trainer = build(some_rows(16), train_sampling_strategy="sequential", max_steps=2, **options)
-        trainer.model.prefix_encoder.dropout.p = 0.0
+        prefix_of(trainer.model).dropout.p = 0.0
         trainer.train()
-        return trainer.model.prefix_encoder.embedding.weight.detach()
+        return prefix_of(trainer.model).embedding.weight.detach()
 
     whole = prefix_after(per_device_train_batch_size=8)
     split = prefix_after(per_device_train_batch_size=2, gradient_accumulation_steps=4)
@@ -160,7 +161,7 @@ def test_checkpointing_on_and_off_train_the_same_prefix(build):
     def prefix_after(**options):
         trainer = build(some_rows(16), **options)
         trainer.train()
-        return trainer.model.prefix_encoder.embedding.weight.detach()
+        return prefix_of(trainer.model).embedding.weight.detach()
 
     assert torch.allclose(prefix_after(), prefix_after(gradient_checkpointing=True), atol=1e-6)
 
@@ -185,7 +186,7 @@ def test_early_stopping_keeps_the_best(build, tmp_path):
     assert trainer.state.global_step < 200
     best = tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}"
     assert trainer.state.best_model_checkpoint == str(best)
-    assert torch.equal(trainer.model.prefix_encoder.embedding.weight, read_prefix(best).tensors["embedding.weight"])
+    assert torch.equal(prefix_of(trainer.model).embedding.weight, read_prefix(best).tensors["embedding.weight"])
     evals = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
     assert trainer.state.best_metric == min(evals)
 

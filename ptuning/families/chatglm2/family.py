@@ -32,6 +32,7 @@ _GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 ha
 class ChatGLM2(Family):
     name = "chatglm2"
     model_type = ChatGLMConfig.model_type
+    template_name = ChatGLM2Template.name
     supported = SUPPORTED
     tokenizer_files = ("tokenizer.model",)
     embedding = "transformer.embedding.word_embeddings.weight"

@@ -1,4 +1,4 @@
-"""A prefix as it was read from a folder, whichever program wrote it, and what turns it into keys for a given base.
+"""A prefix in a folder: what was read, whichever program wrote it, what turns it into keys for a given base, and saving.
 
 Shapes: T = pre_seq_len, L = layers, G = key/value groups, D = head dimension.
 """
@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
+from transformers import PreTrainedConfig
 
-from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.methods.prefix.encoder import PrefixShape, rotate_keys
-from ptuning.checkpoint.description import PrefixDescription
+from ptuning.checkpoint.manifest import Manifest
 from ptuning.errors import CheckpointError
+from ptuning.families import family_of
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
+from ptuning.runs.files import TEMPORARY, publish, sha256_of, temporary_in
 
+TENSOR_FILES = "prefix-*.safetensors"
 OFFICIAL_PREFIX = "transformer.prefix_encoder."
 EMBEDDING = "embedding.weight"
 PROJECTION = ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
@@ -31,7 +34,7 @@ class PrefixCheckpoint:
         folder: where it was read.
         kind: which program's format.
         stored: tensors by short name (`embedding.weight` (T, L·2·G·D), `trans.0.weight`, …), fp32, as in the file.
-        description: None in folders of other programs.
+        manifest: None in folders of other programs.
         shape: the base's numbers as far as the folder tells them; a number it doesn't tell is 0.
         key_position: position by which the stored keys are rotated; 0 = raw, as everywhere but in peft's folders.
 
@@ -42,7 +45,7 @@ class PrefixCheckpoint:
     folder: Path
     kind: Kind
     stored: dict[str, torch.Tensor]
-    description: PrefixDescription | None = None
+    manifest: Manifest | None = None
     shape: PrefixShape | None = None
     key_position: int = 0
 
@@ -72,7 +75,7 @@ class PrefixCheckpoint:
         return self.stored
 
 
-def for_base(checkpoint: PrefixCheckpoint, config: ChatGLMConfig) -> PrefixCheckpoint:
+def for_base(checkpoint: PrefixCheckpoint, config: PreTrainedConfig) -> PrefixCheckpoint:
     """The same prefix with raw keys, checked against the base it is meant for.
 
     Args:
@@ -98,12 +101,56 @@ def materialise(checkpoint: PrefixCheckpoint) -> torch.Tensor:
     return nn.functional.linear(hidden, weight_2, bias_2)
 
 
-def rotate_rows(rows_TW: torch.Tensor, offset: int, config: ChatGLMConfig) -> torch.Tensor:
+def rotate_rows(rows_TW: torch.Tensor, offset: int, config: PreTrainedConfig) -> torch.Tensor:
     """Rotates the keys in (T, L·2·G·D) by `offset` positions with the base's frequencies; values stay."""
     shape = PrefixShape.of(config)
     kv = rows_TW.view(len(rows_TW), shape.num_layers, 2, shape.num_key_value_heads, shape.head_dim)
-    keys = rotate_keys(kv[:, :, 0], offset, GlmRotaryEmbedding(config).inv_freq)
+    keys = family_of(config).rotate_keys(kv[:, :, 0], offset, config)
     return torch.stack((keys, kv[:, :, 1]), dim=2).reshape(rows_TW.shape)
+
+
+def save_prefix(
+    folder: str | Path,
+    tensors_or_encoder: dict[str, torch.Tensor] | PrefixEncoder,
+    manifest: Manifest,
+) -> Path:
+    """Saves into `folder`, which may hold other files and an older prefix.
+
+    The tensors (official names, fp32) go to `prefix-<start of their sha256>.safetensors`, so a new prefix never touches the
+    old one's file. Then `ptuning_config.json`, which names that file and its whole sha256, is replaced in one step: that is
+    the moment the new checkpoint becomes valid. Then older prefix files are deleted. A pair of old and new is impossible;
+    the worst a kill leaves is a file that nothing refers to, which the next save into the folder deletes.
+
+    Args:
+        tensors_or_encoder: by short name (`embedding.weight`, `trans.0.weight`, …), or the encoder itself (its parameters
+            must be whole: under ZeRO-3 inside GatheredParameters).
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the tensors contradict the manifest, or the folder can't be written.
+    """
+    folder = Path(folder)
+    tensors = tensors_or_encoder.state_dict() if isinstance(tensors_or_encoder, PrefixEncoder) else tensors_or_encoder
+    _check_agreement(tensors, manifest, folder)
+    named = {OFFICIAL_PREFIX + k: t.detach().to("cpu", torch.float32).contiguous() for k, t in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = temporary_in(folder)
+        save_file(named, written, metadata={"format": "pt"})
+        sha256 = sha256_of(written)
+        target = folder / TENSOR_FILES.replace("*", sha256[:8])
+        publish(written, target)
+        replace(manifest, file=target.name, sha256=sha256).write(folder)
+        for old in [*folder.glob(TENSOR_FILES), *folder.glob(TEMPORARY)]:
+            if old != target:
+                old.unlink(missing_ok=True)
+    except OSError as cause:
+        raise CheckpointError(
+            f"{folder}: the prefix can't be written ({cause}). What was saved there before is intact."
+        ) from cause
+    return folder
 
 
 def _check(stored: dict[str, torch.Tensor], folder: Path) -> None:
@@ -157,4 +204,17 @@ def _check_shape(checkpoint: PrefixCheckpoint, base: PrefixShape) -> None:
 
 
 def _named(checkpoint: PrefixCheckpoint) -> str:
-    return f", {checkpoint.description.base.name_or_path}" if checkpoint.description else ""
+    return f", {checkpoint.manifest.base.name_or_path}" if checkpoint.manifest else ""
+
+
+def _check_agreement(tensors: dict[str, torch.Tensor], manifest: Manifest, folder: Path) -> None:
+    checkpoint = PrefixCheckpoint(folder, "ptuning", tensors)  # refuses what is not a finite prefix
+    found = (*tensors[EMBEDDING].shape, checkpoint.prefix_projection)
+    base, settings = manifest.base, manifest.settings
+    width = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden).width
+    expected = (settings.get("pre_seq_len"), width, settings.get("prefix_projection"))
+    if found != expected:
+        raise CheckpointError(
+            f"{folder}: tensors and manifest disagree: (pre_seq_len, width, prefix_projection) is {found} in the tensors, "
+            f"{expected} in the manifest."
+        )

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 
-from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.methods.prefix.encoder import PrefixShape
-from ptuning.checkpoint.prefix import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
-from ptuning.checkpoint.save import write_atomically
 from ptuning.errors import CheckpointError
+from ptuning.families import family_of
+from ptuning.methods.prefix.checkpoint import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
+from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.runs.files import write_atomically
 
 
-def export_official(checkpoint: PrefixCheckpoint, base_config: ChatGLMConfig, folder: str | Path) -> Path:
+def export_official(checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig, folder: str | Path) -> Path:
     """What the official trainer writes, for the official evaluation and demo code.
 
     `pytorch_model.bin` with the official names in fp32, and the base's config.json with `pre_seq_len` and
@@ -27,7 +28,7 @@ def export_official(checkpoint: PrefixCheckpoint, base_config: ChatGLMConfig, fo
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
     """
     raw, folder = for_base(checkpoint, base_config), _new_folder(folder)
-    config = base_config.to_diff_dict()
+    config = family_of(base_config).config_values(base_config)
     config |= {"pre_seq_len": raw.pre_seq_len, "prefix_projection": raw.prefix_projection}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     state = {OFFICIAL_PREFIX + name: tensor.contiguous() for name, tensor in raw.tensors.items()}
@@ -37,7 +38,7 @@ def export_official(checkpoint: PrefixCheckpoint, base_config: ChatGLMConfig, fo
 
 
 def export_peft(
-    checkpoint: PrefixCheckpoint, base_config: ChatGLMConfig, folder: str | Path, base_name: str | None = None
+    checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig, folder: str | Path, base_name: str | None = None
 ) -> Path:
     """A folder for `PeftModel.from_pretrained(base, folder)` that computes the same as the attached prefix.
 
@@ -48,7 +49,7 @@ def export_peft(
     Args:
         base_config: of the base the prefix belongs to.
         folder: new or empty.
-        base_name: written as `base_model_name_or_path`; default: the name in the checkpoint's description.
+        base_name: written as `base_model_name_or_path`; default: the name in the checkpoint's manifest.
 
     Raises:
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
@@ -57,8 +58,8 @@ def export_peft(
 
     raw, folder, shape = for_base(checkpoint, base_config), _new_folder(folder), PrefixShape.of(base_config)
     rows = rotate_rows(materialise(raw), raw.pre_seq_len, base_config).contiguous()
-    if base_name is None and raw.description is not None:
-        base_name = raw.description.base.name_or_path
+    if base_name is None and raw.manifest is not None:
+        base_name = raw.manifest.base.name_or_path
     # peft's words for the cache's shape: `heads` are key/value groups, `token_dim` is what they have together.
     config = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,

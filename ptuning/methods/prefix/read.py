@@ -1,4 +1,4 @@
-"""Reads a prefix from a folder of ours, of the official trainer or of peft."""
+"""Reads a prefix from a folder of ours, of the official trainer or of peft, and says what a folder without one is."""
 
 import json
 import re
@@ -7,14 +7,22 @@ from typing import Any
 
 import torch
 
-from ptuning.methods.prefix.encoder import PrefixShape
-from ptuning.checkpoint import description as own
-from ptuning.checkpoint.diagnose import EXPECTED, what_it_is
-from ptuning.checkpoint.prefix import EMBEDDING, PrefixCheckpoint
-from ptuning.checkpoint.save import file_sha256
+from ptuning.checkpoint.manifest import FILE, read_manifest
 from ptuning.checkpoint.tensors import TensorFiles, require_whole
 from ptuning.errors import CheckpointError
+from ptuning.methods.prefix.checkpoint import EMBEDDING, PrefixCheckpoint
+from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.runs.files import sha256_of
 
+PREFIX = "prefix"  # of --method, and in manifests
+
+EXPECTED = (
+    "a folder with ptuning_config.json (this package), pytorch_model.bin holding transformer.prefix_encoder.* (official "
+    "trainer) or adapter_config.json of type PREFIX_TUNING (peft)"
+)
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")
 # Wherever the prefix sits in the saved model, e.g. `transformer.prefix_encoder.embedding.weight`.
 _PREFIX_NAME = re.compile(r"(?:^|\.)prefix_encoder\.(.+)$")
 _PEFT_CONFIG = "adapter_config.json"
@@ -32,7 +40,7 @@ def read_prefix(folder: str | Path) -> PrefixCheckpoint:
         CheckpointError: nothing of that, or damaged; the message says what the folder looks like.
     """
     folder = Path(folder).expanduser()
-    if (folder / own.FILE).is_file():
+    if (folder / FILE).is_file():
         return _read_own(folder)
     if (folder / _PEFT_CONFIG).is_file():
         return _read_peft(folder)
@@ -40,28 +48,33 @@ def read_prefix(folder: str | Path) -> PrefixCheckpoint:
     if tensors is not None and any(_PREFIX_NAME.search(name) for name in tensors.files):
         stored = _prefix_tensors(tensors)
         return PrefixCheckpoint(folder, "official", stored, shape=_official_shape(folder / "config.json"))
-    raise CheckpointError(f"{folder}: {what_it_is(folder, tensors)} Expected {EXPECTED}.")
+    raise CheckpointError(f"{folder}: {_what_it_is(folder, tensors)} Expected {EXPECTED}.")
 
 
 def _read_own(folder: Path) -> PrefixCheckpoint:
-    path = folder / own.FILE
-    description = own.PrefixDescription.from_json(path.read_text(encoding="utf-8"), path)
-    if not description.file or Path(description.file).name != description.file:
-        raise CheckpointError(f"{path}: file is {description.file!r}, expected the name of a file in the same folder.")
-    file = folder / description.file
+    path = folder / FILE
+    manifest = read_manifest(folder)
+    if manifest.method != PREFIX:
+        raise CheckpointError(f"{path}: method is {manifest.method!r}, so it is not a prefix. Expected {EXPECTED}.")
+    if not manifest.file or Path(manifest.file).name != manifest.file:
+        raise CheckpointError(f"{path}: file is {manifest.file!r}, expected the name of a file in the same folder.")
+    file = folder / manifest.file
     require_whole(file, CheckpointError)
-    sha256 = file_sha256(file)
-    if sha256 != description.sha256:
+    sha256 = sha256_of(file)
+    if sha256 != manifest.sha256:
         raise CheckpointError(
-            f"{file}: damaged, its sha256 is {sha256[:16]}… and {own.FILE} says {description.sha256[:16]}…; copy the folder "
+            f"{file}: damaged, its sha256 is {sha256[:16]}… and {FILE} says {manifest.sha256[:16]}…; copy the folder "
             "again."
         )
     stored = _prefix_tensors(TensorFiles.of_file(file, CheckpointError))
-    checkpoint = PrefixCheckpoint(folder, "ptuning", stored, description, description.base.shape)
+    base = manifest.base
+    shape = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden)
+    checkpoint = PrefixCheckpoint(folder, "ptuning", stored, manifest, shape)
     found = (checkpoint.pre_seq_len, checkpoint.prefix_projection)
-    if found != (description.pre_seq_len, description.prefix_projection):
+    said = tuple(manifest.settings.get(name) for name in ("pre_seq_len", "prefix_projection"))
+    if found != said:
         raise CheckpointError(
-            f"{path}: (pre_seq_len, prefix_projection) is {(description.pre_seq_len, description.prefix_projection)} and the "
+            f"{path}: (pre_seq_len, prefix_projection) is {said} and the "
             f"tensors say {found}; one of the two files was changed."
         )
     return checkpoint
@@ -116,3 +129,41 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected an object.")
     return values
+
+
+def _what_it_is(folder: Path, tensors: TensorFiles | None) -> str:
+    """One or two sentences on a folder in which no prefix was found.
+
+    Args:
+        tensors: the weights in it, if any.
+    """
+    if folder.is_file():
+        return f"is a file; give the folder it lies in, {folder.parent}."
+    if not folder.is_dir():
+        return f"no such folder (looked for {folder.absolute()})."
+    newest = _newest_checkpoint(folder)
+    if newest is not None and tensors is None:
+        return f"is the folder of a run, without a prefix of its own; its newest checkpoint is {newest}: give that one."
+    if any(folder.glob("prefix-*.safetensors")):
+        return "looks like a save that was interrupted before ptuning_config.json was written; save again."
+    if tensors is not None:
+        layers = {name for name in tensors.files if ".layers." in name}
+        if layers and any("lora_" in name for name in tensors.files):
+            return "looks like a LoRA adapter, which is not a prefix."
+        if layers:
+            return (
+                "looks like a base model or a checkpoint with all weights tuned: it has no prefix. Give it as "
+                "model_name_or_path."
+            )
+        return f"has weights, but none of a prefix (found {', '.join(sorted(tensors.files)[:3]) or 'no tensor'})."
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return "is an empty folder."
+    return f"has no weights (found {', '.join(names[:5])})."
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    steps = [
+        (int(m.group(1)), path) for path in folder.iterdir() if path.is_dir() and (m := _STEP.fullmatch(path.name))
+    ]
+    return max(steps)[1] if steps else None
