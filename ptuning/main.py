@@ -15,15 +15,14 @@ from transformers import set_seed
 from ptuning import distributed
 from ptuning.checkpoint import FullDescription, PrefixDescription, describe_full, describe_prefix, read_prefix
 from ptuning.config import Config, parse
-from ptuning.data.encode import IGNORE, Encoder, Lengths
-from ptuning.data.formats import Layout
-from ptuning.data.load import Split, read_split
-from ptuning.data.mix import mixed
-from ptuning.data.summary import split_summary
+from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.encoded import encode_split
+from ptuning.data.guess import FormatOptions
+from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import PTuningError
 from ptuning.evaluation.best import settle_best, write_best
 from ptuning.evaluation.run import Evaluation
-from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
+from ptuning.loading import attach_checkpoint, load_base, load_template, load_tokenizer
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from ptuning.report import write_report
 from ptuning.training.combinations import check_combinations
@@ -63,17 +62,17 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 
     tokenizer = load_tokenizer(config.model.model_name_or_path)
-    train_encoder, eval_encoder = encoders(config, tokenizer)
+    train_encoder, eval_encoder = encoders(config, load_template(config.model.model_name_or_path))
     rows, summaries = {}, {}
     for name, split in splits.items():
-        rows[name], report = (train_encoder if name == "train" else eval_encoder).training_rows(split.records)
-        summaries[name] = split_summary(split, rows[name], report)
-        say(f"{name}: {report}")
+        encoder = train_encoder if name == "train" else eval_encoder
+        encoded = encode_split(split, encoder, config.data.preprocessing_num_workers, config.data.overwrite_cache)
+        rows[name], summaries[name] = encoded.rows, encoded.summary
+        say(f"{name}: {encoded.report}")
 
     if config.training.do_train:
-        longest = max(len(row.input_ids) for row in rows["train"])
-        labels = max(sum(label != IGNORE for label in row.labels) for row in rows["train"])
-        estimate = estimate_run(config, longest=(longest, labels))
+        longest = int(rows["train"].lengths.max()), int(rows["train"].label_counts.max())
+        estimate = estimate_run(config, longest=longest)
         say(estimate)
         estimate.require_fit()
     with recorded(config, data, summaries, resume_from):
@@ -157,7 +156,7 @@ def options_of_checkpoint(checkpoint: str) -> list[str]:
 def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
-    layout = Layout(data.data_format, data.prompt_column, data.response_column, data.history_column)
+    options = FormatOptions(data.data_format, data.prompt_column, data.response_column, data.history_column)
     wanted = {}
     if training.do_train:
         wanted["train"] = (data.train_file, data.max_train_samples)
@@ -166,21 +165,24 @@ def read_data(config: Config) -> dict[str, Split]:
     if training.do_predict:
         wanted["test"] = (data.prediction_file, data.max_predict_samples)
     splits = {
-        name: read_split(name, file, layout, limit, data.skip_invalid_rows) for name, (file, limit) in wanted.items()
+        name: load_split(name, file, options, limit, data.skip_invalid_rows, data.overwrite_cache)
+        for name, (file, limit) in wanted.items()
     }
     if "train" in splits:
-        splits["train"] = mixed(splits["train"], data.mix or (), training.seed, layout, data.skip_invalid_rows)
+        splits["train"] = mixed(
+            splits["train"], data.mix or (), training.seed, options, data.skip_invalid_rows, data.overwrite_cache
+        )
     return splits
 
 
-def encoders(config: Config, tokenizer) -> tuple[Encoder, Encoder]:
+def encoders(config: Config, template) -> tuple[Encoder, Encoder]:
     """One for training rows, one for evaluation, which may have its own answer length."""
     data = config.data
     training = Lengths(data.max_source_length, data.max_target_length)
     evaluation = Lengths(data.max_source_length, data.eval_target_length)
     return (
-        Encoder(tokenizer, training, data.source_prefix, data.loss_on),
-        Encoder(tokenizer, evaluation, data.source_prefix, data.loss_on),
+        Encoder(template, training, data.source_prefix, data.loss_on),
+        Encoder(template, evaluation, data.source_prefix, data.loss_on),
     )
 
 

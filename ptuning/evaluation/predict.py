@@ -82,7 +82,7 @@ def predict(
     lines = sorted([*done.values(), *gather_object(mine)], key=lambda line: line["index"])
     if losses:
         # The answer's loss, also where training counts those in the history.
-        references, _ = Encoder(tokenizer, lengths, prefix).training_rows(records)
+        references, _ = Encoder(encoder.template, lengths, prefix).training_rows(records)
         found = shared_losses(model, references, tokenizer.pad_token_id)
         for line in lines:
             loss, line["loss_tokens"] = found[line["index"]]

@@ -184,7 +184,7 @@ class Evaluation:
             found = shared_answers(self.model, self.tokenizer, rows, options, self.say)
             return [(answer.text, answer.finished) for answer in found]
 
-        encoder = Encoder(self.tokenizer, self.encoder.lengths)
+        encoder = Encoder(self.encoder.template, self.encoder.lengths)
         return Prober(
             read_probe(),
             encoder,

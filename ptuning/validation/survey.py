@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ptuning.data.encode import Encoder
 from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
-from ptuning.data.record import Record
+from ptuning.data.formats import Record
 from ptuning.data.records import iterate_records
 from ptuning.errors import DataError
 from ptuning.validation.lint import TRAINED_LENGTH, RowKeys, lint

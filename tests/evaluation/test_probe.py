@@ -23,6 +23,7 @@ from ptuning.evaluation.probe import (
     read_probe,
 )
 from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
 from tests.conftest import REPO
 
@@ -81,7 +82,7 @@ def base_model():
 
 @pytest.fixture(scope="module")
 def encoder(base_model):
-    return Encoder(base_model[1], Lengths(64, 32))
+    return Encoder(ChatGLM2Template(base_model[1]), Lengths(64, 32))
 
 
 def test_an_answer_that_was_cut_has_no_end_token(encoder):

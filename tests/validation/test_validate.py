@@ -10,7 +10,7 @@ import pytest
 from ptuning.config import DataArguments
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.validation.command import validate_command
-from ptuning.validation.histogram import Histogram
+from ptuning.validation.survey import Histogram
 
 MODEL = Path(__file__).parents[2] / "models" / "chatglm2-tiny"
 GOOD = {"content": "类型#上衣", "summary": "一件上衣。"}
