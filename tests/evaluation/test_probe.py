@@ -88,9 +88,9 @@ def encoder(base_model):
 def test_an_answer_that_was_cut_has_no_end_token(encoder):
     answers = ["白色。", "白色的衣", ""]
     rows = probe_rows(encoder, QUESTIONS[:3], answers, [True, False, True])
-    eos = encoder.tokenizer.eos_token_id
+    eos = encoder.template.tokenizer.eos_token_id
     labels = [[label for label in row.labels if label != IGNORE] for row in rows]
-    texts = encoder.tokenizer.encode_text(answers)
+    texts = encoder.template.tokenizer.encode_text(answers)
     assert labels == [[*texts[0], eos], texts[1], [eos]]
     assert all(len(row.labels) == len(row.input_ids) for row in rows)
     assert rows[0].source == "probe.jsonl:1"
@@ -156,7 +156,7 @@ def prober(model, encoder, answers):
         QUESTIONS,
         encoder,
         answer=lambda records: answers[: len(records)],
-        losses=lambda rows: answer_losses(model, rows, encoder.tokenizer.pad_token_id, 256),
+        losses=lambda rows: answer_losses(model, rows, encoder.template.tokenizer.pad_token_id, 256),
     )
 
 
@@ -174,7 +174,7 @@ def test_before_and_after(model, encoder, tmp_path):
     prefix = detach_prefix(model)
     base = probe_base(prober(model, encoder, said))
     assert [line["base_tokens"] for line in base] == [
-        len(encoder.tokenizer.encode_text(text)) + ended for text, ended in said
+        len(encoder.template.tokenizer.encode_text(text)) + ended for text, ended in said
     ]
     assert base[1] == {
         "index": 1,
