@@ -50,7 +50,10 @@ class PadRight:
         longest = self.length or max(len(item["input_ids"]) for item in items)
 
         def pad(key: str, fill: int) -> torch.Tensor:
-            return torch.tensor([item[key] + [fill] * (longest - len(item[key])) for item in items])
+            padded = np.full((len(items), longest), fill, dtype=np.int64)
+            for line, item in zip(padded, items, strict=True):
+                line[: len(item[key])] = item[key]
+            return torch.from_numpy(padded)
 
         return {
             "input_ids": pad("input_ids", self.pad_token_id),

@@ -128,6 +128,7 @@ class Encoder:
 
     def __init__(self, template: Template, lengths: Lengths, source_prefix: str = "", loss_on: str = "last"):
         self.template, self.lengths, self.source_prefix, self.loss_on = template, lengths, source_prefix, loss_on
+        self._end_id = template.end_id  # asked of transformers once: that takes longer than encoding a short text
         (empty,) = template.encode([template.render(Dialogue("", source_prefix=source_prefix))])
         shortest = len(empty.ids)
         if lengths.max_source_length < shortest:
@@ -175,7 +176,7 @@ class Encoder:
         longest_text = (limit + 100) * self.template.longest_token
         texts = [record.response[:longest_text] for record in records]
         for ids in self.template.encode_text(texts):
-            yield (ids[:limit], True) if len(ids) > limit else ([*ids, self.template.end_id], False)
+            yield (ids[:limit], True) if len(ids) > limit else ([*ids, self._end_id], False)
 
     def _labels(self, prompt: Fitted) -> list[int]:
         if self.loss_on == "last":

@@ -38,7 +38,7 @@ _BINS = 30
 
 
 class EncodedRows(Sequence[EncodedRow]):
-    """Rows that are read from disk when they are used.
+    """Rows that are read from disk when they are used; what was cut stands in the split's report, not in them.
 
     Args:
         dataset: as `encode_split` makes it.
@@ -47,11 +47,11 @@ class EncodedRows(Sequence[EncodedRow]):
     """
 
     def __init__(self, dataset: Dataset, part: str = "row"):
-        self._dataset, self._part = dataset.with_format("arrow"), part
-        self.lengths = _column(dataset, "prompt_length" if part == "prompt" else "length")
-        self.label_counts = _column(dataset, "label_count")
-        if part != "row":
-            self.label_counts = self.lengths - _column(dataset, "prompt_length")
+        self._dataset = dataset.select_columns(["input_ids", "labels", "source", "prompt_length"]).with_format("arrow")
+        self.dataset, self._part = dataset, part
+        prompts, whole = _column(dataset, "prompt_length"), _column(dataset, "length")
+        self.lengths = prompts if part == "prompt" else whole  # (rows,), tokens
+        self.label_counts = _column(dataset, "label_count") if part == "row" else self.lengths - prompts  # (rows,)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -66,12 +66,11 @@ class EncodedRows(Sequence[EncodedRow]):
             ids, labels = ids[:prompt], []
         elif self._part == "answer":
             labels = [IGNORE] * prompt + ids[prompt:]
-        changes = Changes(*(values[field.name][0].as_py() for field in fields(Changes)))
-        return EncodedRow(ids, labels, values["source"][0].as_py(), prompt, changes)
+        return EncodedRow(ids, labels, values["source"][0].as_py(), prompt)
 
     def as_part(self, part: str) -> EncodedRows:
         """The same rows for another use, see `part`."""
-        return EncodedRows(self._dataset, part)
+        return EncodedRows(self.dataset, part)
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _encode(batch: dict[str, list], encoder: Encoder) -> dict[str, list]:
         "source": [row.source for row in rows],
         "prompt_length": [row.prompt_length for row in rows],
         "length": [len(row.input_ids) for row in rows],
-        "label_count": [sum(label != IGNORE for label in row.labels) for row in rows],
+        "label_count": [len(row.labels) - row.labels.count(IGNORE) for row in rows],
         "turns": [len(record.history) + 1 for record in records],
         **{field.name: [int(getattr(row.changes, field.name)) for row in rows] for field in fields(Changes)},
     }

@@ -1,4 +1,4 @@
-"""A dialogue that is too long loses its oldest turns first, by the same rules everywhere and without encoding it again and again."""
+"""A dialogue that is too long loses its oldest turns first, by the same rules everywhere, and isn't encoded again and again."""
 
 import random
 import time
@@ -10,7 +10,26 @@ from ptuning.data.fit import CUT, FitPolicy, PromptTooLong, fit, fit_all
 from ptuning.families import Dialogue, Encoded
 from ptuning.families.chatglm2.template import ChatGLM2Template
 
-WORDS = ["衣服", "你", "好", "，", "：", " ", "  ", "\n", "abc", "Z", "7", "😀", "𠮷", "é", "答：", "[Round 1]", "sop", "▁"]
+WORDS = [
+    "衣服",
+    "你",
+    "好",
+    "，",
+    "：",
+    " ",
+    "  ",
+    "\n",
+    "abc",
+    "Z",
+    "7",
+    "😀",
+    "𠮷",
+    "é",
+    "答：",
+    "[Round 1]",
+    "sop",
+    "▁",
+]
 
 
 class Counting(ChatGLM2Template):

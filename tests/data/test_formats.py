@@ -243,6 +243,31 @@ def test_a_guessed_history_may_begin_after_the_first_rows(tmp_path):
     assert str(split).endswith("(columns prompt 'prompt', response 'response', guessed)")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_one_bad_history_is_named_and_the_others_are_kept(tmp_path, name):
+    rows = [{"prompt": "a", "response": "b", "history": HISTORY} for _ in range(50)]
+    rows[20]["history"] = "古代"
+    path = write(tmp_path, *rows)
+    if name == "a.csv":
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["prompt", "response", "history"]])
+            csv.writer(file).writerows(
+                [row["prompt"], row["response"], h if isinstance(h := row["history"], str) else json.dumps(h)]
+                for row in rows
+            )
+    line = 22 if name == "a.csv" else 21
+    assert f"\n  {path}:{line}: history: " in refusal(path)
+    records, problems = read_records(path, FormatOptions(), skip_invalid=True)
+    assert len(records) == 49 and len(problems) == 1
+    assert all(record.history == tuple(map(tuple, HISTORY)) for record in records)
+
+
+def test_a_format_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"^--data_format is 'sharegp', use one of auto, columns, .*mean sharegpt\?$"):
+        FormatOptions("sharegp")
+
+
 def test_columns_that_cannot_be_guessed_are_listed_with_the_flags(tmp_path):
     path = write(tmp_path, {"frage": "a", "antwort": "b"})
     assert refusal(path) == (

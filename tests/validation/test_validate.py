@@ -56,6 +56,18 @@ def test_a_clean_file(tmp_path, validate):
     assert len(lines) == 6
 
 
+def test_one_malformed_history_fails(tmp_path, validate):
+    rows = [{**row, "history": [["早", "早！"]]} for row in numbered(50)]
+    rows[20]["history"] = {"早": "早！"}
+    file = write(tmp_path / "train.jsonl", rows)
+    status, out = validate(file)
+    assert status == 1
+    assert out.startswith(
+        f"{file}:21: history: is an object with the keys '早', not a list of [question, answer] pairs"
+    )
+    assert "turns: 2 in 49 rows" in out
+
+
 def test_each_problem_is_a_line_and_the_status_is_1(tmp_path, validate):
     file = write(tmp_path / "train.jsonl", [GOOD, {**GOOD, "summary": ""}, "{broken", "[1]", {"content": "a"}])
     status, out = validate(file)
