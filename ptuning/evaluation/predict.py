@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ptuning.data.encode import Encoder
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
 from ptuning.distributed import anywhere
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
 from ptuning.evaluation.metrics import row_scores
@@ -86,7 +86,7 @@ def predict(
     lines = sorted([*done.values(), *gather_object(mine)], key=lambda line: line["index"])
     if losses:
         # The answer's loss, also where training counts those in the history.
-        references, _ = Encoder(tokenizer, lengths, prefix).training_rows(records)
+        references, _ = Encoder(encoder.template, lengths, prefix).training_rows(records)
         found = shared_losses(model, references, tokenizer.pad_token_id)
         for line in lines:
             loss, line["loss_tokens"] = found[line["index"]]

@@ -16,8 +16,8 @@ import numpy as np
 
 import ptuning
 from ptuning.data.encode import EncodedRow, Encoder
+from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
-from ptuning.data.records import Record
 from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.bootstrap import percentile_interval, ratio, resampled_sums
@@ -79,7 +79,7 @@ def probe_rows(
         finished: whether the base ended the answer by itself.
     """
     rows, _ = encoder.training_rows(probe_records(questions, answers))
-    eos = encoder.tokenizer.eos_token_id
+    eos = encoder.template.end_id
     return [
         replace(row, input_ids=row.input_ids[:-1], labels=row.labels[:-1])
         if not ended and row.labels[-1] == eos

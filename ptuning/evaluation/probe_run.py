@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.data.encode import EncodedRow, Encoder
+from ptuning.data.formats import Record
 from ptuning.data.problems import Problem
-from ptuning.data.records import Record
+from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.probe import (
     ProbeQuestion,

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.compare import require_same_rows
 from ptuning.evaluation.generate import GenerationOptions
@@ -25,8 +25,8 @@ from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_encoder, detach_prefix, prefix_of
 
-METRICS_FILE = "metrics.json"
-VALIDATION = "predictions_validation.jsonl"
+
+
 from ptuning.runs import RunFolder
 from ptuning.runs.files import read_json
 from ptuning.runs.folder import BASE, METRICS, PROBE, PROBE_BASE, TUNED, VALIDATION
@@ -185,7 +185,7 @@ class Evaluation:
             found = shared_answers(self.model, self.tokenizer, rows, options, self.say)
             return [(answer.text, answer.finished) for answer in found]
 
-        encoder = Encoder(self.tokenizer, self.encoder.lengths)
+        encoder = Encoder(self.encoder.template, self.encoder.lengths)
         return Prober(
             read_probe(),
             encoder,

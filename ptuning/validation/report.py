@@ -7,10 +7,8 @@ from typing import Any
 
 from ptuning.data.encode import Lengths
 from ptuning.data.problems import Problem
-from ptuning.validation.histogram import Histogram
-from ptuning.validation.keys import Overlap, overlap
-from ptuning.validation.oddities import MEANING
-from ptuning.validation.survey import FileSurvey
+from ptuning.validation.lint import MEANING, Overlap, overlap
+from ptuning.validation.survey import FileSurvey, Histogram
 
 _SHOWN = 5  # lines named in one sentence
 

@@ -6,6 +6,7 @@ import torch
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions, generate_answers
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import MODEL, ROOT
@@ -21,7 +22,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def records():
-    from ptuning.data.columns import Columns
+    from ptuning.data.formats import Columns
 
     columns = Columns("content", "summary")
     return read_records(ROOT / "data" / "advertise" / "dev.json", columns, max_samples=9)[0]
@@ -29,7 +30,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def rows(loaded, records):
-    return Encoder(loaded[1], Lengths(64, 24)).prompt_rows(records)[0]
+    return Encoder(ChatGLM2Template(loaded[1]), Lengths(64, 24)).prompt_rows(records)[0]
 
 
 def texts(loaded, rows, said=print, **options) -> list[str]:

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from ptuning.data.columns import Columns
 from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
 from ptuning.evaluation.generate import GenerationOptions
 from ptuning.evaluation.predict import predict, table
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.generation import Engine
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
@@ -26,7 +27,7 @@ def parts_of_a_run():
     torch.manual_seed(0)
     attach_prefix(model, 16)
     records = read_records(ROOT / "data" / "advertise" / "dev.json", Columns("content", "summary"), max_samples=8)[0]
-    return model, tokenizer, records, Encoder(tokenizer, Lengths(64, 16))
+    return model, tokenizer, records, Encoder(ChatGLM2Template(tokenizer), Lengths(64, 16))
 
 
 @pytest.fixture(scope="module")

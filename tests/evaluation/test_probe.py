@@ -21,6 +21,7 @@ from ptuning.evaluation.probe import (
     read_probe,
 )
 from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
 from ptuning.runs.folder import PROBE_BASE
 from ptuning.runs.lines import write_lines
@@ -81,15 +82,15 @@ def base_model():
 
 @pytest.fixture(scope="module")
 def encoder(base_model):
-    return Encoder(base_model[1], Lengths(64, 32))
+    return Encoder(ChatGLM2Template(base_model[1]), Lengths(64, 32))
 
 
 def test_an_answer_that_was_cut_has_no_end_token(encoder):
     answers = ["白色。", "白色的衣", ""]
     rows = probe_rows(encoder, QUESTIONS[:3], answers, [True, False, True])
-    eos = encoder.tokenizer.eos_token_id
+    eos = encoder.template.tokenizer.eos_token_id
     labels = [[label for label in row.labels if label != IGNORE] for row in rows]
-    texts = encoder.tokenizer.encode_text(answers)
+    texts = encoder.template.tokenizer.encode_text(answers)
     assert labels == [[*texts[0], eos], texts[1], [eos]]
     assert all(len(row.labels) == len(row.input_ids) for row in rows)
     assert rows[0].source == "probe.jsonl:1"
@@ -155,7 +156,7 @@ def prober(model, encoder, answers):
         QUESTIONS,
         encoder,
         answer=lambda records: answers[: len(records)],
-        losses=lambda rows: answer_losses(model, rows, encoder.tokenizer.pad_token_id, 256),
+        losses=lambda rows: answer_losses(model, rows, encoder.template.tokenizer.pad_token_id, 256),
     )
 
 
@@ -173,7 +174,7 @@ def test_before_and_after(model, encoder, tmp_path):
     prefix = detach_prefix(model)
     base = probe_base(prober(model, encoder, said))
     assert [line["base_tokens"] for line in base] == [
-        len(encoder.tokenizer.encode_text(text)) + ended for text, ended in said
+        len(encoder.template.tokenizer.encode_text(text)) + ended for text, ended in said
     ]
     assert base[1] == {
         "index": 1,

@@ -1,13 +1,14 @@
 """What a run's evaluation refuses, and what it says in the end. What it does: tests/end_to_end/test_evaluation.py."""
 
 import pytest
-
 from ptuning.checkpoint.full import FullDescription
+
 from ptuning.config import parse
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.errors import ConfigError
 from ptuning.evaluation import run
 from ptuning.evaluation.run import Evaluation
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.loading import load_model
 from tests.end_to_end.conftest import MODEL
 
@@ -27,7 +28,9 @@ def evaluation(loaded, tmp_path, *flags) -> Evaluation:
         "--output_dir",
         str(tmp_path),
     ]
-    return Evaluation(parse([*command, *flags])[0], *loaded, Encoder(loaded[1], Lengths(64, 16)), print)
+    return Evaluation(
+        parse([*command, *flags])[0], *loaded, Encoder(ChatGLM2Template(loaded[1]), Lengths(64, 16)), print
+    )
 
 
 @pytest.mark.parametrize("flag", ["--baseline", "--probe"])
