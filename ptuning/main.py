@@ -21,7 +21,7 @@ from ptuning.data.load import Split, read_split
 from ptuning.data.mix import mixed
 from ptuning.data.summary import split_summary
 from ptuning.errors import PTuningError
-from ptuning.evaluation.best import settle_best, write_best
+from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation
 from ptuning.loading import attach_checkpoint, load_base, load_tokenizer
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
@@ -58,7 +58,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     for split in splits.values():
         say(split)
     check_combinations(config)
-    must_score = config.training.do_train and settle_best(config)
+    must_score = config.training.do_train and resolve_best_metric(config.training)
     data = {name: split.sha256 for name, split in splits.items()}
     resume_from = checkpoint_to_resume(config, data) if config.training.do_train else None
 

@@ -7,7 +7,7 @@ a request that is served with it brings along. No other module asks which method
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,11 @@ class Method(ABC):
     def served(cls, model: PreTrainedModel, name: str) -> Any:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """What is attached, in numbers; nothing where the model itself is tuned."""
+        return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 

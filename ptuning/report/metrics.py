@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-from ptuning.evaluation.summary import FIGURES
+from ptuning.evaluation.metrics import METRICS
 
 QUALITY = ("bleu-4", "rouge-1", "rouge-2", "rouge-l", "corpus_bleu", "chrf", "exact_match", "token_f1")
 # What evaluation logs besides scores.
 BOOKKEEPING = ("rows", "seconds", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
-_NAMES = {name: figure.label for name, figure in FIGURES.items()} | {
+_NAMES = {name: figure.label for name, figure in METRICS.items()} | {
     "tokens": "tokens an answer",
     "rows": "rows",
     "seconds": "seconds",
@@ -30,14 +30,14 @@ def better(key: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither."""
     if key in _LOGGED_LOWER:
         return -1
-    figure = FIGURES.get(key.removeprefix("eval_"))
+    figure = METRICS.get(key.removeprefix("eval_"))
     return _DIRECTIONS.get(figure.better, 0) if figure else 0
 
 
 def decimals(key: str) -> int | None:
     """How many decimals a column of it is shown with; None: as many as the figure needs."""
     short = key.removeprefix("eval_")
-    return 2 if short in FIGURES and not short.startswith("answer_") else None
+    return 2 if short in METRICS and not short.startswith("answer_") else None
 
 
 def in_order(keys: Iterable[str]) -> list[str]:

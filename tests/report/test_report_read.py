@@ -61,7 +61,7 @@ def test_an_evaluation_that_was_cut_off(tmp_path, tmp_path_factory):
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     (tmp_path / "predictions.jsonl").unlink()
     for process in (0, 1):
-        head = {"key": "0123456789abcdef"}  # evaluation.parts writes it
+        head = {"key": "0123456789abcdef"}  # evaluation writes it
         write_lines(tmp_path / f"predictions.part{process}.jsonl", [head, *lines[process:10:2]])
     found = read_predictions(tmp_path)
     assert found.partial and found.rows["tuned"] == 10 and found.bad == 0

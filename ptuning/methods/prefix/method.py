@@ -1,5 +1,6 @@
 """P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ class PrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
         return Prefix.of(name, prefix_of(model), model.dtype)
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        return prefix_of(model).parameters()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
