@@ -23,8 +23,8 @@ from ptuning.data.encoded import EncodedSplit, encode_split
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import PTuningError
-from ptuning.evaluation.best import settle_best, write_best
-from ptuning.evaluation.run import Evaluation
+from ptuning.evaluation.best import resolve_best_metric, write_best
+from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
 from ptuning.methods import Method, attach_checkpoint, method_class, method_of, read_checkpoint
@@ -65,7 +65,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         say(f"note: {note}")
     method = method_of(config.model, training.do_train)
     check_combinations(config, method)
-    must_score = training.do_train and settle_best(config)
+    must_score = training.do_train and resolve_best_metric(training)
     folder = RunFolder(training.output_dir)
     with lock(folder, say) if training.should_save else contextlib.nullcontext():
         if training.do_train:
@@ -106,16 +106,17 @@ def train_and_evaluate(
     """From the model to the scores. Returns what metrics.json holds."""
     training = config.training
     model = build_model(config, method, say)
-    evaluation = Evaluation(config, model, template, encoder_of(config, template, "test"), method, say)
-    score_answers = partial(evaluation.validation_scores, splits["validation"].records) if must_score else None
+    evaluation = Evaluation(EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say)
     rows = {name: split.rows for name, split in encoded.items()}
+    questions = {name: Questions(split.records, rows[name]) for name, split in splits.items()}
+    score_answers = partial(evaluation.validation_scores, questions["validation"]) if must_score else None
     manifest = manifest_of(config, method, model.dtype)
     trainer = build_trainer(config, model, template, method, rows, manifest, score_answers)
-    test = splits.get("test")
+    test = questions.get("test")
     if test is None and training.do_eval and config.generation.predict_with_generate:
-        test = splits["validation"]
+        test = questions["validation"]
     if training.do_train:
-        evaluation.before_training(test and test.records)
+        evaluation.before_training(test)
         train(config, trainer, resume_from, say)
         if trainer.args.load_best_model_at_end and trainer.args.should_save:
             say(write_best(Path(training.output_dir), trainer.state, trainer.args.metric_for_best_model))
@@ -124,7 +125,7 @@ def train_and_evaluate(
         results["validation"] = validate(trainer, say)
     if test is not None or config.generation.probe:
         trainer.prepare_for_evaluation()
-        evaluation.after_training(test and test.records)
+        evaluation.after_training(test)
         say(evaluation.summary())
     results |= evaluation.results
     if results:
@@ -165,7 +166,7 @@ def recorded_run(
         method="" if method is None else method.describe(),
         world_size=config.training.world_size,
         data_sha256={name: split.sha256 for name, split in splits.items()},
-        rows_sha256=encoded["train"].sha256 if "train" in encoded else None,
+        rows_sha256=encoded["train"].rows.sha256 if "train" in encoded else None,
         base_fingerprint=base_fingerprint(config.model.model_name_or_path),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -115,6 +115,10 @@ class Method(ABC):
     @abstractmethod
     def where(self, base: str, folder: str) -> tuple[str, str]:
         """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """What is attached, in numbers; nothing where the model itself is tuned."""
+        return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 

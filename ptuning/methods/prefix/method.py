@@ -1,6 +1,7 @@
 """P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
 
 import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,6 +95,10 @@ class PrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
         return Prefix.of(name, prefix_of(model), model.dtype)
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        return prefix_of(model).parameters()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
