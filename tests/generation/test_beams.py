@@ -47,9 +47,11 @@ def test_the_last_token_says_why_it_ended(model):
     with BeamSearch(model, [], 0, num_beams=2) as search:
         events = list(search.submit([GenerationRequest("a", [5, 6, 7], 3)]))
     assert [event.finish for event in events] == [None, None, "length"]
-    with BeamSearch(model, range(320), 0, num_beams=2) as search:
-        (event,) = search.submit([GenerationRequest("a", [5, 6, 7], 3)])
-    assert (event.token, event.finish) == (None, "stop")
+    stops = list(range(0, 320, 3))  # a third of the vocabulary
+    with BeamSearch(model, stops, 0, num_beams=2) as search:
+        events = list(search.submit([GenerationRequest("a", [5, 6, 7], 24)]))
+    assert (events[-1].token, events[-1].finish) == (None, "stop")
+    assert not {event.token for event in events} & set(stops)
 
 
 def test_batches_are_bounded_and_halved_when_memory_runs_out(model, monkeypatch):
