@@ -2,8 +2,9 @@
 
     @dataclass(frozen=True)
     class ServeOptions:
-        model: str = field(default="models/x", metadata={"help": "base or tuned model", "aliases": ("--model_name_or_path",)})
-        prefix: tuple[str, ...] = field(default=(), metadata={"help": "a tuned prefix, repeatable"})
+        model: str = option("models/x", "base or tuned model", aliases=("--model_name_or_path",))
+        output_dir: Path = option(MISSING, "new folder; must be given")
+        prefix: tuple[str, ...] = option((), "a tuned prefix, repeatable")
 
 A field is `--name VALUE`; a bool is a flag; a tuple or list can be given several times; `X | None` is an X. Metadata:
 
@@ -27,6 +28,11 @@ from typing import Any, Literal, NoReturn, TypeVar
 from ptuning.errors import ConfigError
 
 Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A field with its help text; dataclasses.MISSING as default makes it required."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
 def parse_options(cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None) -> Options:

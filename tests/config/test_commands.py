@@ -1,12 +1,12 @@
 """A dataclass's fields as the options of a command."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from ptuning.config.commands import parse_options
+from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 
 
@@ -19,11 +19,9 @@ def pair(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Options:
-    output: Path = field(metadata={"help": "folder"})
-    files: tuple[str, ...] = field(default=(), metadata={"positional": True, "help": "data files"})
-    rows: int | None = field(
-        default=None, metadata={"help": "at most, 100% by default", "aliases": ("--max_rows", "-n")}
-    )
+    output: Path = option(MISSING, "folder")
+    files: tuple[str, ...] = option((), "data files", positional=True)
+    rows: int | None = option(None, "at most, 100% by default", aliases=("--max_rows", "-n"))
     rate: float = 0.5
     quiet: bool = False
     kind: Literal["a", "b"] = "a"
