@@ -3,7 +3,7 @@
     @dataclass(frozen=True)
     class ServeOptions:
         model: str = option("models/x", "base or tuned model", aliases=("--model_name_or_path",))
-        output_dir: Path = option(MISSING, "new folder; must be given")
+        output_dir: Path = option(..., "new folder; must be given")
         prefix: tuple[str, ...] = option((), "a tuned prefix, repeatable")
 
 A field is `--name VALUE`; a bool is a flag; a tuple or list can be given several times; `X | None` is an X. Metadata:
@@ -31,7 +31,8 @@ Options = TypeVar("Options")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with its help text; dataclasses.MISSING as default makes it required."""
+    """A field with its help text; `...` as default makes it required."""
+    default = dataclasses.MISSING if default is ... else default
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 

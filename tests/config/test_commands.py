@@ -1,6 +1,6 @@
 """A dataclass's fields as the options of a command."""
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ def pair(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Options:
-    output: Path = option(MISSING, "folder")
+    output: Path = option(..., "folder")
     files: tuple[str, ...] = option((), "data files", positional=True)
     rows: int | None = option(None, "at most, 100% by default", aliases=("--max_rows", "-n"))
     rate: float = 0.5
