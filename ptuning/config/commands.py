@@ -3,7 +3,7 @@
     @dataclass(frozen=True)
     class ServeOptions:
         model: str = option("models/x", "base or tuned model", aliases=("--model_name_or_path",))
-        output_dir: Path = option(..., "new folder; must be given")
+        output_dir: str = option(..., "new folder; must be given")
         prefix: tuple[str, ...] = option((), "a tuned prefix, repeatable")
 
 A field is `--name VALUE`; a bool is a flag; a tuple or list can be given several times; `X | None` is an X. Metadata:

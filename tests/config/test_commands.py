@@ -19,7 +19,7 @@ def pair(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Options:
-    output: Path = option(..., "folder")
+    output: Path = field(metadata={"help": "folder"})
     files: tuple[str, ...] = option((), "data files", positional=True)
     rows: int | None = option(None, "at most, 100% by default", aliases=("--max_rows", "-n"))
     rate: float = 0.5
@@ -74,7 +74,7 @@ def test_what_cannot_be_read(line, text):
 def test_a_positional_without_a_default_must_be_there():
     @dataclass
     class One:
-        run: str = field(metadata={"positional": True})
+        run: str = option(..., "folder", positional=True)
         other: str | None = field(default=None, metadata={"positional": True})
 
     assert parse_options(One, ["a"], "p") == One("a") and parse_options(One, ["a", "b"], "p") == One("a", "b")
