@@ -16,7 +16,7 @@ from common import add_model_arguments, model_config, random_rows, sample_length
 from tqdm import tqdm
 
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.generation import Engine, Prefix, Request
+from ptuning.generation import Engine, GenerationRequest, Prefix
 from ptuning.methods.prefix.attach import attach_prefix
 
 
@@ -72,11 +72,11 @@ def one_by_one(model, prompts: list[tuple[list[int], int]], device: str) -> floa
 def with_engine(model, prefix: Prefix, prompts: list[tuple[list[int], int]], args: argparse.Namespace) -> float:
     """Generated tokens a second of the engine, longest prompt first as evaluation does it."""
     tokens = 0
-    with Engine(model, None, batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
+    with Engine(model, [], batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
         wait(args.device)
         started = time.perf_counter()
         for number, (ids, target) in enumerate(sorted(prompts, key=lambda prompt: -len(prompt[0]))):
-            engine.add(Request(number, ids, target, prefix=prefix))
+            engine.add(GenerationRequest(number, ids, target, prefix=prefix))
         with tqdm(total=len(prompts), desc="engine", unit="row") as bar:
             while engine.has_work:
                 events = engine.step()

@@ -106,7 +106,9 @@ def train_and_evaluate(
     """From the model to the scores. Returns what metrics.json holds."""
     training = config.training
     model = build_model(config, method, say)
-    evaluation = Evaluation(EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say)
+    evaluation = Evaluation(
+        EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say
+    )
     rows = {name: split.rows for name, split in encoded.items()}
     questions = {name: Questions(split.records, rows[name]) for name, split in splits.items()}
     score_answers = partial(evaluation.validation_scores, questions["validation"]) if must_score else None
@@ -144,9 +146,7 @@ def validate(trainer: TuningTrainer, say: Say) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def recording(
-    config: Config, folder: RunFolder, record: RunRecord, encoded: dict[str, EncodedSplit]
-) -> Iterator[None]:
+def recording(config: Config, folder: RunFolder, record: RunRecord, encoded: dict[str, EncodedSplit]) -> Iterator[None]:
     """Leaves options, versions, data, outcome and report.html in the run's folder, also after an error or Ctrl-C."""
     if not config.training.should_save:
         yield

@@ -20,8 +20,7 @@ from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.distributed import anywhere, most_anywhere
 from ptuning.families import Template
 from ptuning.families.logits import label_positions, logits_at, row_losses
-from ptuning.generation import GREEDY, OFFICIAL, Engine, Request, Token
-from ptuning.generation.memory import inference, is_out_of_memory, ran_out
+from ptuning.generation import GREEDY, OFFICIAL, BeamSearch, Engine, GenerationRequest, Generator
 from ptuning.methods import attached
 
 _LOSS_TOKENS = 4096  # of a batch: each label brings fp32 logits over the vocabulary, 0.26 MB with ChatGLM2-6B's
@@ -101,19 +100,24 @@ def generate_answers(
     was_training = model.training
     model.eval()
     try:
-        if options.num_beams > 1:
-            found = _beam_tokens(model, template, requests, options, say)
-        else:
-            found = _engine_tokens(model, template, requests, options, say)
         tokens: dict[int, list[int]] = {request.id: [] for request in requests}
-        for event in found:
-            if event.token is not None:
-                tokens[event.id].append(event.token)
-            if event.finish is not None:
-                answer = tokens.pop(event.id)
-                yield Answer(event.id, template.decode(answer).strip(), len(answer), event.finish == "stop")
+        with _generator(model, template, options, say) as generator:
+            for event in generator.submit(requests, anywhere):
+                if event.token is not None:
+                    tokens[event.id].append(event.token)
+                if event.finish is not None:
+                    answer = tokens.pop(event.id)
+                    yield Answer(event.id, template.decode(answer).strip(), len(answer), event.finish == "stop")
     finally:
         model.train(was_training)
+
+
+def _generator(model: PreTrainedModel, template: Template, options: GenerationOptions, say) -> Generator:
+    """The engine's running batch, or transformers' beam search in batches."""
+    limits = {"batch_tokens": options.batch_tokens, "notify": say}
+    if options.num_beams > 1:
+        return BeamSearch(model, template.stop_ids, template.pad_id, num_beams=options.num_beams, **limits)
+    return Engine(model, template.stop_ids, **limits)
 
 
 def all_answers(
@@ -129,7 +133,7 @@ def all_answers(
     return _in_order([(own[answer.index], answer) for answer in found])
 
 
-def _requests(model, rows, options: GenerationOptions, numbers: Sequence[int]) -> list[Request]:
+def _requests(model, rows, options: GenerationOptions, numbers: Sequence[int]) -> list[GenerationRequest]:
     """Longest first."""
     method = attached(model)
     prefix = None if method is None else method.served(model, "tuned")
@@ -137,62 +141,8 @@ def _requests(model, rows, options: GenerationOptions, numbers: Sequence[int]) -
     for index in sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids)):
         ids = rows[index].input_ids
         sampling = replace(OFFICIAL, seed=options.seed * 1_000_003 + numbers[index]) if options.sample else GREEDY
-        requests.append(Request(index, ids, options.new_tokens(len(ids)), sampling, prefix))
+        requests.append(GenerationRequest(index, ids, options.new_tokens(len(ids)), sampling, prefix))
     return requests
-
-
-def _engine_tokens(model, template: Template, requests: list[Request], options, say) -> Iterator[Token]:
-    with Engine(model, template.end_id, batch_tokens=options.batch_tokens, notify=say) as engine:
-        for request in requests:
-            engine.add(request)
-        while anywhere(engine.has_work):
-            if not engine.has_work:
-                engine.idle_step()
-            yield from engine.step()
-
-
-def _beam_tokens(model, template: Template, requests: list[Request], options, say) -> Iterator[Token]:
-    """transformers' beam search, in batches that stay together: the search decides which row a beam belongs to."""
-    budget, waiting, beams = options.batch_tokens, list(requests), options.num_beams
-    while anywhere(bool(waiting)):
-        if not waiting:
-            _beam_batch(model, template, [[template.end_id]], 1, beams)
-            continue
-        limit = waiting[0].max_new_tokens
-        room = beams * waiting[0].room
-        batch = waiting[: max(budget // room, 1)]
-        try:
-            outputs = _beam_batch(model, template, [request.ids for request in batch], limit, beams)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(batch) == 1:
-                raise
-            budget = len(batch) * room // 2
-            say(ran_out(len(batch), budget))
-            continue
-        del waiting[: len(batch)]
-        for request, ids in zip(batch, outputs, strict=True):
-            end = next((place for place, token in enumerate(ids) if token in template.stop_ids), None)
-            yield from (Token(request.id, token) for token in ids[:end])
-            yield Token(request.id, None, "length" if end is None else "stop")
-
-
-def _beam_batch(
-    model, template: Template, prompts: list[list[int]], max_new_tokens: int, beams: int
-) -> list[list[int]]:
-    width = max(map(len, prompts))
-    ids = [[template.pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    with inference():
-        output = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            max_new_tokens=max_new_tokens,
-            num_beams=beams,
-            do_sample=False,
-            eos_token_id=list(template.stop_ids),
-            pad_token_id=template.pad_id,
-        )
-    return output[:, width:].tolist()
 
 
 # --- losses of given answers ----------------------------------------------------------------------------------------------

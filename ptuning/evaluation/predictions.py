@@ -12,16 +12,16 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ptuning.data.encoded import EncodedRows
-from ptuning.data.problems import Problem, described, listed
 from ptuning.data.formats import Record
+from ptuning.data.problems import Problem, described, listed
 from ptuning.data.rows import iterate_rows
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
-from ptuning.runs.folder import BASE, TUNED
-from ptuning.runs.lines import ResumableLines, append, write_lines
 from ptuning.families import Template
 from ptuning.methods import attached
+from ptuning.runs.folder import BASE, TUNED
+from ptuning.runs.lines import ResumableLines, append, write_lines
 
 _FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
 _NAMES = {str: "text", bool: "true or false", (int, float): "a number"}

@@ -16,8 +16,8 @@ import numpy as np
 
 import ptuning
 from ptuning.data.encode import EncodedRow, Encoder
-from ptuning.data.problems import Problem, described, listed
 from ptuning.data.formats import Record
+from ptuning.data.problems import Problem, described, listed
 from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.corpus import percentile_interval, ratio, resampled_sums

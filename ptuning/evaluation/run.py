@@ -32,7 +32,8 @@ from ptuning.families import Template
 from ptuning.methods import Method, bare
 from ptuning.runs import RunFolder
 from ptuning.runs.files import read_json
-from ptuning.runs.folder import BASE, METRICS as METRICS_FILE, PROBE, PROBE_BASE, TUNED, VALIDATION
+from ptuning.runs.folder import BASE, PROBE, PROBE_BASE, TUNED, VALIDATION
+from ptuning.runs.folder import METRICS as METRICS_FILE
 from ptuning.runs.lines import delete_parts, write_lines
 
 

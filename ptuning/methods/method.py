@@ -115,6 +115,7 @@ class Method(ABC):
     @abstractmethod
     def where(self, base: str, folder: str) -> tuple[str, str]:
         """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+
     @classmethod
     def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
         """What is attached, in numbers; nothing where the model itself is tuned."""

@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-
 from ptuning.data.columns import Columns
+from ptuning.evaluation.resumable import ResumableLines, delete_parts
+
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
 from ptuning.evaluation.answers import GenerationOptions
 from ptuning.evaluation.metrics import scores_table
 from ptuning.evaluation.predictions import predict
-from ptuning.evaluation.resumable import ResumableLines, delete_parts
 from ptuning.families import family_of
 from ptuning.generation import Engine
 from ptuning.loading import load_model

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from ptuning.evaluation.resumable import write_lines
 
 from ptuning import load_model
 from ptuning.data.encode import IGNORE, Encoder, Lengths
@@ -25,7 +26,6 @@ from ptuning.evaluation.probe import (
     read_probe_base,
     side_by_side,
 )
-from ptuning.evaluation.resumable import write_lines
 from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
 from tests.conftest import REPO
 

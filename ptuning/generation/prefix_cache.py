@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ptuning.generation.request import Prefix
+from ptuning.generation.protocol import Prefix
 
 _LEAST = 16  # tokens in common that are worth a copy
 
@@ -17,7 +17,7 @@ class _Entry:
     key_values: torch.Tensor  # (L, 2, G, len(ids), D)
 
 
-class PastTurns:
+class PrefixCache:
     """The latest rows, at most `capacity` tokens of them; the ones unused for longest go first.
 
     Args:

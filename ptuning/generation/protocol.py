@@ -1,13 +1,14 @@
-"""What is asked of the engine and what it answers."""
+"""What answers requests: the protocol that evaluation, chat and serving use, whatever computes the tokens."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ptuning.methods.prefix.encoder import Prefix
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen.
 
     Args:
@@ -32,19 +33,20 @@ class Sampling:
         return bool(self.frequency_penalty or self.presence_penalty)
 
 
-GREEDY = Sampling()
+GREEDY = SamplingParams()
 # What the official ptuning/main.py passes to generate (transformers' own default there is top_k 50).
-OFFICIAL = Sampling(temperature=0.95, top_p=0.7, top_k=50)
+OFFICIAL = SamplingParams(temperature=0.95, top_p=0.7, top_k=50)
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class GenerationRequest:
     """One prompt to answer.
 
     Args:
-        id: names the request in the engine's answers; unique among those that run.
-        ids: the prompt's tokens, [gMASK] sop included.
+        id: names the request in the tokens that come back; unique among those that run.
+        ids: the prompt's tokens, begin tokens included.
         max_new_tokens: at least 1.
+        sampling: how tokens are chosen.
         prefix: None is the untuned base.
         logprobs: report the chosen token's log probability and those of this many likeliest tokens.
     """
@@ -52,7 +54,7 @@ class Request:
     id: Hashable
     ids: list[int]
     max_new_tokens: int
-    sampling: Sampling = GREEDY
+    sampling: SamplingParams = GREEDY
     prefix: Prefix | None = None
     logprobs: int | None = None
 
@@ -79,3 +81,47 @@ class Token:
     finish: str | None = None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = field(default=())
+
+
+class Generator(Protocol):
+    """Answers requests, in any order and side by side. Use it as `with generator:`."""
+
+    def __enter__(self) -> "Generator": ...
+
+    def __exit__(self, *exc) -> None: ...
+
+    def submit(self, requests: Iterable[GenerationRequest], anywhere: Callable[[bool], bool] = bool) -> Iterator[Token]:
+        """Answers all of them; a request's last token has a `finish`.
+
+        Args:
+            anywhere: given whether this process has work, whether any process has. Under ZeRO-3 all processes gather each
+                layer together, so that one that is done computes idle steps until the others are done too.
+
+        Raises:
+            ValueError: a request that can't be computed.
+            GenerationError: one that doesn't fit into memory, even alone.
+        """
+        ...
+
+
+class SteppedGenerator(Generator, Protocol):
+    """One whose requests come and go between steps: what a server needs."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queues a request. Raises ValueError for one that can't be computed."""
+        ...
+
+    def cancel(self, id: Hashable) -> bool:
+        """Takes a request out, at once. Returns whether it was there."""
+        ...
+
+    def forget(self, prefix: Prefix) -> None:
+        """Drops what is kept of a prefix's dialogues."""
+        ...
+
+    def step(self) -> list[Token]:
+        """The next tokens of what runs. Raises GenerationError, with the request's id, for one that has to be taken out."""
+        ...

@@ -1,0 +1,117 @@
+"""Fits prompts into the model's context: the oldest turns go first, and what is too long by itself is refused."""
+
+from dataclasses import dataclass, replace
+
+from ptuning.families import Dialogue, Template
+from ptuning.serving.errors import ApiError
+
+ANSWER_ROOM = 512  # tokens kept free for the answer when old turns are dropped
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that fits.
+
+    Args:
+        ids: its tokens.
+        max_new_tokens: of the answer.
+        dropped: old turns that were left out.
+    """
+
+    ids: list[int]
+    max_new_tokens: int
+    dropped: int = 0
+
+
+class PromptBuilder:
+    """Makes prompts for one base.
+
+    Args:
+        template: the base's.
+        context: tokens of prompt and answer together that the model takes.
+    """
+
+    def __init__(self, template: Template, context: int):
+        self.template, self.context = template, context
+        self._longest_token = template.longest_token
+
+    def chat(self, dialogue: Dialogue, *, max_new_tokens: int | None = None, max_length: int | None = None) -> Prompt:
+        """A dialogue in the template, with as many of its latest turns as fit.
+
+        Args:
+            dialogue: without a response.
+            max_new_tokens: None: as many as fit.
+            max_length: of prompt and answer together; None: the context.
+
+        Raises:
+            ApiError: the newest question alone doesn't fit.
+        """
+        limit, name = self._limit(max_length)
+        # Dropping turns is worth it for a good answer's room, not for the most that a client may have asked for.
+        room = min(max_new_tokens or ANSWER_ROOM, ANSWER_ROOM, limit // 2)
+        ids, dropped = self._fit(dialogue, limit, room)
+        return self._checked(ids, limit, name, max_new_tokens, dropped)
+
+    def plain(self, text: str, max_new_tokens: int) -> Prompt:
+        """Text as it is, without the template.
+
+        Raises:
+            ApiError: it doesn't fit.
+        """
+        limit, name = self._limit(None)
+        ids = None
+        if self._may_fit(len(text), limit):
+            ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
+        return self._checked(ids, limit, name, max_new_tokens, 0)
+
+    def _fit(self, dialogue: Dialogue, limit: int, room: int) -> tuple[list[int] | None, int]:
+        """(ids, turns dropped): the fewest turns that must go for `room` tokens to be left; ids None: far too long."""
+
+        def without(turns: int) -> list[int] | None:
+            return self._encode(replace(dialogue, history=dialogue.history[turns:]), limit)
+
+        def fits(ids: list[int] | None) -> bool:
+            return ids is not None and len(ids) + room <= limit
+
+        ids = without(0)
+        if fits(ids) or not dialogue.history:
+            return ids, 0
+        low, high = 0, len(dialogue.history)  # the latest that is known not to fit, and to fit if any does
+        while high - low > 1:
+            middle = (low + high) // 2
+            if fits(shorter := without(middle)):
+                ids, high = shorter, middle
+            else:
+                low = middle
+        return (without(high) if high == len(dialogue.history) else ids), high
+
+    def _encode(self, dialogue: Dialogue, limit: int) -> list[int] | None:
+        """None where the text is longer than any of `limit` tokens."""
+        characters = len(dialogue.prompt) + sum(len(question) + len(answer) for question, answer in dialogue.history)
+        if not self._may_fit(characters, limit):
+            return None
+        return self.template.encode([self.template.render(dialogue)])[0].ids
+
+    def _may_fit(self, characters: int, limit: int) -> bool:
+        """False for a text that can't fit, so that a client can't make the server encode a megabyte."""
+        return characters <= limit * self._longest_token
+
+    def _limit(self, max_length: int | None) -> tuple[int, str]:
+        if max_length is not None and max_length < self.context:
+            return max_length, "max_length"
+        return self.context, "the model's context"
+
+    def _checked(
+        self, ids: list[int] | None, limit: int, name: str, max_new_tokens: int | None, dropped: int
+    ) -> Prompt:
+        if ids is None or len(ids) >= limit:
+            size = f"{len(ids)} tokens" if ids else f"more than {limit} tokens"
+            fix = "raise it or shorten the text" if name == "max_length" else "shorten the text"
+            raise ApiError(
+                400,
+                f"the prompt has {size} without any history, and {name} is {limit}, prompt and answer together; {fix}",
+                "context_length_exceeded",
+                "messages" if name != "max_length" else "max_length",
+            )
+        left = limit - len(ids)
+        return Prompt(ids, min(max_new_tokens or left, left), dropped)
