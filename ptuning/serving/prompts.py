@@ -1,7 +1,8 @@
 """Fits prompts into the model's context: the oldest turns go first, and what is too long by itself is refused."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from ptuning.data.fit import FitPolicy, PromptTooLong, fit
 from ptuning.families import Dialogue, Template
 from ptuning.serving.errors import ApiError
 
@@ -49,8 +50,11 @@ class PromptBuilder:
         limit, name = self._limit(max_length)
         # Dropping turns is worth it for a good answer's room, not for the most that a client may have asked for.
         room = min(max_new_tokens or ANSWER_ROOM, ANSWER_ROOM, limit // 2)
-        ids, dropped = self._fit(dialogue, limit, room)
-        return self._checked(ids, limit, name, max_new_tokens, dropped)
+        try:
+            fitted = fit(self.template, dialogue, limit, FitPolicy(room=room))
+        except PromptTooLong as error:
+            raise self._too_long(error.tokens, limit, name) from None
+        return self._prompt(fitted.ids, limit, max_new_tokens, fitted.dropped_turns)
 
     def plain(self, text: str, max_new_tokens: int) -> Prompt:
         """Text as it is, without the template.
@@ -59,59 +63,31 @@ class PromptBuilder:
             ApiError: it doesn't fit.
         """
         limit, name = self._limit(None)
-        ids = None
-        if self._may_fit(len(text), limit):
-            ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
-        return self._checked(ids, limit, name, max_new_tokens, 0)
-
-    def _fit(self, dialogue: Dialogue, limit: int, room: int) -> tuple[list[int] | None, int]:
-        """(ids, turns dropped): the fewest turns that must go for `room` tokens to be left; ids None: far too long."""
-
-        def without(turns: int) -> list[int] | None:
-            return self._encode(replace(dialogue, history=dialogue.history[turns:]), limit)
-
-        def fits(ids: list[int] | None) -> bool:
-            return ids is not None and len(ids) + room <= limit
-
-        ids = without(0)
-        if fits(ids) or not dialogue.history:
-            return ids, 0
-        low, high = 0, len(dialogue.history)  # the latest that is known not to fit, and to fit if any does
-        while high - low > 1:
-            middle = (low + high) // 2
-            if fits(shorter := without(middle)):
-                ids, high = shorter, middle
-            else:
-                low = middle
-        return (without(high) if high == len(dialogue.history) else ids), high
-
-    def _encode(self, dialogue: Dialogue, limit: int) -> list[int] | None:
-        """None where the text is longer than any of `limit` tokens."""
-        characters = len(dialogue.prompt) + sum(len(question) + len(answer) for question, answer in dialogue.history)
-        if not self._may_fit(characters, limit):
-            return None
-        return self.template.encode([self.template.render(dialogue)])[0].ids
-
-    def _may_fit(self, characters: int, limit: int) -> bool:
-        """False for a text that can't fit, so that a client can't make the server encode a megabyte."""
-        return characters <= limit * self._longest_token
+        # A text that can't fit isn't encoded, so that a client can't make the server encode a megabyte.
+        if len(text) > limit * self._longest_token:
+            raise self._too_long(None, limit, name)
+        ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
+        if len(ids) >= limit:
+            raise self._too_long(len(ids), limit, name)
+        return self._prompt(ids, limit, max_new_tokens, 0)
 
     def _limit(self, max_length: int | None) -> tuple[int, str]:
         if max_length is not None and max_length < self.context:
             return max_length, "max_length"
         return self.context, "the model's context"
 
-    def _checked(
-        self, ids: list[int] | None, limit: int, name: str, max_new_tokens: int | None, dropped: int
-    ) -> Prompt:
-        if ids is None or len(ids) >= limit:
-            size = f"{len(ids)} tokens" if ids else f"more than {limit} tokens"
-            fix = "raise it or shorten the text" if name == "max_length" else "shorten the text"
-            raise ApiError(
-                400,
-                f"the prompt has {size} without any history, and {name} is {limit}, prompt and answer together; {fix}",
-                "context_length_exceeded",
-                "messages" if name != "max_length" else "max_length",
-            )
+    @staticmethod
+    def _prompt(ids: list[int], limit: int, max_new_tokens: int | None, dropped: int) -> Prompt:
         left = limit - len(ids)
         return Prompt(ids, min(max_new_tokens or left, left), dropped)
+
+    @staticmethod
+    def _too_long(tokens: int | None, limit: int, name: str) -> ApiError:
+        size = f"more than {limit}" if tokens is None else str(tokens)
+        fix = "raise it or shorten the text" if name == "max_length" else "shorten the text"
+        return ApiError(
+            400,
+            f"the prompt has {size} tokens without any history, and {name} is {limit}, prompt and answer together; {fix}",
+            "context_length_exceeded",
+            "messages" if name != "max_length" else "max_length",
+        )
