@@ -61,7 +61,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     splits = read_data(config)
     for split in splits.values():
         say(split)
-    method = method_of(config.model)
+    method = method_of(config.model, config.training.do_train)
     check_combinations(config, method)
     must_score = config.training.do_train and settle_best(config)
     data = {name: split.sha256 for name, split in splits.items()}
@@ -195,9 +195,10 @@ def _silent(*_) -> None:
     """Stands for print on all but the first process."""
 
 
-def defaults_of(method: str) -> dict[str, object]:
-    """The options that a method brings where they aren't given."""
-    return {"learning_rate": method_class(method).learning_rate}
+def defaults_of(method: str, continues: bool) -> dict[str, object]:
+    """The options that a method brings where they aren't given; a checkpoint to go on from has settings of its own."""
+    found = method_class(method)
+    return {"learning_rate": found.learning_rate} | ({} if continues else found.defaults)
 
 
 def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Manifest | None:

@@ -29,21 +29,6 @@ def check(config: Config) -> None:
                 flag
             ]
             raise ConfigError(f"{flag} needs {wanted}")
-    if model.pre_seq_len is not None and model.pre_seq_len < 1:
-        raise ConfigError(f"--pre_seq_len is {model.pre_seq_len}; use at least 1 (official: 128)")
-    if not 0 <= model.prefix_dropout < 1:
-        raise ConfigError(f"--prefix_dropout is {model.prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
-    if training.do_train and model.method != "prefix":
-        for flag in ("pre_seq_len", "prefix_projection", "ptuning_checkpoint"):
-            if getattr(model, flag):
-                raise ConfigError(f"--{flag} is for --method prefix, and --method is {model.method}; leave one out")
-    if not training.do_train and model.ptuning_checkpoint is None:
-        for flag in ("method", "pre_seq_len", "prefix_projection"):
-            if getattr(model, flag):
-                raise ConfigError(
-                    f"--{flag} says what to train, and without --do_train nothing is; to evaluate a tuned prefix give "
-                    "--ptuning_checkpoint, a fully tuned model is --model_name_or_path itself"
-                )
     if training.logging_nan_inf_filter:
         raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
     if training.label_smoothing_factor:

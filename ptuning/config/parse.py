@@ -27,7 +27,7 @@ def parse(
     argv: list[str],
     infer: Callable[[str], list[str]] = lambda checkpoint: [],
     prepare: Callable[[list[str]], None] = lambda argv: None,
-    defaults: Callable[[str], dict[str, object]] = lambda method: {},
+    defaults: Callable[[str, bool], dict[str, object]] = lambda method, continues: {},
 ) -> tuple[Config, list[str]]:
     """Command line → config and notes to print.
 
@@ -35,7 +35,8 @@ def parse(
         argv: without the program's name.
         infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
         prepare: is called with all options before TrainingArguments makes the process group.
-        defaults: gives the options that a method brings where they aren't given.
+        defaults: gives the options that a method brings where they aren't given; whether it goes on from a checkpoint, which
+            has settings of its own.
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
@@ -124,7 +125,7 @@ def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _with_method(
-    argv: list[str], notes: list[str], defaults: Callable[[str], dict[str, object]]
+    argv: list[str], notes: list[str], defaults: Callable[[str, bool], dict[str, object]]
 ) -> tuple[list[str], list[str]]:
     """Decides what a training run tunes, and what follows from that."""
     given = {token for token in argv if token.startswith("--")}
@@ -141,9 +142,7 @@ def _with_method(
                 *notes,
                 "--deepspeed without --pre_seq_len tunes all weights, as the official script does (--method full)",
             ]
-    if method == "prefix" and not given & {"--pre_seq_len", "--ptuning_checkpoint"}:
-        argv, notes = [*argv, "--pre_seq_len", "128"], [*notes, "--pre_seq_len 128 (default)"]
-    for name, value in defaults(method).items():
+    for name, value in defaults(method, "--ptuning_checkpoint" in given).items():
         if f"--{name}" not in given:
             argv, notes = (
                 [*argv, f"--{name}", str(value)],

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
+from ptuning.errors import ConfigError
 from ptuning.families import Dimensions
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
 
@@ -23,6 +24,11 @@ class FullMethod(Method):
 
     @classmethod
     def from_options(cls, options: Any) -> "FullMethod":
+        if options.ptuning_checkpoint is not None:
+            raise ConfigError(
+                f"--ptuning_checkpoint with --method {cls.name}: what is tuned is the model itself; give it as "
+                "--model_name_or_path alone"
+            )
         return cls()
 
     def describe(self) -> str:

@@ -157,7 +157,7 @@ def estimate_command(argv: list[str]) -> int:
     if own.deepspeed is not None and not {"--method", "--pre_seq_len", "--ptuning_checkpoint"} & set(rest):
         rest += ["--method", "full"]  # as a training run takes it
     config, _ = parse(["--do_train", *unused, *rest])
-    method = method_of(config.model)
+    method = method_of(config.model, trains=True)
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
     elsewhere = own.gpu_memory_gb is not None
     if elsewhere and not (config.training.fp16 or config.training.bf16):

@@ -2,14 +2,14 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
-from ptuning.errors import CheckpointError
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of, without_prefix
@@ -26,14 +26,23 @@ class PrefixMethod(Method):
         pre_seq_len: T.
         prefix_projection: the reparametrised variant.
         prefix_dropout: on the prefix keys and values while training.
+
+    Raises:
+        ConfigError: a value out of its range.
     """
 
     name = PREFIX
     noun = "prefix"
     learning_rate = 2e-2
     keeps_base = True
+    options = ("pre_seq_len", "prefix_projection", "prefix_dropout")
+    defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
 
     def __init__(self, pre_seq_len: int, prefix_projection: bool = False, prefix_dropout: float = DROPOUT):
+        if pre_seq_len < 1:
+            raise ConfigError(f"--pre_seq_len is {pre_seq_len}; use at least 1 (official: 128)")
+        if not 0 <= prefix_dropout < 1:
+            raise ConfigError(f"--prefix_dropout is {prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
         self.pre_seq_len, self.prefix_projection, self.prefix_dropout = pre_seq_len, prefix_projection, prefix_dropout
 
     @classmethod
