@@ -25,7 +25,7 @@ from ptuning.errors import PTuningError
 from ptuning.evaluation.best import settle_best, write_best
 from ptuning.evaluation.run import Evaluation
 from ptuning.loading import load_base, load_tokenizer
-from ptuning.methods import Method, attach_checkpoint, method_class, method_of, read_checkpoint
+from ptuning.methods import Method, attach_checkpoint, defaults_of, method_of, read_checkpoint
 from ptuning.report import write_report
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
@@ -193,12 +193,6 @@ def encoders(config: Config, tokenizer) -> tuple[Encoder, Encoder]:
 
 def _silent(*_) -> None:
     """Stands for print on all but the first process."""
-
-
-def defaults_of(method: str, continues: bool) -> dict[str, object]:
-    """The options that a method brings where they aren't given; a checkpoint to go on from has settings of its own."""
-    found = method_class(method)
-    return {"learning_rate": found.learning_rate} | ({} if continues else found.defaults)
 
 
 def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Manifest | None:

@@ -351,11 +351,12 @@ def test_a_fully_tuned_model_given_as_checkpoint(base, complete_base):
     [((9, False), "pre_seq_len is 8 .* 9 was"), ((8, True), "prefix_projection is False .* True was")],
 )
 def test_contradicting_flags(complete_base, checkpoint, expected, message):
-    options = ModelArguments(str(complete_base), str(checkpoint), pre_seq_len=8)
-    assert method_of(options).settings() == {"pre_seq_len": 8, "prefix_projection": False}
+    options = ModelArguments(str(complete_base), str(checkpoint), method="prefix", pre_seq_len=8)
+    assert method_of(options, trains=False).settings() == {"pre_seq_len": 8, "prefix_projection": False}
     options.pre_seq_len, options.prefix_projection = expected
-    with pytest.raises(CheckpointError, match=message):
-        method_of(options)
+    for trains in (False, True):
+        with pytest.raises(CheckpointError, match=message):
+            method_of(options, trains)
 
 
 def test_a_refused_checkpoint_leaves_the_model_bare(base, complete_base, checkpoint):

@@ -178,6 +178,20 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
+def defaults_of(name: str, continues: bool) -> dict[str, Any]:
+    """The options that a method brings where they aren't given.
+
+    Args:
+        name: of the method.
+        continues: whether it goes on from a checkpoint, which has settings of its own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = method_class(name)
+    return {"learning_rate": method.learning_rate} | ({} if continues else method.defaults)
+
+
 def method_of(options: Any, trains: bool) -> Method | None:
     """The method of a run's model options, with its settings; None where nothing is tuned.
 

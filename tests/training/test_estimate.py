@@ -17,7 +17,7 @@ from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.logits import loss_of
 from ptuning.methods import FullMethod, PrefixMethod, method_of
-from ptuning.methods.prefix.attach import attach_prefix, prefix_of
+from ptuning.methods.prefix.attach import attach_prefix
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
 from ptuning.training.memory import activations, layer_activations, need
@@ -62,7 +62,7 @@ class Tokenizer:
     pad_token_id, model_input_names = 0, ["input_ids"]
 
 config, _ = parse(sys.argv[1:])
-method = method_of(config.model)
+method = method_of(config.model, trains=True)
 estimate = estimate_run(config, method)
 estimate.require_fit()
 draw, length, source = random.Random(0), estimate.work.length, config.data.max_source_length
@@ -101,11 +101,11 @@ def config_of(base, output_dir, *flags):
 
 
 def estimate_of(config, *args, **figures) -> Estimate:
-    return estimate_run(config, method_of(config.model), *args, **figures)
+    return estimate_run(config, method_of(config.model, trains=True), *args, **figures)
 
 
 def work_of(config, **figures) -> Workload:
-    return Workload.of(config, method_of(config.model), **figures)
+    return Workload.of(config, method_of(config.model, trains=True), **figures)
 
 
 def zero(name: str) -> dict:
@@ -341,6 +341,8 @@ def test_the_command(official, capsys, tmp_path):
     printed = capsys.readouterr()
     assert "too much" in printed.out
     assert "nearest setting that fits: --method prefix --pre_seq_len 128" in printed.err
+    assert cli.main([*flags, "--gpu_memory_gb", "40", "--host_memory_gb", "32", "--save_strategy", "no"]) == 0
+    assert "Estimate for prefix of 128, base of 6.24 B parameters, 1 process" in capsys.readouterr().out
     assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
     assert "--num_gpus is 0" in capsys.readouterr().err
 
