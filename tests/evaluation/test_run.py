@@ -1,8 +1,8 @@
 """What a run's evaluation refuses, and what it says in the end. What it does: tests/end_to_end/test_evaluation.py."""
 
 import pytest
-from ptuning.checkpoint.full import FullDescription
 
+from ptuning.checkpoint.full import FullDescription
 from ptuning.config import parse
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.errors import ConfigError
