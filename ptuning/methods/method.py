@@ -59,7 +59,7 @@ class Method(ABC):
     """One way to tune, with its settings."""
 
     name: str  # of --method, and in manifests
-    noun: str  # what is saved, for people
+    noun: str  # what is saved, in messages
     learning_rate: float  # where none is given
     options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
     defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them

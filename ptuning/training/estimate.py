@@ -239,5 +239,5 @@ def _join(sizes: dict[str, int]) -> str:
 
 
 def in_words(size: int) -> str:
-    """Bytes for people: `12.5 GB` (10^9), MB below 1 GB."""
+    """Bytes in words: `12.5 GB` (10^9), MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
