@@ -96,9 +96,8 @@ def load_base(
     read_base_config(folder)
     if Path(model_name_or_path).expanduser().is_dir():
         check_weights(folder)
-        if (
-            manifest := read_manifest(folder)
-        ) is not None:  # a fully tuned model says which template it was trained with
+        manifest = read_manifest(folder)
+        if manifest is not None:  # a fully tuned model says which template it was trained with
             check_template(manifest, folder, family_of(read_base_config(folder)).template_name)
         source = str(folder)
     else:

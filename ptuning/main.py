@@ -27,7 +27,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
-from ptuning.methods import Method, attach_checkpoint, method_class, method_of, read_checkpoint
+from ptuning.methods import Method, attach_checkpoint, defaults_of, method_of, read_checkpoint
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations

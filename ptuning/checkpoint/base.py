@@ -1,5 +1,6 @@
 """A base model's folder: found, refused before anything is loaded where it can't be a base, and told apart from others."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -32,9 +33,7 @@ def resolve_base(model_name_or_path: str | Path) -> Path:
     if folder.is_file():
         raise ModelError(f"{name}: is a file; give the folder it lies in.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ModelError(
-            f"{name}: no such folder (looked for {folder.absolute()}). Give the folder of a ChatGLM2 model."
-        )
+        raise ModelError(f"{name}: no such folder (looked for {folder.absolute()}). Give the folder of a model.")
     try:
         config = cached_file(name, "config.json")
     except (OSError, ValueError) as cause:
@@ -51,6 +50,21 @@ def read_base_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: no config.json, not JSON, another architecture, a quantised checkpoint.
     """
+    values, path = _read_config(folder), folder / "config.json"
+    try:
+        family = family_of(values)
+    except ModelError as cause:
+        raise ModelError(f"{path}: {cause}") from None
+    family.check(values, folder)
+    if values.get("quantization_bit"):
+        raise ModelError(
+            f"{path}: quantization_bit is {values['quantization_bit']}; quantised checkpoints aren't supported yet. Use the "
+            "16-bit checkpoint of the same model (THUDM/chatglm2-6b)."
+        )
+    return values
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         hint = "; it holds a tuned prefix: give it as ptuning_checkpoint" if _is_prefix_folder(folder) else ""
@@ -64,16 +78,6 @@ def read_base_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not valid JSON ({cause}); download it again.") from cause
     if not isinstance(values, dict):
         raise ModelError(f"{path}: holds a {type(values).__name__}, expected an object; download it again.")
-    try:
-        family = family_of(values)
-    except ModelError as cause:
-        raise ModelError(f"{path}: {cause}") from None
-    family.check(values, folder)
-    if values.get("quantization_bit"):
-        raise ModelError(
-            f"{path}: quantization_bit is {values['quantization_bit']}; quantised checkpoints aren't supported yet. Use the "
-            "16-bit checkpoint of the same model (THUDM/chatglm2-6b)."
-        )
     return values
 
 
@@ -128,16 +132,17 @@ def base_fingerprint(model_dir: str | Path) -> str:
     training of all weights flips some of the two million signs; merging a LoRA into the attention alone does not show.
 
     Args:
-        model_dir: folder in the official format, or a hub id that is in the local cache.
+        model_dir: folder in its family's format, with or without a config.json; or a hub id that is in the local cache.
 
     Raises:
         ModelError: no such folder, or no weights in the official format there.
     """
     folder = resolve_base(model_dir)
-    family = _family(folder)
     tensors = TensorFiles.find(folder, ModelError)
-    if tensors is None or family.embedding not in tensors.files:
-        raise ModelError(f"{folder}: no fingerprint can be computed, {family.embedding} was not found.")
+    family = None if tensors is None else _family_of_weights(folder, tensors)
+    if family is None:
+        names = " or ".join(dict.fromkeys(family.embedding for family in families()))
+        raise ModelError(f"{folder}: no fingerprint can be computed, {names} was not found.")
     digest = hashlib.sha256()
     for name in _hashed_names(family, tensors):
         shape = tensors.shape(name)
@@ -145,6 +150,14 @@ def base_fingerprint(model_dir: str | Path) -> str:
         digest.update(f"{name}{shape}".encode())
         digest.update(_pack_signs(part))
     return digest.hexdigest()[:DIGITS]
+
+
+def _family_of_weights(folder: Path, tensors: TensorFiles) -> Family | None:
+    """By config.json; by the tensors' names where there is none."""
+    known = families()
+    with contextlib.suppress(ModelError):
+        known = [family_of(_read_config(folder))]
+    return next((family for family in known if family.embedding in tensors.files), None)
 
 
 def _hashed_names(family: Family, tensors: TensorFiles) -> list[str]:

@@ -16,8 +16,14 @@ from ptuning.runs.files import version_of, versions, write_text
 FILE = "ptuning_config.json"
 FORMAT = "ptuning"
 FORMAT_VERSION = 2
-# Version 1 had a format for each method; `_upgraded` reads them.
+# Version 1 had a format for each method, and only ChatGLM2's names; `_upgraded` reads both.
 _FILE_1, _FORMATS_1 = "ptuning_full.json", {"ptuning-prefix": "prefix", "ptuning-full": "full"}
+_SIZES_1 = {
+    "num_layers": "layers",
+    "multi_query_group_num": "groups",
+    "kv_channels": "head_dim",
+    "hidden_size": "hidden",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class BaseModel:
         name_or_path: where it was loaded from; absolute for a folder, so that it is found from any working directory.
         fingerprint: of its weights.
         family: its family's name.
-        layers: L.
+        layers: L; this and the next three are 0 where they aren't known.
         groups: key/value groups G.
         head_dim: D.
         hidden: width of the hidden states.
@@ -37,11 +43,11 @@ class BaseModel:
 
     name_or_path: str
     fingerprint: str
-    family: str = "chatglm2"
-    layers: int = 0
-    groups: int = 0
-    head_dim: int = 0
-    hidden: int = 0
+    family: str
+    layers: int
+    groups: int
+    head_dim: int
+    hidden: int
     dtype: str = "float32"
 
 
@@ -104,7 +110,7 @@ class Manifest:
             raise CheckpointError(f"{path}: format is {found!r}, expected {FORMAT!r}.")
         _check_version(values, path)
         if found in _FORMATS_1:
-            values = _upgraded(values)
+            values = _upgraded(values, path)
         values["base"] = _read(BaseModel, values.get("base"), path, "base.")
         return _read(cls, values, path)
 
@@ -177,17 +183,19 @@ def manifest_file(folder: Path) -> Path | None:
     return next((path for name in (FILE, _FILE_1) if (path := folder / name).is_file()), None)
 
 
-def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Version 1 as version 2."""
-    base = values.get("base")
-    if values["format"] == "ptuning-full":
-        base = {"name_or_path": values.get("base_name_or_path"), "fingerprint": values.get("base_fingerprint")}
+    method, base = _FORMATS_1[values["format"]], values.get("base")
+    known = {"family": "chatglm2"} | dict.fromkeys(_SIZES_1.values(), 0)
+    if method == "full":
+        base = known | {"name_or_path": values.get("base_name_or_path"), "fingerprint": values.get("base_fingerprint")}
     elif isinstance(base, dict):
-        names = {"num_layers": "layers", "multi_query_group_num": "groups", "kv_channels": "head_dim"}
-        base = {names.get(key, "hidden" if key == "hidden_size" else key): value for key, value in base.items()}
+        if missing := [name for name in _SIZES_1 if name not in base]:
+            raise CheckpointError(f"{path}: base.{missing[0]} is missing; the checkpoint is damaged.")
+        base = known | {_SIZES_1.get(name, name): value for name, value in base.items()}
         base["dtype"] = values.get("base_dtype", "float32")
-    settings = {key: values[key] for key in ("pre_seq_len", "prefix_projection") if key in values}
-    return values | {"method": _FORMATS_1[values["format"]], "base": base, "settings": settings}
+    settings = {name: values[name] for name in ("pre_seq_len", "prefix_projection") if name in values}
+    return values | {"method": method, "base": base, "settings": settings}
 
 
 def _check_version(values: dict[str, Any], path: Path) -> None:

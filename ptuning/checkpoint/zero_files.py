@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ptuning.checkpoint.base import check_tokenizer, read_base_config
-from ptuning.checkpoint.manifest import FILE
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_config
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
 from ptuning.errors import CheckpointError, ModelError
@@ -127,10 +127,13 @@ def merge_zero(
             if name == family.embedding:
                 for key, tensor in family.extra_tensors(config).items():
                     writer.write(key, tensor.to(dtype))
-    for name in (*family.tokenizer_files, "tokenizer_config.json", "generation_config.json", FILE):
+    for name in (*family.tokenizer_files, "tokenizer_config.json", "generation_config.json"):
         if (base / name).is_file():
             shutil.copyfile(base / name, output / name)
     write_config(output, config, dtype)
+    manifest = read_manifest(checkpoint)  # not the base's, which may be a tuned model itself
+    if manifest is not None:
+        manifest.write(output)
     writer.finish()
     return output
 

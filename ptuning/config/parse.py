@@ -145,7 +145,7 @@ def _with_method(
         if f"--{name}" not in given:
             argv, notes = (
                 [*argv, f"--{name}", str(value)],
-                [*notes, f"--{name} {value:g} (default of --method {method})"],
+                [*notes, f"--{name} {value} (default of --method {method})"],
             )
     return argv, notes
 

@@ -68,7 +68,7 @@ class Dimensions:
 class Family(ABC):
     """One kind of base model."""
 
-    name: str  # for people and in manifests
+    name: str  # in manifests and messages
     model_type: str  # in config.json
     supported: str  # the models that are known to work, for messages
     template_name: str  # written into manifests, so that evaluation can refuse another template

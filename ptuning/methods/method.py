@@ -60,7 +60,7 @@ class Method(ABC):
     """One way to tune, with its settings."""
 
     name: str  # of --method, and in manifests
-    noun: str  # what is saved, for people
+    noun: str  # what is saved, in messages
     learning_rate: float  # where none is given
     options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
     defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
@@ -197,6 +197,20 @@ def method_class(name: str) -> type[Method]:
     if name not in _METHODS:
         raise ConfigError(f"--method {name}: no such method; there are {', '.join(_METHODS)}")
     return _METHODS[name]
+
+
+def defaults_of(name: str, continues: bool) -> dict[str, Any]:
+    """The options that a method brings where they aren't given.
+
+    Args:
+        name: of the method.
+        continues: whether it goes on from a checkpoint, which has settings of its own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = method_class(name)
+    return {"learning_rate": method.learning_rate} | ({} if continues else method.defaults)
 
 
 def method_of(options: Any, trains: bool) -> Method | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ptuning.config import Config, expand_config, parse
 from ptuning.errors import ConfigError
-from ptuning.methods import Method, PrefixMethod, method_of
+from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
@@ -156,7 +156,7 @@ def estimate_command(argv: list[str]) -> int:
     unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]
     if own.deepspeed is not None and not {"--method", "--pre_seq_len", "--ptuning_checkpoint"} & set(rest):
         rest += ["--method", "full"]  # as a training run takes it
-    config, _ = parse(["--do_train", *unused, *rest])
+    config, _ = parse(["--do_train", *unused, *rest], defaults=defaults_of)
     method = method_of(config.model, trains=True)
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
     elsewhere = own.gpu_memory_gb is not None
@@ -239,5 +239,5 @@ def _join(sizes: dict[str, int]) -> str:
 
 
 def in_words(size: int) -> str:
-    """Bytes for people: `12.5 GB` (10^9), MB below 1 GB."""
+    """Bytes in words: `12.5 GB` (10^9), MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ptuning.checkpoint import describe_prefix, read_prefix
+from ptuning.checkpoint.manifest import describe
 from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
-from ptuning.methods.prefix.attach import attach_prefix, prefix_of
+from ptuning.methods import PrefixMethod
+from ptuning.methods.prefix.attach import prefix_of
+from ptuning.methods.prefix.read import read_prefix
 from ptuning.runs import RunFolder
 from ptuning.runs.folder import STAGING
 from ptuning.training.loss_curve import LossCurve
@@ -40,7 +42,8 @@ def build(golden_dir, tmp_path):
         base = golden_dir / "chatglm2-tiny"
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        attach_prefix(model, 8)
+        method = PrefixMethod(8)
+        method.start(model)
         settings = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 4,
@@ -55,7 +58,8 @@ def build(golden_dir, tmp_path):
             model=model,
             args=TuningArguments(**settings | options),
             tokenizer=Tokenizer(),
-            description=describe_prefix(model, base),
+            method=method,
+            manifest=describe(base, method.name, method.settings()),
             train_dataset=RowDataset(rows),
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=list(callbacks),
@@ -108,7 +112,7 @@ def test_non_finite_loss_stops_and_names_step_and_samples(build, tmp_path):
     def poisoned(*args, **kwargs):
         outputs = inner(*args, **kwargs)
         if trainer.state.global_step == 2:
-            outputs["loss"] = outputs["loss"] * float("nan")
+            outputs["logits"] = outputs["logits"] * float("nan")
         return outputs
 
     trainer.model.forward = poisoned

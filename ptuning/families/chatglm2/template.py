@@ -30,9 +30,6 @@ def build_prompt(query: str, history: Sequence[tuple[str, str]] = (), system: st
     return "".join(segment.text for segment in prompt_segments(Dialogue(query, tuple(history), system)))
 
 
-NAME = "chatglm2"
-
-
 class ChatGLM2Template(Template):
     """The joined text of a prompt is tokenised at once, as the official code does; the answer by itself."""
 
