@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ptuning.data.encode import Encoder
+from ptuning.data.formats import Record
 from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
-from ptuning.data.formats import Record
 from ptuning.data.records import iterate_records
 from ptuning.errors import DataError
 from ptuning.validation.lint import TRAINED_LENGTH, RowKeys, lint
