@@ -10,12 +10,11 @@ import torch
 from transformers import TrainingArguments
 
 from ptuning.errors import ConfigError
-from ptuning.methods.prefix.encoder import DROPOUT
 
 
 @dataclass
 class ModelArguments:
-    """Which model, which prefix."""
+    """Which model, and what of it is tuned."""
 
     model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory or hub id."})
     ptuning_checkpoint: str | None = field(
@@ -25,13 +24,17 @@ class ModelArguments:
             "from it (new optimizer and data order; to continue a run use --resume_from_checkpoint)."
         },
     )
-    pre_seq_len: int | None = field(
+    method: str | None = field(
         default=None,
-        metadata={"help": "Length of the prefix; without it and without a checkpoint all weights are tuned."},
+        metadata={
+            "help": "prefix (default): a learned prefix on a frozen model; full: all weights. --deepspeed without --pre_seq_len, "
+            "as in the official ds_train_finetune.sh, means full."
+        },
     )
+    pre_seq_len: int | None = field(default=None, metadata={"help": "Length of the prefix; default: 128."})
     prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
     prefix_dropout: float = field(
-        default=DROPOUT, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
+        default=0.1, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
     )
     dtype: str = field(
         default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"}
@@ -194,9 +197,8 @@ class Config:
     training: TuningArguments
 
     def to_dict(self) -> dict:
-        """Plain values for the run's record; secrets left out."""
+        """Plain values for the run's record, which hides secrets."""
         values = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
-        training = self.training.to_dict()
-        return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
+        return values | dict(sorted(self.training.to_dict().items()))

@@ -42,13 +42,14 @@ class EncodedRows(Sequence[EncodedRow]):
 
     Args:
         dataset: as `encode_split` makes it.
+        sha256: of ids and labels in order; equal hashes are equal training.
         part: "row" for training; "prompt" to generate from, without labels; "answer" for the loss of the reference answer alone,
             also where training counts those in the history.
     """
 
-    def __init__(self, dataset: Dataset, part: str = "row"):
+    def __init__(self, dataset: Dataset, sha256: str, part: str = "row"):
         self._dataset = dataset.select_columns(["input_ids", "labels", "source", "prompt_length"]).with_format("arrow")
-        self.dataset, self._part = dataset, part
+        self.dataset, self.sha256, self._part = dataset, sha256, part
         prompts, whole = _column(dataset, "prompt_length"), _column(dataset, "length")
         self.lengths = prompts if part == "prompt" else whole  # (rows,), tokens
         self.label_counts = _column(dataset, "label_count") if part == "row" else self.lengths - prompts  # (rows,)
@@ -70,7 +71,7 @@ class EncodedRows(Sequence[EncodedRow]):
 
     def as_part(self, part: str) -> EncodedRows:
         """The same rows for another use, see `part`."""
-        return EncodedRows(self.dataset, part)
+        return EncodedRows(self.dataset, self.sha256, part)
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,11 @@ class EncodedSplit:
         rows: in the split's order.
         report: what was cut.
         summary: counts, and lengths after cutting, for the run's record and its report.
-        sha256: of ids and labels in order; equal hashes are equal training.
     """
 
     rows: EncodedRows
     report: EncodingReport
     summary: dict
-    sha256: str
 
 
 def encode_split(split: Split, encoder: Encoder, workers: int | None = None, overwrite: bool = False) -> EncodedSplit:
@@ -128,7 +127,8 @@ def encode_split(split: Split, encoder: Encoder, workers: int | None = None, ove
     )
     dataset, about = cached(f"rows-{key}", build, overwrite)
     report = EncodingReport(**about["report"])
-    return EncodedSplit(EncodedRows(dataset), report, split_summary(split, dataset, report), about["rows_sha256"])
+    rows = EncodedRows(dataset, about["rows_sha256"])
+    return EncodedSplit(rows, report, split_summary(split, dataset, report))
 
 
 def rows_sha256(dataset: Dataset) -> str:

@@ -11,6 +11,7 @@ from ptuning.methods.method import (
     bare,
     check_template,
     method_class,
+    method_of,
     read_checkpoint,
     self_test,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "bare",
     "check_template",
     "method_class",
+    "method_of",
     "read_checkpoint",
     "self_test",
 ]

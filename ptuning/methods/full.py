@@ -1,5 +1,6 @@
 """All weights: the tuned model is a complete folder in the family's own format."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
+from ptuning.errors import ConfigError
 from ptuning.families import Dimensions
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
 
@@ -23,6 +25,11 @@ class FullMethod(Method):
 
     @classmethod
     def from_options(cls, options: Any) -> "FullMethod":
+        if options.ptuning_checkpoint is not None:
+            raise ConfigError(
+                f"--ptuning_checkpoint with --method {cls.name}: what is tuned is the model itself; give it as "
+                "--model_name_or_path alone"
+            )
         return cls()
 
     def describe(self) -> str:
@@ -36,6 +43,9 @@ class FullMethod(Method):
 
     def memory(self, base: Dimensions) -> MemoryTerms:
         return MemoryTerms(base.parameters, frozen_base=False)
+
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        return f"--model_name_or_path {shlex.quote(folder)}", f"--model {shlex.quote(folder)}"
 
     def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
         about = None if manifest is None else replace(manifest, step=target.step)

@@ -6,12 +6,13 @@ a request that is served with it brings along. No other module asks which method
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -61,6 +62,8 @@ class Method(ABC):
     name: str  # of --method, and in manifests
     noun: str  # what is saved, for people
     learning_rate: float  # where none is given
+    options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
+    defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
     keeps_base: bool  # the untuned base is still there after training
 
     @abstractmethod
@@ -97,6 +100,25 @@ class Method(ABC):
     def served(cls, model: PreTrainedModel, name: str) -> Any:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    def next_commands(self, base: str, folder: str) -> list[str]:
+        """What to type after a run, for people.
+
+        Args:
+            base: --model_name_or_path.
+            folder: --output_dir.
+        """
+        command = Path(sys.executable).parent / "ptuning"
+        chat, serve = self.where(base, folder)
+        return [f"Next: {command} chat {chat}", f"      {command} serve {serve}"]
+
+    @abstractmethod
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """What is attached, in numbers; nothing where the model itself is tuned."""
+        return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -174,6 +196,42 @@ def method_class(name: str) -> type[Method]:
     if name not in _METHODS:
         raise ConfigError(f"--method {name}: no such method; there are {', '.join(_METHODS)}")
     return _METHODS[name]
+
+
+def method_of(options: Any, trains: bool) -> Method | None:
+    """The method of a run's model options, with its settings; None where nothing is tuned.
+
+    Args:
+        options: config.ModelArguments.
+        trains: whether the run trains; one that only evaluates may still name a tuned checkpoint.
+
+    Raises:
+        ConfigError: there is no such method, or its settings can't be used.
+    """
+    if trains:
+        method = method_class(options.method)
+        _refuse_options_of_others(method, options)
+        return method.from_options(options)
+    if options.ptuning_checkpoint is None:
+        _refuse_options_of_others(None, options)
+        return None
+    return _method_of(Path(options.ptuning_checkpoint).expanduser()).from_options(options)
+
+
+def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None:
+    default = {field.name: field.default for field in fields(options)}
+    for other in _METHODS.values():
+        for name in () if other is method else other.options:
+            if getattr(options, name) == default[name]:
+                continue
+            if method is None:
+                raise ConfigError(
+                    f"--{name} says what to train, and without --do_train nothing is; to evaluate a tuned {other.noun} give "
+                    "--ptuning_checkpoint"
+                )
+            raise ConfigError(
+                f"--{name} is for --method {other.name}, and --method is {method.name}; leave one of them out"
+            )
 
 
 def read_checkpoint(folder: str | Path) -> Manifest | None:

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptuning.evaluation.summary import FIGURES
+from ptuning.evaluation.metrics import METRICS
 from ptuning.report.figures import best_point, interval
-from ptuning.report.lines import number
-from ptuning.report.metrics import QUALITY, better, in_order, metric_name
 from ptuning.report.read import Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
+from ptuning.report.text import QUALITY, better, in_order, metric_name, number
 
 # Options that differ from run to run and say nothing about the result.
 _BESIDE = {"output_dir", "overwrite_output_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "logging_dir"}
 _DASHES = ("-", "--", ":", "-.")
-TABLE = tuple(FIGURES)
+TABLE = tuple(METRICS)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -1,12 +1,10 @@
-"""The head of the page: the run in a few figures, and the options that matter most."""
+"""The tables of the page: the run in a few figures, its scores, its data, and the options that matter most."""
 
 from datetime import datetime
 
-from ptuning.report.figures import best_point, interval
-from ptuning.report.lines import number
-from ptuning.report.metrics import QUALITY, better, in_order, metric_name
+from ptuning.report.figures import SPLITS, best_point, interval
 from ptuning.report.read import Run
-from ptuning.report.text import duration, show_number
+from ptuning.report.text import QUALITY, better, duration, in_order, metric_name, number, show_number
 
 MAIN_OPTIONS = (
     "model_name_or_path",
@@ -111,3 +109,16 @@ def score_rows(base: dict, tuned: dict) -> list[dict]:
         spans = {"base": interval(base, key), "tuned": interval(tuned, key)}
         rows.append({"key": key, "values": values, "spans": spans, "change": change, "verdict": verdict})
     return rows
+
+
+def data_table(run: Run) -> list[dict]:
+    """What is known of each split: from data.json, else file and fingerprint from the configuration."""
+    prints = run.record.get("data_sha256")
+    prints = prints if isinstance(prints, dict) else {}
+    names = [split for split in SPLITS if split in run.data or split in prints]
+    names += [split for split in run.data if split not in names]
+    return [
+        {"split": split, "file": run.config.get(f"{split}_file"), "sha256": prints.get(split)}
+        | {key: value for key, value in run.data.get(split, {}).items() if value is not None}
+        for split in names
+    ]

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptuning.checkpoint import read_prefix
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.generation import Engine, Request, Sampling
+from ptuning.methods import read_checkpoint
 from ptuning.serving.backend import BASE, BackendError
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.faults import Fault
@@ -25,7 +25,7 @@ def chat(argv: Sequence[str]) -> None:
     """
     args = _parser().parse_args(argv)
     if args.ptuning_checkpoint is not None:
-        read_prefix(args.ptuning_checkpoint)  # damaged: say so before the base is loaded
+        read_checkpoint(args.ptuning_checkpoint)  # damaged: say so before the base is loaded
     models = Models.load(base_of(args.model_name_or_path, args.ptuning_checkpoint), args.dtype)
     sampling = Sampling(args.temperature, args.top_p) if args.temperature > 0 else Sampling()
     with Engine(models.model, models.tokenizer.eos_token_id, past_tokens=_PAST_TOKENS) as engine:
@@ -121,7 +121,7 @@ def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> s
         return model_name_or_path
     if ptuning_checkpoint is None:
         raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-    description = read_prefix(ptuning_checkpoint).description
+    description = read_checkpoint(ptuning_checkpoint)
     if description is None:
         raise ConfigError(f"{ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
     return description.base.name_or_path

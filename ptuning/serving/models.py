@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptuning.checkpoint import read_full
 from ptuning.checkpoint.base import resolve_base
-from ptuning.checkpoint.description import FILE
+from ptuning.checkpoint.manifest import FILE, read_manifest
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.generation import Prefix
-from ptuning.loading import attach_checkpoint, check_prefix_changes_logits, load_model
+from ptuning.loading import attach_checkpoint, load_model, self_test
 from ptuning.methods.prefix.attach import detach_prefix, prefix_of
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
@@ -43,7 +42,7 @@ class Models:
     def __init__(self, model: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer, folder: str | Path):
         self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder)
         base = resolve_base(folder)
-        full = read_full(base)
+        full = read_manifest(base)
         # A hub id's last part; a local folder's own name, also where it is given as "." or through a link.
         local = self.folder.expanduser()
         name = (local.resolve() if local.is_dir() else self.folder).name or BASE
@@ -94,12 +93,12 @@ class Models:
         model = self.model
         try:
             checkpoint = attach_checkpoint(model, folder, self.folder)
-            check_prefix_changes_logits(model)
+            self_test(model)
             prefix = Prefix.of(name, prefix_of(model), model.dtype)
         finally:
             if prefix_of(model) is not None:
                 detach_prefix(model)
-        source_prefix = checkpoint.description.source_prefix if checkpoint.description else ""
+        source_prefix = checkpoint.source_prefix if checkpoint else ""
         return Loaded(Served(name, int(time.time()), source_prefix, prefix.length), prefix)
 
     def add(self, loaded: Loaded) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ptuning.errors import DataError
-from ptuning.families.chatglm2.template import split_messages
+from ptuning.families import dialogue_of
 from ptuning.serving.answering import Asked, EventStream, Services, ask, find, sampling, while_connected
 from ptuning.serving.backend import BackendError, Job
 from ptuning.serving.body import described, read
@@ -91,13 +91,13 @@ def _dialogue(body: ChatRequest) -> tuple[str, list[tuple[str, str]], str]:
         for message in body.messages
     ]
     try:
-        system, history, query, answer = split_messages(messages)
+        found = dialogue_of(messages)
     except DataError as error:
         raise Fault(400, str(error), param="messages") from None
-    if answer is not None:
+    if found.response is not None:
         place = f"messages[{len(messages) - 1}]"
         raise Fault(400, f"{place}: role is 'assistant'; the last message must be the user's", param="messages")
-    return system, history, query
+    return found.system or "", list(found.history), found.prompt
 
 
 def _jobs(body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None) -> list[Job]:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ptuning.checkpoint import read_prefix
+from ptuning.methods.prefix.read import read_prefix
 from tests.end_to_end.conftest import BIN, MODEL, ROOT, losses
 
 TORCHRUN = (BIN / "torchrun", "--standalone", "--nnodes=1", "--nproc-per-node=1")

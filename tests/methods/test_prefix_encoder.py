@@ -108,5 +108,5 @@ def test_attach_and_detach(golden, load_tiny):
     with torch.no_grad():
         assert (model(golden["full.input_ids"]).logits - golden["base.full.logits"]).abs().max() <= 1e-6
     assert attach_prefix(model, 4).training is model.training
-    assert model.train().attach_prefix(4).training is True
+    assert attach_prefix(model.train(), 4).training is True
     assert model.config._attn_implementation == "prefix_sdpa", "attaching twice must not stack the name"

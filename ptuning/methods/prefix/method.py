@@ -1,15 +1,17 @@
 """P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
 
+import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
-from ptuning.checkpoint.partitioned import gathered
-from ptuning.errors import CheckpointError
+from ptuning.checkpoint.partitioned import gathered, whole_shape
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of, without_prefix
@@ -26,14 +28,23 @@ class PrefixMethod(Method):
         pre_seq_len: T.
         prefix_projection: the reparametrised variant.
         prefix_dropout: on the prefix keys and values while training.
+
+    Raises:
+        ConfigError: a value out of its range.
     """
 
     name = PREFIX
     noun = "prefix"
     learning_rate = 2e-2
     keeps_base = True
+    options = ("pre_seq_len", "prefix_projection", "prefix_dropout")
+    defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
 
     def __init__(self, pre_seq_len: int, prefix_projection: bool = False, prefix_dropout: float = DROPOUT):
+        if pre_seq_len < 1:
+            raise ConfigError(f"--pre_seq_len is {pre_seq_len}; use at least 1 (official: 128)")
+        if not 0 <= prefix_dropout < 1:
+            raise ConfigError(f"--prefix_dropout is {prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
         self.pre_seq_len, self.prefix_projection, self.prefix_dropout = pre_seq_len, prefix_projection, prefix_dropout
 
     @classmethod
@@ -69,6 +80,10 @@ class PrefixMethod(Method):
             trained += 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size
         return MemoryTerms(trained, frozen_base=True, positions=self.pre_seq_len)
 
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        named = shlex.quote(f"{Path(folder).name}={folder}")
+        return f"--ptuning_checkpoint {shlex.quote(folder)}", f"--model {shlex.quote(base)} --prefix {named}"
+
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         return prefix_of(model) is not None
@@ -80,6 +95,10 @@ class PrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
         return Prefix.of(name, prefix_of(model), model.dtype)
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        return prefix_of(model).parameters()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -104,4 +123,4 @@ class PrefixMethod(Method):
         prefix_of(model).load_state_dict(read_prefix(folder).tensors)
 
     def saved_bytes(self, model: PreTrainedModel) -> int:
-        return 4 * sum(parameter.numel() for parameter in prefix_of(model).parameters())
+        return 4 * sum(whole_shape(parameter).numel() for parameter in prefix_of(model).parameters())

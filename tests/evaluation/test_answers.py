@@ -5,8 +5,8 @@ import torch
 
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.records import read_records
-from ptuning.evaluation.generate import GenerationOptions, generate_answers
-from ptuning.families.chatglm2.template import ChatGLM2Template
+from ptuning.evaluation.answers import GenerationOptions, generate_answers
+from ptuning.families import family_of
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import MODEL, ROOT
@@ -17,12 +17,12 @@ def loaded():
     model, tokenizer = load_model(MODEL)
     torch.manual_seed(0)
     attach_prefix(model, 16)
-    return model, tokenizer
+    return model, family_of(model.config).template(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def records():
-    from ptuning.data.formats import Columns
+    from ptuning.data.columns import Columns
 
     columns = Columns("content", "summary")
     return read_records(ROOT / "data" / "advertise" / "dev.json", columns, max_samples=9)[0]
@@ -30,7 +30,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def rows(loaded, records):
-    return Encoder(ChatGLM2Template(loaded[1]), Lengths(64, 24)).prompt_rows(records)[0]
+    return Encoder(loaded[1].tokenizer, Lengths(64, 24)).prompt_rows(records)[0]
 
 
 def texts(loaded, rows, said=print, **options) -> list[str]:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ptuning.evaluation.metrics import ROW_METRICS, is_repeating, row_scores, token_f1
-from ptuning.evaluation.scores import METRICS, score
+from ptuning.evaluation.metrics import row_metrics, row_scores
+from ptuning.evaluation.scores import OFFICIAL, is_repeating, official_scores, token_f1
 from tests.conftest import REPO, SHARED
 
 LONG = "这款裙子采用了优质面料，"
@@ -15,14 +15,14 @@ def test_the_official_four_are_left_as_they_are():
     rows = [json.loads(line) for line in (REPO / "tests/golden/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
         scores = row_scores(row["predict"], row["label"])
-        assert tuple(scores) == ROW_METRICS
-        assert {name: scores[name] for name in METRICS} == score(row["predict"], row["label"])
-        assert {name: scores[name] for name in METRICS} == {name: row[name] for name in METRICS}
+        assert list(scores) == [metric.name for metric in row_metrics()]
+        assert {name: scores[name] for name in OFFICIAL} == official_scores(row["predict"], row["label"])
+        assert {name: scores[name] for name in OFFICIAL} == {name: row[name] for name in OFFICIAL}
 
 
 def test_the_other_scores_of_one_answer():
     scores = row_scores(" 白色的上衣\n", "白色的衣服")
-    assert {name: scores[name] for name in ROW_METRICS if name not in METRICS} == {
+    assert {name: scores[name] for name in scores if name not in OFFICIAL} == {
         "exact_match": 0.0,
         "token_f1": 80.0,  # 4 of 5 characters on both sides
         "length_ratio": 1.0,

@@ -1,4 +1,4 @@
-"""Which answers to show: the best, the worst and some at random, read by streaming.
+"""Which answers to show: of the predictions the best, the worst and some at random; of the forgetting probe the first of each kind.
 
 A test file of 100,000 rows has predictions of hundreds of megabytes, so only score, row number and byte offset are kept of
 each line; the lines chosen are read again.
@@ -8,11 +8,20 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ptuning.report.lines import Lines, number
+from ptuning.report.text import number
+from ptuning.runs import RunFolder
+from ptuning.runs.folder import BASE, PROBE, PROBE_BASE, TUNED
+from ptuning.runs.lines import Lines, part_files
 
 SHOWN = 5  # of each kind
 RANKING = ("rouge-l", "bleu-4", "rouge-1", "chrf", "token_f1")
 SEED = 42
+
+SHOWN_OF_A_KIND = 8
+SHOWN_KINDS = 20
+
+
+# --- predictions ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -64,10 +73,10 @@ class Predictions:
     groups: dict[str, list[Example]] = field(default_factory=dict)  # "Best", "Worst", "Random" → rows
 
 
-def read_predictions(folder: Path) -> Predictions:
+def read_predictions(folder: RunFolder) -> Predictions:
     """The predictions in a run folder; where an evaluation was cut off, its part files."""
     found = Predictions()
-    files = {"tuned": _files(folder, "predictions"), "base": _files(folder, "predictions_base")}
+    files = {"tuned": _files(folder / TUNED), "base": _files(folder / BASE)}
     places: dict[str, dict[int, tuple[Lines, int]]] = {}
     ranks: dict[str, dict[int, float]] = {}
     for model, paths in files.items():
@@ -99,13 +108,11 @@ def read_predictions(folder: Path) -> Predictions:
     return found
 
 
-def _files(folder: Path, stem: str) -> list[Path]:
+def _files(whole: Path) -> list[Path]:
     """The finished file, or the part files of an evaluation that began after it was written."""
-    whole = folder / f"{stem}.jsonl"
-    parts = sorted(folder.glob(f"{stem}.part*"))
     try:
         written = whole.stat().st_mtime if whole.is_file() else 0.0
-        newer = [part for part in parts if part.is_file() and part.stat().st_mtime > written]
+        newer = [part for part in part_files(whole) if part.is_file() and part.stat().st_mtime > written]
     except OSError:  # gone between the two calls: the evaluation has just ended
         newer = []
     return newer or ([whole] if whole.is_file() else [])
@@ -148,3 +155,70 @@ def _history(value) -> list[tuple[str, str]]:
 def as_text(value) -> str:
     """Text of a field that should be text."""
     return "" if value is None else value if isinstance(value, str) else str(value)
+
+
+# --- forgetting probe -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ProbeKind:
+    """All questions of one kind."""
+
+    name: str
+    rows: int = 0
+    same: int = 0  # the tuned model answers word for word as the base did
+    losses: list[tuple[float, float]] = field(default_factory=list)  # of the base's answer: (before, after)
+    examples: list[dict] = field(default_factory=list)  # the first rows: prompt, base, tuned, base_loss, tuned_loss
+
+    @property
+    def base_loss(self) -> float | None:
+        """Mean loss of the base's own answers under the base."""
+        return sum(before for before, _ in self.losses) / len(self.losses) if self.losses else None
+
+    @property
+    def tuned_loss(self) -> float | None:
+        """The same answers' mean loss under the tuned model."""
+        return sum(after for _, after in self.losses) / len(self.losses) if self.losses else None
+
+    @property
+    def change(self) -> float | None:
+        """How much less likely the base's answers have become."""
+        return self.tuned_loss - self.base_loss if self.losses else None
+
+
+@dataclass
+class Probe:
+    """The probe by kind, with all of them together as `total`."""
+
+    kinds: list[ProbeKind] = field(default_factory=list)
+    total: ProbeKind = field(default_factory=lambda: ProbeKind("all"))
+    more_kinds: int = 0
+    bad: int = 0
+    only_base: int = 0  # questions that the base has answered, where the tuned model's answers are missing
+
+
+def read_probe(folder: RunFolder) -> Probe:
+    """probe.jsonl, grouped by kind; empty where it is missing."""
+    kinds: dict[str, ProbeKind] = {}
+    probe, lines = Probe(), Lines(folder / PROBE)
+    for _, line in lines:
+        name = as_text(line.get("kind"))[:60] or "other"
+        kind = kinds.setdefault(name, ProbeKind(name))
+        base, tuned = as_text(line.get("base")), as_text(line.get("tuned"))
+        before, after = number(line.get("base_loss")), number(line.get("tuned_loss"))
+        for group in (kind, probe.total):
+            group.rows += 1
+            group.same += base == tuned
+            if before is not None and after is not None:
+                group.losses.append((before, after))
+        if len(kind.examples) < SHOWN_OF_A_KIND:
+            prompt = as_text(line.get("prompt"))
+            kind.examples.append(
+                {"prompt": prompt, "base": base, "tuned": tuned, "base_loss": before, "tuned_loss": after}
+            )
+    if not kinds:
+        probe.only_base = sum(1 for _ in Lines(folder / PROBE_BASE))
+    probe.bad = lines.bad
+    probe.kinds = list(kinds.values())[:SHOWN_KINDS]
+    probe.more_kinds = max(0, len(kinds) - SHOWN_KINDS)
+    return probe

@@ -7,69 +7,23 @@ import torch
 
 from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import Config
-from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families import Dimensions, family_of, read_config
 from ptuning.loading import resolve_dtype
-from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.methods import Method
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
 from ptuning.training.machine import process_counts
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A model's widths, as in config.json.
-
-    Args:
-        layers: L.
-        hidden: H.
-        query: heads times head dimension.
-        key: KV groups times head dimension.
-        ffn: F.
-        vocab: V.
-        heads: query heads.
-    """
-
-    layers: int
-    hidden: int
-    query: int
-    key: int
-    ffn: int
-    vocab: int
-    heads: int
-
-    @classmethod
-    def of(cls, config: ChatGLMConfig) -> "Shape":
-        """From the model's configuration."""
-        head = config.head_dim
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            query=config.num_attention_heads * head,
-            key=config.num_key_value_heads * head,
-            ffn=config.intermediate_size,
-            vocab=config.vocab_size,
-            heads=config.num_attention_heads,
-        )
-
-    @property
-    def layer_parameters(self) -> int:
-        """Numbers in one layer, biases and norms included."""
-        qkv = self.query + 2 * self.key
-        return self.hidden * (qkv + self.query + 3 * self.ffn + 2) + qkv
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in the model."""
-        return self.layers * self.layer_parameters + (2 * self.vocab + 1) * self.hidden
-
-
-@dataclass(frozen=True)
-class Job:
+class Workload:
     """One training run.
 
     Args:
         shape: of the base.
-        prefix: T of a P-Tuning run; None tunes all weights.
-        prefix_parameters: numbers in the prefix encoder.
+        method: what is tuned, in words.
+        trained: numbers that are trained.
+        frozen: the base gets no gradient, and what is trained lies beside it in fp32.
+        positions: extra key/value positions that every token sees.
         weight_bytes: a base weight's, as loaded.
         compute_bytes: an activation's.
         autocast: weights stay fp32 and each forward makes 16-bit copies.
@@ -88,9 +42,11 @@ class Job:
         save_optimizer: checkpoints hold the optimizer's state.
     """
 
-    shape: Shape
-    prefix: int | None
-    prefix_parameters: int
+    shape: Dimensions
+    method: str
+    trained: int
+    frozen: bool
+    positions: int
     weight_bytes: int
     compute_bytes: int
     autocast: bool
@@ -112,16 +68,18 @@ class Job:
     def of(
         cls,
         config: Config,
+        method: Method,
         *,
         longest: tuple[int, int] | None = None,
         deepspeed: dict[str, Any] | None = None,
         processes: tuple[int, int] | None = None,
         device_type: str | None = None,
-    ) -> "Job":
+    ) -> "Workload":
         """From a run's options; reads config.json, no weights.
 
         Args:
             config: the options.
+            method: what is tuned.
             longest: tokens and labels of the longest row; default: what the length options allow.
             deepspeed: instead of the file in the options.
             processes: in all and on this node; default: from the launcher.
@@ -134,14 +92,13 @@ class Job:
         model, data, training = config.model, config.data, config.training
         folder = resolve_base(model.model_name_or_path)
         read_base_config(folder)
-        base = ChatGLMConfig.from_pretrained(folder)
+        base = read_config(folder)
+        shape = family_of(base).dimensions(base)
         device_type = device_type or _device_type(training.use_cpu)
         values = deepspeed if deepspeed is not None else read_deepspeed(training.deepspeed)
-        prefix = prefix_length(config)
+        terms = method.memory(shape)
         half = training.bf16 or training.fp16
-        dtype = model.dtype
-        if dtype == "auto" and prefix is None:
-            dtype = "float32"  # see main.build_model
+        dtype = base_dtype(model.dtype, method, trains=True)
         if dtype == "auto" and device_type == "cuda" and not torch.cuda.is_available():
             dtype = "bfloat16"  # an estimate for another machine
         weight_bytes = resolve_dtype(dtype, torch.device(device_type)).itemsize
@@ -152,9 +109,11 @@ class Job:
         if data.pad_to_max_length:
             longest = (data.max_source_length + data.max_target_length + 1, longest[1])
         return cls(
-            shape=Shape.of(base),
-            prefix=prefix,
-            prefix_parameters=_prefix_parameters(PrefixShape.of(base), prefix, model.prefix_projection),
+            shape=shape,
+            method=method.describe(),
+            trained=terms.trained,
+            frozen=terms.frozen_base,
+            positions=terms.positions,
             weight_bytes=weight_bytes,
             compute_bytes=2 if half else weight_bytes,
             autocast=half and weight_bytes == 4,
@@ -173,34 +132,19 @@ class Job:
             save_optimizer=not training.save_only_model,
         )
 
-    @property
-    def trained(self) -> int:
-        """Numbers that are trained."""
-        return self.shape.parameters if self.prefix is None else self.prefix_parameters
-
-    def with_batch(self, batch: int) -> "Job":
+    def with_batch(self, batch: int) -> "Workload":
         """The same effective batch with `batch` rows at a time."""
         return replace(self, batch=batch, accumulation=self.accumulation * self.batch // batch)
 
 
-def prefix_length(config: Config) -> int | None:
-    """T of a P-Tuning run, also where a checkpoint says it; None when all weights are tuned."""
-    if config.model.pre_seq_len is not None or config.model.ptuning_checkpoint is None:
-        return config.model.pre_seq_len
-    from ptuning.checkpoint import read_prefix
-
-    return read_prefix(config.model.ptuning_checkpoint).pre_seq_len
+def base_dtype(dtype: str, method: Method | None, trains: bool) -> str:
+    """The --dtype to load the base in: where its own weights are trained they are the optimizer's fp32 master weights, and
+    bf16 or fp16 autocast does the computing."""
+    return "float32" if dtype == "auto" and trains and method is not None and not method.keeps_base else dtype
 
 
 def _device_type(use_cpu: bool) -> str:
     return "cpu" if use_cpu or not torch.accelerator.is_available() else "cuda"
-
-
-def _prefix_parameters(shape: PrefixShape, length: int | None, projection: bool) -> int:
-    if length is None:
-        return 0
-    extra = 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size if projection else 0
-    return length * shape.width + extra
 
 
 def _checkpoints(training) -> int:

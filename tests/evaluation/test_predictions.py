@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
+from ptuning.data.columns import Columns
 from ptuning.data.encode import Encoder, Lengths
-from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
-from ptuning.evaluation.generate import GenerationOptions
-from ptuning.evaluation.parts import Parts, delete_parts
-from ptuning.evaluation.predict import predict, table
-from ptuning.families.chatglm2.template import ChatGLM2Template
+from ptuning.evaluation.answers import GenerationOptions
+from ptuning.evaluation.metrics import scores_table
+from ptuning.evaluation.predictions import predict
+from ptuning.evaluation.resumable import ResumableLines, delete_parts
+from ptuning.families import family_of
 from ptuning.generation import Engine
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
@@ -22,19 +23,19 @@ FEW_AT_ONCE = GenerationOptions(16, batch_tokens=300)  # so that some rows end b
 
 
 @pytest.fixture(scope="module")
-def parts_of_a_run():
+def tools():
     model, tokenizer = load_model(MODEL)
     torch.manual_seed(0)
     attach_prefix(model, 16)
     records = read_records(ROOT / "data" / "advertise" / "dev.json", Columns("content", "summary"), max_samples=8)[0]
-    return model, tokenizer, records, Encoder(ChatGLM2Template(tokenizer), Lengths(64, 16))
+    return model, family_of(model.config).template(tokenizer), records, Encoder(tokenizer, Lengths(64, 16))
 
 
 @pytest.fixture(scope="module")
-def whole(parts_of_a_run, tmp_path_factory):
-    """The file and the scores of a run that nobody stopped."""
+def whole(tools, tmp_path_factory):
+    """The file and the scores of a run that was not stopped."""
     path = tmp_path_factory.mktemp("whole") / "predictions.jsonl"
-    return path, predict(*parts_of_a_run, OPTIONS, path)
+    return path, predict(*tools, OPTIONS, path)
 
 
 def stop_after(monkeypatch, rows: int) -> None:
@@ -84,46 +85,46 @@ def test_lines_have_what_scores_and_report_need(whole):
     assert [file.name for file in path.parent.iterdir()] == ["predictions.jsonl"]
 
 
-def test_a_second_run_goes_on_where_the_first_stopped(parts_of_a_run, whole, tmp_path, monkeypatch):
+def test_a_second_run_goes_on_where_the_first_stopped(tools, whole, tmp_path, monkeypatch):
     path = tmp_path / "predictions.jsonl"
-    done = interrupt(parts_of_a_run, path)
+    done = interrupt(tools, path)
     requests, said = asked(monkeypatch), []
-    scores = predict(*parts_of_a_run, OPTIONS, path, said.append)
+    scores = predict(*tools, OPTIONS, path, said.append)
     assert 0 < done < 8 and len(requests) == 8 - done
     assert said == [f"predictions.jsonl: {done} of 8 rows were answered before; going on with the others"]
     assert path.read_bytes() == whole[0].read_bytes() and scores == whole[1]
 
 
-def test_a_stop_after_the_last_row_repeats_nothing(parts_of_a_run, whole, tmp_path, monkeypatch):
+def test_a_stop_after_the_last_row_repeats_nothing(tools, whole, tmp_path, monkeypatch):
     """As when the base's rows are done and the tuned model's answers are stopped."""
     path = tmp_path / "predictions.jsonl"
-    predict(*parts_of_a_run, OPTIONS, path)
+    predict(*tools, OPTIONS, path)
     requests = asked(monkeypatch)
-    assert predict(*parts_of_a_run, OPTIONS, path) == whole[1]
+    assert predict(*tools, OPTIONS, path) == whole[1]
     assert requests == [] and path.read_bytes() == whole[0].read_bytes()
 
 
-def test_losses_can_be_left_out(parts_of_a_run, whole, tmp_path):
-    scores = predict(*parts_of_a_run, OPTIONS, tmp_path / "predictions.jsonl", losses=False)
+def test_losses_can_be_left_out(tools, whole, tmp_path):
+    scores = predict(*tools, OPTIONS, tmp_path / "predictions.jsonl", losses=False)
     losses = {"answer_loss", "answer_perplexity"}
     assert scores.keys() == whole[1].keys() - losses
     assert all(scores[name] == whole[1][name] for name in scores.keys() - {"intervals"})
 
 
-def test_a_line_that_was_cut_off_is_answered_again(parts_of_a_run, whole, tmp_path):
+def test_a_line_that_was_cut_off_is_answered_again(tools, whole, tmp_path):
     path = tmp_path / "predictions.jsonl"
-    interrupt(parts_of_a_run, path)
+    interrupt(tools, path)
     part = path.with_name("predictions.part0.jsonl")
     part.write_bytes(part.read_bytes()[:-30])
-    predict(*parts_of_a_run, OPTIONS, path)
+    predict(*tools, OPTIONS, path)
     assert path.read_bytes() == whole[0].read_bytes()
 
 
 @pytest.mark.parametrize("change", ["weights", "options", "rows"])
-def test_answers_of_something_else_are_thrown_away(parts_of_a_run, tmp_path, monkeypatch, change):
-    model, tokenizer, records, encoder = parts_of_a_run
+def test_answers_of_something_else_are_thrown_away(tools, tmp_path, monkeypatch, change):
+    model, template, records, encoder = tools
     path = tmp_path / "predictions.jsonl"
-    interrupt(parts_of_a_run, path)
+    interrupt(tools, path)
     options = OPTIONS
     weight = prefix_of(model).embedding.weight
     before = weight.detach().clone()
@@ -135,25 +136,25 @@ def test_answers_of_something_else_are_thrown_away(parts_of_a_run, tmp_path, mon
     else:
         records = records[:7]
     requests = asked(monkeypatch)
-    predict(model, tokenizer, records, encoder, options, path)
+    predict(model, template, records, encoder, options, path)
     assert len(requests) == len(records)
     with torch.no_grad():
         weight.copy_(before)
 
 
-def test_parts_of_several_processes_are_read_together(tmp_path):
-    parts = Parts(tmp_path / "predictions.jsonl", "key")
+def test_lines_of_several_processes_are_read_together(tmp_path):
+    kept = ResumableLines(tmp_path / "predictions.jsonl", "key")
     for process in range(2):
-        with parts.open(process) as file:
+        with kept.open(process) as file:
             file.write(json.dumps({"index": process}) + "\n")
-    Parts(tmp_path / "predictions.jsonl", "other").open(2).close()
-    assert sorted(parts.read()) == [0, 1]
-    parts.discard_others()
+    ResumableLines(tmp_path / "predictions.jsonl", "other").open(2).close()
+    assert sorted(kept.read()) == [0, 1]
+    kept.discard_others()
     assert len(list(tmp_path.glob("*.part*"))) == 2
 
 
 def test_the_table_has_a_row_a_model(whole):
-    text = table({"base": whole[1], "tuned": whole[1]})
+    text = scores_table({"base": whole[1], "tuned": whole[1]})
     head, base, tuned = text.splitlines()
     assert head.split()[:2] == ["BLEU-4", "ROUGE-1"] and base.startswith("base ") and tuned.startswith("tuned")
     assert len(head) == len(base) == len(tuned)
