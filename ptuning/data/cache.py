@@ -7,8 +7,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def cached(name: str, build: Callable[[Path], dict], overwrite: bool = False) ->
     with state.local_main_process_first():  # which leaves the others waiting for ever if it is left by an error
         try:
             if (overwrite and state.is_local_main_process) or not (folder / ABOUT).is_file():
-                _make(folder, build)
+                _make(folder, build, overwrite)
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             files = [Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))]
         except PTuningError as error:
@@ -64,24 +63,25 @@ def cached(name: str, build: Callable[[Path], dict], overwrite: bool = False) ->
     return files[0] if len(files) == 1 else datasets.concatenate_datasets(files), about
 
 
-def _make(folder: Path, build: Callable[[Path], dict]) -> None:
+def _make(folder: Path, build: Callable[[Path], dict], overwrite: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Under a name of its own until it is whole: other runs may make the same rows, or be stopped.
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    part = folder.with_name(f"{folder.name}.part-{uuid.uuid4().hex[:8]}")
+    part.mkdir()
     try:
         with _quiet():
             about = build(part)
         (part / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            old = part.with_suffix(".old")
-            folder.rename(old)
-            shutil.rmtree(old)
-        part.rename(folder)
-    except BaseException:
+        if folder.exists() and (overwrite or not (folder / ABOUT).is_file()):
+            folder.rename(part / "replaced")
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / ABOUT).is_file():  # else another run was faster
+                raise
+        shutil.rmtree(folder / "replaced", ignore_errors=True)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        if (folder / ABOUT).is_file() and isinstance(sys.exception(), OSError):
-            return  # another run was faster
-        raise
 
 
 @contextlib.contextmanager
@@ -94,5 +94,4 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         datasets.logging.set_verbosity(verbosity)
-        if shown:
-            datasets.enable_progress_bars()
+        (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()

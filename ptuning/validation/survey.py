@@ -106,7 +106,7 @@ class FileSurvey:
     systems: int = 0
     prompts: Histogram = field(default_factory=Histogram)
     answers: Histogram = field(default_factory=Histogram)
-    odd: dict[str, LintCount] = field(default_factory=dict)
+    lint: dict[str, LintCount] = field(default_factory=dict)
     keys: RowKeys = field(default_factory=RowKeys)
 
     @property
@@ -114,7 +114,7 @@ class FileSurvey:
         return self.rows - self.bad_rows
 
     def note(self, kind: str, line: int) -> None:
-        self.odd.setdefault(kind, LintCount()).add(line)
+        self.lint.setdefault(kind, LintCount()).add(line)
 
 
 def survey_file(

@@ -12,13 +12,13 @@ from datasets import Dataset
 from ptuning.data import encoded as encoded_module
 from ptuning.data import splits as splits_module
 from ptuning.data.batch import RowDataset
-from ptuning.data.cache import cache_folder
+from ptuning.data.cache import ABOUT, cache_folder
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.data.encoded import encode_split, rows_sha256
 from ptuning.data.guess import FormatOptions
 from ptuning.data.records import read_records
 from ptuning.data.splits import Split, load_split, mixed
-from ptuning.errors import DataError
+from ptuning.errors import ConfigError, DataError
 from ptuning.families.chatglm2.template import ChatGLM2Template
 
 OPTIONS = FormatOptions()
@@ -165,12 +165,14 @@ def test_overwrite_reads_and_encodes_again(file, template, monkeypatch):
     assert calls == ["valid_records", "_encode"] and again.sha256 == first.sha256 and folders() == before
 
 
-def test_several_workers_make_the_same_rows(file, template):
+def test_several_workers_make_the_same_rows(file, template, capfd):
     encoder = Encoder(template, Lengths(60, 20))
     alone = encode_split(load(file), encoder)
     together = encode_split(load(file), encoder, workers=3, overwrite=True)
     assert together.sha256 == alone.sha256 and together.report == alone.report
     assert list(together.rows) == list(alone.rows)
+    seen = capfd.readouterr()
+    assert seen.out == seen.err == ""
 
 
 def test_mixed_rows_keep_their_order(tmp_path, file, template):
@@ -180,6 +182,33 @@ def test_mixed_rows_keep_their_order(tmp_path, file, template):
     one, again, other = (encode_split(split, encoder) for split in splits)
     assert [row.source for row in one.rows] == [record.source for record in splits[0].records]
     assert len(one.rows) == 60 and one.sha256 == again.sha256 != other.sha256
+
+
+def test_a_cache_that_can_not_be_written(tmp_path, file, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"file/ptuning.*: the cache of data can't be used .*HF_DATASETS_CACHE"):
+        load(file)
+
+
+def test_half_made_rows_are_made_again(file, template):
+    encoder = Encoder(template, Lengths(60, 20))
+    first = encode_split(load(file, max_samples=20), encoder)
+    for folder in cache_folder().iterdir():
+        (folder / ABOUT).unlink()
+    assert encode_split(load(file, max_samples=20), encoder).sha256 == first.sha256
+    assert all({path.suffix for path in folder.iterdir()} == {".arrow", ".json"} for folder in cache_folder().iterdir())
+
+
+def test_of_two_runs_the_faster_ones_rows_stay(file, monkeypatch):
+    def slow(*args, **kwargs):
+        monkeypatch.setattr(splits_module, "valid_records", real)
+        faster.append(load(file))
+        return real(*args, **kwargs)
+
+    real, faster = splits_module.valid_records, []
+    monkeypatch.setattr(splits_module, "valid_records", slow)
+    assert load(file) == faster[0] and len(folders()) == 1
 
 
 def test_what_can_not_be_read_leaves_nothing_behind(file):
@@ -256,7 +285,7 @@ for file in sys.argv[2:]:
     out = run(SCRIPT + code, template.tokenizer.vocab_file, *files)
     sizes = dict(map(int, line.split()) for line in out.splitlines())
     grown = (sizes[50_000] - sizes[5000]) * 1024
-    assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # Python lists of these rows take 50 MB
+    assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 150 MB
 
 
 def test_one_process_of_a_machine_encodes_for_all(tmp_path, file, template, monkeypatch, free_port):

@@ -3,11 +3,12 @@
 import csv
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from ptuning.data.encode import Encoder, Lengths
-from ptuning.data.formats import Columns, Record
+from ptuning.data.formats import FORMATS, Columns, Record
 from ptuning.data.guess import FormatOptions, find_format
 from ptuning.data.records import read_records
 from ptuning.data.splits import load_split
@@ -261,6 +262,28 @@ def test_one_bad_history_is_named_and_the_others_are_kept(tmp_path, name):
     records, problems = read_records(path, FormatOptions(), skip_invalid=True)
     assert len(records) == 49 and len(problems) == 1
     assert all(record.history == tuple(map(tuple, HISTORY)) for record in records)
+
+
+def test_a_new_format_is_one_class_and_its_name(tmp_path, monkeypatch):
+    class Dolly:
+        owns_columns = False
+        json_columns: ClassVar = {}
+        needed: ClassVar = [("--data_format", "say"), ("--data_format", "reply")]
+
+        def __str__(self):
+            return "Dolly say, reply"
+
+        def fits(self, rows):
+            return any("say" in row for row in rows)
+
+        def read(self, row, source):
+            return Record(row["say"], row["reply"], (), source)
+
+    monkeypatch.setitem(FORMATS, "dolly", Dolly())
+    path = write(tmp_path, {"say": "a", "reply": "b"})
+    assert str(load_split("train", str(path), FormatOptions())).endswith("(Dolly say, reply, guessed)")
+    assert only_record(path, FormatOptions("dolly")) == Record("a", "b", (), f"{path}:1")
+    assert "set --data_format to sharegpt, openai, alpaca or dolly" in refusal(write(tmp_path, {"x": "y"}))
 
 
 def test_a_format_that_is_not_there_is_refused():
