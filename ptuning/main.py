@@ -61,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
     """Trains and evaluates as the config says. Returns what metrics.json holds."""
     distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout, end_suddenly)
+    with lock(RunFolder(config.training.output_dir)) if config.training.should_save else contextlib.nullcontext():
+        return run_alone(config, notes)
+
+
+def run_alone(config: Config, notes: list[str] = ()) -> dict[str, dict]:
+    """The run, once no other one is at work in its folder."""
     say = print if config.training.process_index == 0 else _silent
     for note in notes:
         say(f"note: {note}")
@@ -136,7 +142,7 @@ def recorded(config: Config, record: RunRecord, summaries: dict[str, dict]) -> I
         yield
         return
     folder = RunFolder(config.training.output_dir)
-    with lock(folder), outcome(folder, then=lambda: print(f"Report: {write_report(folder.path)}")):
+    with outcome(folder, then=lambda: print(f"Report: {write_report(folder.path)}")):
         folder.write_record(record, trains=config.training.do_train)
         folder.write_data(summaries)
         yield
