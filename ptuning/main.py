@@ -191,12 +191,6 @@ def options_of_checkpoint(checkpoint: str) -> list[str]:
     return [token for flag, value in known.items() if value for token in (flag, str(value))]
 
 
-def defaults_of(method: str, continues: bool) -> dict[str, object]:
-    """The options that a method brings where they aren't given; a checkpoint to go on from has settings of its own."""
-    found = method_class(method)
-    return {"learning_rate": found.learning_rate} | ({} if continues else found.defaults)
-
-
 def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
