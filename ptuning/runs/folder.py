@@ -30,12 +30,15 @@ LOCK = "run.lock"
 CHECKPOINT = "checkpoint-*"
 STAGING = ".saving"  # checkpoints are written here and renamed when complete
 TRAINER_STATE = "trainer_state.json"
-MANIFEST = "ptuning_config.json"  # of what was tuned, beside it
+MANIFESTS = (
+    "ptuning_config.json",
+    "ptuning_full.json",
+)  # of what was tuned, beside it; the second is version 1 of a model's
 
 _PARTS = tuple(f"{Path(name).stem}.part*.jsonl" for name in (TUNED, BASE, VALIDATION))
 _PREFIX_TENSORS = f"prefix-{'[0-9a-f]' * 8}.safetensors"
 # Losing these is losing work. The rest only says something about a run that left none.
-_RESULTS = (CHECKPOINT, MANIFEST, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
+_RESULTS = (CHECKPOINT, *MANIFESTS, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
 _ABOUT = (
     RECORD,
     RESUMED,
@@ -111,7 +114,7 @@ class RunFolder:
         return [path for path in paths if not path.match(CHECKPOINT) or step_of(path) is not None]
 
     def _is_model_from_elsewhere(self) -> bool:
-        return not (self.path / MANIFEST).is_file() and bool(self._matching(_WEIGHTS))
+        return not self._matching(MANIFESTS) and bool(self._matching(_WEIGHTS))
 
     def holds_run(self) -> bool:
         """Whether the work of a run lies here, be it only a prefix, a model or an evaluation."""
@@ -165,10 +168,10 @@ class RunFolder:
                 folder.rmdir()
 
     def _belongings(self) -> list[Path]:
-        tuned = self._matching(_WEIGHTS) and (self.path / MANIFEST).is_file()
+        tuned = self._matching(_WEIGHTS) and self._matching(MANIFESTS)
         # The manifest last, so that it says what the files are until all are gone.
         found = self._matching([*_RESULTS, *_ABOUT, _TENSORBOARD, *(_MODEL if tuned else ())])
-        return sorted(found, key=lambda path: path.name == MANIFEST)
+        return sorted(found, key=lambda path: path.name in MANIFESTS)
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 
