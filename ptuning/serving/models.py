@@ -146,8 +146,13 @@ class LoadedModel:
         try:
             manifest = attach_checkpoint(self.model, folder, self.folder)
             self_test(self.model)
-            prefix = attached(self.model).served(self.model, name)
+            method = attached(self.model)
+            prefix = method.served(self.model, name)
         finally:
             detach_prefix(self.model)
+        if prefix is None:
+            raise CheckpointError(
+                f"{folder}: a {method.noun} can't be chosen by requests; only prefixes can be served so."
+            )
         source_prefix = manifest.source_prefix if manifest else ""
         return Served(name, int(time.time()), source_prefix, prefix.length, prefix)
