@@ -1,8 +1,9 @@
 """The installed command: `ptuning train | evaluate | validate-data | compare | report | serve | chat | export | …`."""
 
-import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,6 +11,7 @@ from ptuning import distributed
 from ptuning import main as entry
 from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
+from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.compare import compare_command
 from ptuning.families import read_config
@@ -69,48 +71,58 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def export(argv: list[str]) -> None:
-    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
-    parser = argparse.ArgumentParser(prog="ptuning export", allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--ptuning_checkpoint", help="a prefix")
-    source.add_argument("--checkpoint", help="checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
-    parser.add_argument("--format", choices=["official", "peft"], help="of a prefix; a whole model is always official")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument(
-        "--model_name_or_path", help="default: the base that the checkpoint names, or the checkpoint itself"
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write, and for whom."""
+
+    output_dir: str = option(..., "new folder")
+    ptuning_checkpoint: str | None = option(None, "a prefix")
+    checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
+    format: Literal["official", "peft"] | None = option(None, "of a prefix; a whole model is always official")
+    model_name_or_path: str | None = option(
+        None, "default: the base that the checkpoint names, or the checkpoint itself"
     )
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of a whole model; default: float32"
-    )
-    args = parser.parse_args(argv)
-    if args.checkpoint is not None:
-        if args.format == "peft":
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "of a whole model; default: float32")
+
+    def __post_init__(self):
+        if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
+            raise ConfigError("give --ptuning_checkpoint (a prefix) or --checkpoint (a ZeRO checkpoint of all weights)")
+        if self.checkpoint is not None and self.format == "peft":
             raise ConfigError(
                 "--format peft is for prefixes; leave it out, a whole model is written in the official format"
             )
+        if self.checkpoint is None and (self.format is None or self.dtype is not None):
+            raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
+
+
+def export(argv: list[str]) -> None:
+    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
+    args = parse_options(ExportOptions, argv, "ptuning export")
+    if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
         folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", CPU))
         print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
         return
-    if args.format is None or args.dtype is not None:
-        raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
-    read_base_config(base)  # refuses other architectures by name
-    config = read_config(base)
+    read_base_config(base)  # refuses other architectures
     if args.format == "official":
-        folder = export_official(checkpoint, config, args.output_dir)
+        folder = export_official(checkpoint, read_config(base), args.output_dir)
     else:
-        folder = export_peft(checkpoint, config, args.output_dir, str(base))
+        folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
     print(f"Wrote {folder} in {args.format} format")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Which checkpoint."""
+
+    checkpoint: str = option(..., "checkpoint-N of a run with --deepspeed")
 
 
 def convert(argv: list[str]) -> None:
     """Adds DeepSpeed's universal files to a checkpoint, which any number of processes can resume from."""
-    parser = argparse.ArgumentParser(prog="ptuning convert", allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint-N of a run with --deepspeed")
-    args = parser.parse_args(argv)
+    args = parse_options(ConvertOptions, argv, "ptuning convert")
     distributed.prepare(["--deepspeed"])
     folder = convert_to_universal(args.checkpoint)
     print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")

@@ -36,6 +36,12 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
+def same_option(cls: type, name: str) -> Any:
+    """A field that another command's options have too."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def parse_options(cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None) -> Options:
     """Reads a command line.
 
@@ -49,14 +55,35 @@ def parse_options(cls: type[Options], argv: Sequence[str], prog: str, descriptio
         ConfigError: an unknown option (with the nearest one), a value of the wrong type, or a required one that is missing.
         SystemExit: --help was printed.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    hints = typing.get_type_hints(cls)
+    parser = _parser(cls, prog, description)
+    _check_names(argv, parser)
+    return _made(cls, parser.parse_args(list(argv)))
+
+
+def parse_known_options(
+    cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None
+) -> tuple[Options, list[str]]:
+    """As `parse_options`, for a command that takes another one's options too.
+
+    Returns:
+        The options, and what of the command line isn't among them.
+    """
+    given, rest = _parser(cls, prog, description).parse_known_args(list(argv))
+    return _made(cls, given), rest
+
+
+def _parser(cls: type, prog: str, description: str | None) -> argparse.ArgumentParser:
+    parser, hints = _Parser(prog=prog, description=description, allow_abbrev=False), typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         if item.init:
             _add(parser, item, hints[item.name])
-    _check_names(argv, parser)
-    given = vars(parser.parse_args(list(argv)))
-    return cls(**{name: tuple(value) if _container(hints[name]) is tuple else value for name, value in given.items()})
+    return parser
+
+
+def _made(cls: type[Options], given: argparse.Namespace) -> Options:
+    hints = typing.get_type_hints(cls)
+    values = vars(given).items()
+    return cls(**{name: tuple(value) if _container(hints[name]) is tuple else value for name, value in values})
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptuning.config.commands import option, parse_options
 from ptuning.data.problems import quoted
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.corpus import RESAMPLES, percentile_interval
@@ -19,6 +20,16 @@ FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of tw
 MORE, NOT_MORE, TOO_FEW = "more than noise", "not more than noise", "too few rows"
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """What to compare."""
+
+    run_a: str = option(..., "run folder or predictions file; alone: its base against it", positional=True)
+    run_b: str | None = option(None, "run folder or predictions file", positional=True)
+    predictions: str | None = option(None, f"file in the folders; default: {TUNED}, else {BASE}")
+    json: bool = option(False, "print JSON instead of the table")
+
+
 def compare_command(argv: Sequence[str]) -> int:
     """`ptuning compare RUN_A [RUN_B]`: prints the table, or JSON. Returns the exit status.
 
@@ -26,12 +37,7 @@ def compare_command(argv: Sequence[str]) -> int:
         ConfigError: a run has no predictions.
         DataError: a file can't be read, or the rows differ.
     """
-    parser = argparse.ArgumentParser(prog="ptuning compare", allow_abbrev=False)
-    parser.add_argument("run_a", metavar="RUN_A", help="run folder or predictions file; alone: its base against it")
-    parser.add_argument("run_b", metavar="RUN_B", nargs="?", help="run folder or predictions file")
-    parser.add_argument("--predictions", metavar="NAME", help=f"file in the folders; default: {TUNED}, else {BASE}")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    args = parser.parse_args(argv)
+    args = parse_options(CompareOptions, argv, "ptuning compare")
     if args.run_b is None:
         first, second = _own_base(args.run_a, args.predictions)
     else:

@@ -1,17 +1,26 @@
 """`ptuning report RUN…` and the page it writes: one HTML file that needs nothing else."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 from ptuning.report import compare, figures, overview, text
 from ptuning.report.read import Run, read_run
 from ptuning.runs.files import write_text
 from ptuning.runs.folder import REPORT
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Of which runs, and where to."""
+
+    runs: tuple[str, ...] = option(..., "the --output_dir of a run", positional=True)
+    output: str | None = option(None, f"default: RUN/{REPORT}; ./{REPORT} where several runs are compared")
 
 
 def report_command(argv: list[str]) -> int:
@@ -20,16 +29,8 @@ def report_command(argv: list[str]) -> int:
     Raises:
         ConfigError: a folder has no run in it, or the page can't be written.
     """
-    parser = argparse.ArgumentParser(
-        prog="ptuning report",
-        allow_abbrev=False,
-        description="Write report.html of a run again, or compare several runs in one page.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the --output_dir of a run")
-    parser.add_argument(
-        "--output", metavar="FILE", help=f"default: RUN/{REPORT}; ./{REPORT} where several runs are compared"
-    )
-    args = parser.parse_args(argv)
+    about = "Write report.html of a run again, or compare several runs in one page."
+    args = parse_options(ReportOptions, argv, "ptuning report", about)
     output = None if args.output is None else Path(args.output)
     if output is not None and output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give a file name, e.g. {output / REPORT}")

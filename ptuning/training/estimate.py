@@ -1,10 +1,10 @@
 """Will it fit? Memory and disk that a run needs, against what the machine has, said before any weight is read."""
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ptuning.config import Config, expand_config, parse
+from ptuning.config.commands import option, parse_known_options
 from ptuning.errors import ConfigError
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
@@ -128,6 +128,21 @@ def estimate_run(config: Config, method: Method, machine: Machine | None = None,
     return Estimate(work, need(work, rss), machine, rss)
 
 
+_ABOUT = f"{__doc__} Besides these it takes the options of `ptuning train`."
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """On what machines."""
+
+    num_gpus: int = option(1, "processes on each node")
+    num_nodes: int = option(1, "machines")
+    gpu_memory_gb: float | None = option(None, "free on each GPU (10^9 bytes), for another machine than this")
+    host_memory_gb: float | None = option(None, "free on each node, for another machine than this")
+    # Kept from TrainingArguments, which would make a process group.
+    deepspeed: str | None = option(None, "DeepSpeed JSON file")
+
+
 def estimate_command(argv: list[str]) -> int:
     """`ptuning estimate`: prints the estimate of a run. Returns 0 if it fits and 2 if it doesn't.
 
@@ -137,20 +152,7 @@ def estimate_command(argv: list[str]) -> int:
     Raises:
         ConfigError, ModelError: as `estimate_run`.
     """
-    parser = argparse.ArgumentParser(prog="ptuning estimate", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--num_gpus", type=int, default=1, help="processes on each node")
-    parser.add_argument("--num_nodes", type=int, default=1)
-    parser.add_argument(
-        "--gpu_memory_gb", type=float, help="free on each GPU (10^9 bytes), for another machine than this"
-    )
-    parser.add_argument("--host_memory_gb", type=float, help="free on each node, for another machine than this")
-    parser.add_argument("--deepspeed", help="DeepSpeed JSON file")
-    if "--help" in argv or "-h" in argv:
-        parser.print_help()
-        print("and the options of ptuning train")
-        return 0
-    # --deepspeed is kept from TrainingArguments, which would make a process group.
-    own, rest = parser.parse_known_args(expand_config(argv))
+    own, rest = parse_known_options(EstimateOptions, expand_config(argv), "ptuning estimate", _ABOUT)
     if own.num_gpus < 1 or own.num_nodes < 1:
         raise ConfigError(f"--num_gpus is {own.num_gpus} and --num_nodes {own.num_nodes}; both are at least 1")
     unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]

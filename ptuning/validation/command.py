@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import fields
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from ptuning.config import DataArguments
+from ptuning.config.commands import option, parse_options, same_option
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.guess import FormatOptions
 from ptuning.data.problems import Problem
@@ -18,8 +18,33 @@ from ptuning.validation import report
 from ptuning.validation.fix import plan_outputs, write_clean
 from ptuning.validation.survey import survey_file
 
-_OPTIONS = {option.name: option for option in fields(DataArguments)}
 _LISTED = 10_000  # problems in the answer to --json; --fix lists them all
+
+
+_ABOUT = (
+    "Checks data files before they are trained on: exit status 0 if every row can be used, 1 if there are problems "
+    "(file:line: field: problem: fix), 2 for wrong options."
+)
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """Which files, how to read them, and what to do with what is found."""
+
+    files: tuple[str, ...] = option(..., "JSON array, JSON lines or CSV: train, dev, test", positional=True)
+    model_name_or_path: str | None = option(None, "whose tokenizer measures the lengths; without it none are measured")
+    data_format: str = same_option(DataArguments, "data_format")
+    prompt_column: str | None = same_option(DataArguments, "prompt_column")
+    response_column: str | None = same_option(DataArguments, "response_column")
+    history_column: str | None = same_option(DataArguments, "history_column")
+    source_prefix: str = same_option(DataArguments, "source_prefix")
+    max_source_length: int = same_option(DataArguments, "max_source_length")
+    max_target_length: int = same_option(DataArguments, "max_target_length")
+    fix: str | None = option(
+        None,
+        "write the clean rows there (x.jsonl for one FILE, else a folder), without repeated ones, and a list of the others",
+    )
+    json: bool = option(False, "one JSON object instead of text")
 
 
 def validate_command(argv: list[str]) -> int:
@@ -34,7 +59,7 @@ def validate_command(argv: list[str]) -> int:
     Raises:
         PTuningError: an option or the tokenizer can't be used.
     """
-    args = _parser().parse_args(argv)
+    args = parse_options(ValidateOptions, argv, "ptuning validate-data", _ABOUT)
     repeated = sorted({file for file in args.files if args.files.count(file) > 1})
     if repeated:
         raise ConfigError(f"{repeated[0]} is given {args.files.count(repeated[0])} times; give each file once")
@@ -92,35 +117,6 @@ def validate_command(argv: list[str]) -> int:
         }
         print(json.dumps(values, ensure_ascii=False, indent=2))
     return 1 if bad else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ptuning validate-data",
-        allow_abbrev=False,
-        description="Checks data files before they are trained on: exit status 0 if every row can be used, 1 if there are "
-        "problems (file:line: field: problem: fix), 2 for wrong options.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON array, JSON lines or CSV: train, dev, test")
-    parser.add_argument(
-        "--model_name_or_path", help="whose tokenizer measures the lengths; without it none are measured"
-    )
-    for name in ("data_format", "prompt_column", "response_column", "history_column", "source_prefix"):
-        option = _OPTIONS[name]
-        parser.add_argument(
-            f"--{name}", default=option.default, choices=option.metadata.get("choices"), help=option.metadata["help"]
-        )
-    for name in ("max_source_length", "max_target_length"):
-        option = _OPTIONS[name]
-        text = f"{option.metadata['help']} Default: {option.default}."
-        parser.add_argument(f"--{name}", type=int, default=option.default, help=text)
-    parser.add_argument(
-        "--fix",
-        metavar="OUT",
-        help="write the clean rows there (x.jsonl for one FILE, else a folder), without repeated ones, and a list of the others",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    return parser
 
 
 def _silent(*_) -> None:
