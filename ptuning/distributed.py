@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -57,18 +58,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(deepspeed: bool, timeout_s: float) -> None:
+def start(deepspeed: bool, timeout_s: float, last_words: Callable[[str], None] = lambda reason: None) -> None:
     """Checks that every process is there and makes DeepSpeed's communication, before any model is built.
 
     Args:
         deepspeed: a --deepspeed file was given.
         timeout_s: --ddp_timeout, in seconds.
+        last_words: is called with the reason when the launcher ends this process with SIGTERM.
 
     Raises:
         TrainingError: a process doesn't answer; the message names its rank.
     """
     if world_size() > 1:
-        signal.signal(signal.SIGTERM, _stopped_by_launcher)
+        signal.signal(signal.SIGTERM, partial(_stopped_by_launcher, last_words))
         host = socket.gethostname()
         print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
         wait_for_all_ranks(timedelta(seconds=timeout_s))
@@ -198,6 +200,9 @@ def _lost(cause: str) -> str:
     )
 
 
-def _stopped_by_launcher(number, frame) -> None:
-    os.write(2, f"error: {_lost('the launcher sent SIGTERM')}\n".encode())
+def _stopped_by_launcher(last_words: Callable[[str], None], number: int, frame) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reason = "the launcher sent SIGTERM"
+    os.write(2, f"error: {_lost(reason)}\n".encode())
+    last_words(reason)
     os._exit(128 + number)

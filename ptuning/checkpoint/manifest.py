@@ -11,7 +11,7 @@ from typing import Any
 from ptuning.checkpoint.base import base_fingerprint
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
-from ptuning.runs.files import package_version, versions, write_atomically
+from ptuning.runs.files import version_of, versions, write_text
 
 FILE = "ptuning_config.json"
 FORMAT = "ptuning"
@@ -89,8 +89,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replaces the folder's manifest in one step."""
-        text = self.to_json()
-        write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / FILE, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
@@ -207,7 +206,7 @@ def _check_version(values: dict[str, Any], path: Path) -> None:
         written = values.get("versions")
         writer = written.get("ptuning", "unknown") if isinstance(written, dict) else "unknown"
         raise CheckpointError(
-            f"{path}: format_version is {number}, and this ptuning ({package_version()}) reads up to {highest}. It was "
+            f"{path}: format_version is {number}, and this ptuning ({version_of('ptuning')}) reads up to {highest}. It was "
             f"written by ptuning {writer}; install that version or a newer one."
         )
 

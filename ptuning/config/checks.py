@@ -19,6 +19,10 @@ def check(config: Config) -> None:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
+    if data.preprocessing_num_workers is not None and data.preprocessing_num_workers < 1:
+        raise ConfigError(
+            f"--preprocessing_num_workers is {data.preprocessing_num_workers}; use at least 1, or leave it out"
+        )
     for flag, needed, file in (
         ("--do_train", training.do_train, data.train_file and "--train_file"),
         ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),

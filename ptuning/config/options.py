@@ -60,8 +60,7 @@ class DataArguments:
     data_format: str = field(
         default="auto",
         metadata={
-            "help": "columns, or a chat format: sharegpt, openai, alpaca; auto: columns where they are named, else guessed.",
-            "choices": ["auto", "columns", "sharegpt", "openai", "alpaca"],
+            "help": "columns, or a chat format: sharegpt, openai, alpaca; auto: columns where they are named, else guessed."
         },
     )
     mix: list[str] | None = field(
@@ -94,6 +93,13 @@ class DataArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     skip_invalid_rows: bool = field(
         default=False, metadata={"help": "Leave rows with problems out instead of stopping."}
+    )
+
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that encode rows; default: one, which uses several threads."}
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Read and encode the data again, also where the cache has its rows."}
     )
 
     @property
@@ -191,9 +197,8 @@ class Config:
     training: TuningArguments
 
     def to_dict(self) -> dict:
-        """Plain values for the run's record; secrets left out."""
+        """Plain values for the run's record, which hides secrets."""
         values = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
-        training = self.training.to_dict()
-        return values | {key: value for key, value in sorted(training.items()) if "token" not in key}
+        return values | dict(sorted(self.training.to_dict().items()))

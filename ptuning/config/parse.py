@@ -15,8 +15,7 @@ from ptuning.errors import ConfigError
 
 # Flags of the official command lines that have nothing left to do. They run, and one line says why.
 WITHOUT_EFFECT = {
-    "overwrite_cache": "encoded data is never cached, so nothing old can be read",
-    "preprocessing_num_workers": "encoding takes seconds in one process",
+    "use_fast_tokenizer": "a base has one tokenizer",
 }
 
 # Old names of transformers' own options.

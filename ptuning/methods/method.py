@@ -6,8 +6,9 @@ a request that is served with it brings along. No other module asks which method
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,6 +100,26 @@ class Method(ABC):
     def served(cls, model: PreTrainedModel, name: str) -> Any:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    def next_commands(self, base: str, folder: str) -> list[str]:
+        """What to type after a run, for people.
+
+        Args:
+            base: --model_name_or_path.
+            folder: --output_dir.
+        """
+        command = Path(sys.executable).parent / "ptuning"
+        chat, serve = self.where(base, folder)
+        return [f"Next: {command} chat {chat}", f"      {command} serve {serve}"]
+
+    @abstractmethod
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """What is attached, in numbers; nothing where the model itself is tuned."""
+        return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
 

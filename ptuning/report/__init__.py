@@ -1,6 +1,5 @@
 """report.html: what a run did, in one file that opens from disk."""
 
-from ptuning.report.command import report_command
-from ptuning.report.page import write_comparison, write_report
+from ptuning.report.page import report_command, write_comparison, write_report
 
 __all__ = ["report_command", "write_comparison", "write_report"]

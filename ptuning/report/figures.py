@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
-from ptuning.report.curves import Curve
-from ptuning.report.lines import number
-from ptuning.report.metrics import BOOKKEEPING, QUALITY, metric_name
-from ptuning.report.read import Run
+from ptuning.report.read import Curve, Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
+from ptuning.report.text import BOOKKEEPING, metric_name, names_in, number
 
 MAX_OTHER = 6  # figures of eval_* values that this module doesn't know
+SPLITS = ("train", "validation", "test")
+_LENGTHS = {
+    "prompt_tokens": ("Prompt length", "s1", "max_source_length"),
+    "answer_tokens": ("Answer length", "s3", None),
+}
+
+
+# --- curves and scores ----------------------------------------------------------------------------------------------------
 
 
 def curve_figures(run: Run) -> list[Drawing]:
@@ -72,7 +78,7 @@ def loss_figure(run: Run) -> Drawing | None:
 def _eval_figures(run: Run) -> list[Drawing]:
     names = [key for key in run.curves if key.startswith("eval_") and len(run.curves[key])]
     names = [key for key in names if key.removeprefix("eval_") not in (*BOOKKEEPING, "loss")]
-    scores = [key for key in names if key.removeprefix("eval_") in QUALITY]
+    scores = [key for key in names if key.removeprefix("eval_") in names_in("quality")]
     figures = []
     if scores:
 
@@ -109,7 +115,7 @@ def _line_figure(
 
 def score_figure(base: dict, tuned: dict) -> Drawing | None:
     """Base and tuned scores with their intervals, one line a metric."""
-    metrics = [m for m in QUALITY if any(number(scores.get(m)) is not None for scores in (base, tuned))]
+    metrics = [m for m in names_in("quality") if any(number(scores.get(m)) is not None for scores in (base, tuned))]
     if not metrics:
         return None
 
@@ -205,3 +211,56 @@ def _lost(*curves: Curve | None) -> str:
 
 def _series(i: int) -> str:
     return f"s{i % SERIES + 1}"
+
+
+# --- lengths of rows ------------------------------------------------------------------------------------------------------
+
+
+def length_figures(run: Run) -> list[Drawing]:
+    """Histograms of the training rows' lengths; of another split where there was no training."""
+    split = next((name for name in (*SPLITS, *run.data) if name in run.data), None)
+    if split is None:
+        return []
+    figures = [_length_figure(run, split, part) for part in _LENGTHS]
+    return [figure for figure in figures if figure is not None]
+
+
+def _length_figure(run: Run, split: str, part: str) -> Drawing | None:
+    title, name, option = _LENGTHS[part]
+    bins = _bins(run.data[split].get(part))
+    if not bins:
+        return None
+    option = option or _answer_limit(run, split)
+    limit = number(run.config.get(option))
+    end = bins[-1][1]
+    near = limit is not None and limit <= 3 * end
+
+    def plot(axes):
+        widths = [high - low for low, high, _ in bins]
+        axes.bar([low for low, _, _ in bins], [count for *_, count in bins], widths, align="edge", color=color(name))
+        if near:
+            axes.axvline(limit, color=color("best"), linewidth=1.6, linestyle="--")
+        axes.set_xlim(0, max(end, limit if near else 0) * 1.03)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("rows")
+        axes.grid(axis="x", visible=False)
+
+    keys = [Key(f"{split} rows", name, "bar")]
+    if near:
+        keys.append(Key(f"{option} {limit:g}", "best", "dashed"))
+    note = "" if near or limit is None else f"{option} is {limit:g}, far to the right."
+    return Drawing(title, draw(plot), keys, note)
+
+
+def _answer_limit(run: Run, split: str) -> str:
+    own = split != "train" and number(run.config.get("val_max_target_length")) is not None
+    return "val_max_target_length" if own else "max_target_length"
+
+
+def _bins(lengths) -> list[tuple[float, float, float]]:
+    histogram = lengths.get("histogram") if isinstance(lengths, dict) else None
+    if not isinstance(histogram, list):
+        return []
+    bins = [tuple(each) for each in histogram if isinstance(each, list | tuple) and len(each) == 3]
+    bins = [each for each in bins if None not in map(number, each) and each[1] > each[0]]
+    return sorted(bins)[:500]

@@ -1,12 +1,10 @@
-"""The head of the page: the run in a few figures, and the options that matter most."""
+"""The tables of the page: the run in a few figures, its scores, its data, and the options that matter most."""
 
 from datetime import datetime
 
-from ptuning.report.figures import best_point, interval
-from ptuning.report.lines import number
-from ptuning.report.metrics import QUALITY, better, in_order, metric_name
+from ptuning.report.figures import SPLITS, best_point, interval
 from ptuning.report.read import Run
-from ptuning.report.text import duration, show_number
+from ptuning.report.text import better, duration, in_order, metric_name, names_in, number, show_number
 
 MAIN_OPTIONS = (
     "model_name_or_path",
@@ -42,7 +40,7 @@ def cards(run: Run) -> list[tuple[str, str, str]]:
     """Label, figure and small print of each headline."""
     found: list[tuple[str, str, str]] = []
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
-    scored = [m for m in ("bleu-4", "rouge-l", *QUALITY) if number({**base, **tuned}.get(m)) is not None]
+    scored = [m for m in (*names_in("headline"), *names_in("quality")) if number({**base, **tuned}.get(m)) is not None]
     for metric in list(dict.fromkeys(scored))[:2]:
         found.append(_score_card(base, tuned, metric))
     if point := best_point(run):
@@ -111,3 +109,16 @@ def score_rows(base: dict, tuned: dict) -> list[dict]:
         spans = {"base": interval(base, key), "tuned": interval(tuned, key)}
         rows.append({"key": key, "values": values, "spans": spans, "change": change, "verdict": verdict})
     return rows
+
+
+def data_table(run: Run) -> list[dict]:
+    """What is known of each split: from data.json, else file and fingerprint from the configuration."""
+    prints = run.record.get("data_sha256")
+    prints = prints if isinstance(prints, dict) else {}
+    names = [split for split in SPLITS if split in run.data or split in prints]
+    names += [split for split in run.data if split not in names]
+    return [
+        {"split": split, "file": run.config.get(f"{split}_file"), "sha256": prints.get(split)}
+        | {key: value for key, value in run.data.get(split, {}).items() if value is not None}
+        for split in names
+    ]

@@ -1,19 +1,45 @@
-"""The page: one HTML file that needs nothing else, put into place in one step."""
+"""`ptuning report RUN…` and the page it writes: one HTML file that needs nothing else."""
 
-import os
-import tempfile
+import argparse
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ptuning.report import compare, figures, lengths, overview, text
-from ptuning.report.metrics import metric_name
+from ptuning.errors import ConfigError
+from ptuning.report import compare, figures, overview, text
 from ptuning.report.read import Run, read_run
+from ptuning.runs.files import write_text
+from ptuning.runs.folder import REPORT
 
-REPORT = "report.html"
-SHOWN_SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")  # beside an answer
+
+def report_command(argv: list[str]) -> int:
+    """Writes the report of one run again, or one page over several runs. Prints the path written.
+
+    Raises:
+        ConfigError: a folder has no run in it, or the page can't be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="ptuning report",
+        allow_abbrev=False,
+        description="Write report.html of a run again, or compare several runs in one page.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the --output_dir of a run")
+    parser.add_argument(
+        "--output", metavar="FILE", help=f"default: RUN/{REPORT}; ./{REPORT} where several runs are compared"
+    )
+    args = parser.parse_args(argv)
+    output = None if args.output is None else Path(args.output)
+    if output is not None and output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give a file name, e.g. {output / REPORT}")
+    try:
+        several = len(args.runs) > 1
+        path = write_comparison(args.runs, output or REPORT) if several else write_report(args.runs[0], output)
+    except OSError as error:
+        raise ConfigError(f"can't write the report: {error}") from error
+    print(f"Wrote {path}")
+    return 0
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -29,7 +55,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         ConfigError: there is no run in `folder`.
     """
     run = read_run(folder)
-    return _write(Path(folder) / REPORT if output is None else Path(output), render_run(run))
+    return write_text(Path(folder) / REPORT if output is None else Path(output), render_run(run))
 
 
 def write_comparison(folders: Sequence[str | Path], output: str | Path = REPORT) -> Path:
@@ -40,7 +66,7 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path = REPORT)
     """
     paths = [Path(folder) for folder in folders]
     runs = [read_run(path, name, texts=False) for path, name in zip(paths, compare.run_names(paths), strict=True)]
-    return _write(Path(output), render_comparison(runs))
+    return write_text(Path(output), render_comparison(runs))
 
 
 def render_run(run: Run) -> str:
@@ -60,8 +86,8 @@ def render_run(run: Run) -> str:
             scores=overview.score_rows(base, tuned),
             score_figure=figures.score_figure(base, tuned),
             spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.scores else None,
-            data=lengths.data_table(run),
-            length_figures=lengths.length_figures(run),
+            data=overview.data_table(run),
+            length_figures=figures.length_figures(run),
         )
     )
 
@@ -97,34 +123,17 @@ def _environment() -> Environment:
         "score": text.show_score,
         "value": text.show_value,
         "cut": text.cut,
-        "metric": metric_name,
+        "metric": text.metric_name,
         "span": lambda scores: figures.pair(scores.get("interval")) if isinstance(scores, dict) else None,
         "seconds": text.duration,
     }
-    environment.globals |= {"series": compare.series, "LONGEST_ERROR": text.LONGEST_ERROR, "SHOWN_SCORES": SHOWN_SCORES}
+    environment.globals |= {
+        "series": compare.series,
+        "LONGEST_ERROR": text.LONGEST_ERROR,
+        "answer_scores": lambda: text.names_in("answer"),
+    }
     return environment
 
 
 def _now() -> str:
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _write(path: Path, page: str) -> Path:
-    """In one step: a browser never finds half a page, and a crash leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page)
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp makes it private
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,15 +1,77 @@
-"""Values as text for the page: numbers, durations, option values, long texts cut."""
+"""What the page calls things: names and directions of scores, and values as text."""
 
 import json
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from ptuning.report.lines import number
-from ptuning.report.metrics import decimals
+from ptuning.evaluation.metrics import METRICS, Place, shown_in
 
 LONGEST_TEXT = 1200  # characters of a prompt, a reference or an answer
 LONGEST_VALUE = 400  # of an option's value
 LONGEST_ERROR = 6000
+
+# What evaluation logs besides scores.
+BOOKKEEPING = ("rows", "seconds", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+# Besides the metrics.
+_NAMES = {
+    "tokens": "tokens an answer",
+    "rows": "rows",
+    "seconds": "seconds",
+    "eval_loss": "eval loss",
+    "eval_perplexity": "eval perplexity",
+    "unfinished": "unfinished",  # until evaluation counted them as "cut %"
+}
+_DIRECTIONS = {"higher": 1, "lower": -1}
+_LOGGED_LOWER = ("eval_loss", "eval_perplexity")
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------------
+
+
+def metric_name(key: str) -> str:
+    """How the page calls a metric; one it doesn't know keeps its key."""
+    short = key.removeprefix("eval_")
+    return METRICS[short].label if short in METRICS else _NAMES.get(key) or _NAMES.get(short, short)
+
+
+def names_in(place: Place) -> list[str]:
+    """Names of the metrics that a part of the page shows, in the order of tables."""
+    return [metric.name for metric in shown_in(place)]
+
+
+def better(key: str) -> int:
+    """1 where more is better, -1 where less is, 0 where neither."""
+    if key in _LOGGED_LOWER:
+        return -1
+    metric = METRICS.get(key.removeprefix("eval_"))
+    return _DIRECTIONS.get(metric.better, 0) if metric else 0
+
+
+def decimals(key: str) -> int | None:
+    """How many decimals a column of it is shown with; None: as many as the figure needs."""
+    metric = METRICS.get(key.removeprefix("eval_"))
+    return metric.decimals if metric else None
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Known metrics in evaluation's order, others after them."""
+    order = {key: i for i, key in enumerate([*METRICS, *_NAMES])}
+    return sorted(dict.fromkeys(keys), key=lambda key: order.get(key, len(order)))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------------
+
+
+def number(value) -> float | int | None:
+    """`value` where it is a finite number, else None. true and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None
 
 
 class Cut(NamedTuple):

@@ -1,11 +1,50 @@
-"""Whether a run can go on from a checkpoint with this DeepSpeed configuration and this number of processes."""
+"""Whether a run can go on from a checkpoint: the contract of ptuning.runs.resume, and what processes and DeepSpeed add to it."""
 
+import math
 from pathlib import Path
 
 from ptuning.checkpoint.zero_files import UNIVERSAL
 from ptuning.config import TuningArguments
+from ptuning.runs import RunFolder, RunRecord
+from ptuning.runs.folder import step_of
+from ptuning.runs.resume import BATCH_OPTIONS, conflicts, notes, refusal
 
-_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments) -> list[str]:
+    """Holds that training on from a checkpoint is the run that wrote it.
+
+    Args:
+        checkpoint: from `ptuning.runs.resume.chosen_checkpoint`.
+        now: the record of this run.
+        training: its options; told to read converted DeepSpeed files where those are needed.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ConfigError: it would be another run; the message names every difference.
+        DataError: the record of the run can't be read.
+    """
+    before = RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
+    found = deepspeed_conflicts(checkpoint, training) + conflicts(before, now)
+    found += batch_conflicts(before.config, now.config, (before.world_size, now.world_size), checkpoint)
+    if found:
+        raise refusal(checkpoint, found)
+    load_universal(checkpoint, training)
+    return notes(before, now)
+
+
+def planned_steps(training: TuningArguments, rows: int) -> int:
+    """Optimizer steps of the whole run, as the trainer counts them.
+
+    Args:
+        rows: for training.
+    """
+    if training.max_steps > 0:
+        return training.max_steps
+    batch = training.per_device_train_batch_size * training.world_size
+    batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
+    return math.ceil(training.num_train_epochs * max(math.ceil(batches / training.gradient_accumulation_steps), 1))
 
 
 def deepspeed_conflicts(checkpoint: Path, training: TuningArguments) -> list[str]:
@@ -43,15 +82,17 @@ def batch_conflicts(before: dict, now: dict, processes: tuple[int, int], checkpo
     """
     if processes[0] == processes[1]:
         return [
-            f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in _BATCH if before.get(key) != now.get(key)
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in BATCH_OPTIONS
+            if before.get(key) != now.get(key)
         ]
     changed = f"the number of processes was {processes[0]}, now {processes[1]}"
     if not any(checkpoint.glob("global_step*")):
         return [changed]
     if not (checkpoint / UNIVERSAL).is_file():
         return [f"{changed} (to change it, convert the checkpoint once: ptuning convert --checkpoint {checkpoint})"]
-    rows = [config[_BATCH[0]] * number for config, number in zip((before, now), processes, strict=True)]
-    effective = [count * config[_BATCH[1]] for count, config in zip(rows, (before, now), strict=True)]
+    rows = [config[BATCH_OPTIONS[0]] * number for config, number in zip((before, now), processes, strict=True)]
+    effective = [count * config[BATCH_OPTIONS[1]] for count, config in zip(rows, (before, now), strict=True)]
     if effective[0] != effective[1]:
         return [
             f"{changed}, and rows × accumulation steps × processes was {effective[0]}, now {effective[1]}; keep it the same with "

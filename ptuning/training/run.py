@@ -1,13 +1,12 @@
 """One training run: output folder, trainer, resume, final checkpoint."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers.trainer
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from ptuning import distributed
 from ptuning.checkpoint.manifest import Manifest
@@ -16,78 +15,74 @@ from ptuning.checkpoint.zero_files import known_objects_only
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
-from ptuning.errors import ConfigError
+from ptuning.families import Template
 from ptuning.methods import Method
-from ptuning.training.record import LossCurve, resume_conflicts
-from ptuning.training.resume import deepspeed_conflicts, load_universal
+from ptuning.runs import RunFolder, RunRecord
+from ptuning.runs.resume import chosen_checkpoint, is_finished
+from ptuning.training.loss_curve import LossCurve
+from ptuning.training.resume import planned_steps, require_same_run
 from ptuning.training.trainer import TuningTrainer
 
 
-def checkpoint_to_resume(config: Config, data: dict[str, str]) -> str | None:
-    """Settles what happens to an earlier run in the output folder, before anything expensive.
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint to go on from; `finished`: the run has nothing left to do."""
+
+    checkpoint: Path
+    finished: bool
+
+
+def make_room(config: Config, folder: RunFolder, delete: bool) -> None:
+    """Settles what happens to an earlier run in the folder of a new one. A run that is resumed leaves everything.
 
     Args:
-        data: split name → sha256.
-
-    Returns:
-        The checkpoint to continue from, None for a new run.
+        delete: what belonged to the earlier run, just before the new one writes; else only ask whether that may be done.
 
     Raises:
-        ConfigError: an earlier run is there and no flag says what to do with it, there is nothing to resume, or resuming
-            would not be exact.
+        ConfigError: an earlier run is there and no flag says what to do with it, or the new run reads what would be deleted.
     """
-    training = config.training
-    folder, wish = Path(training.output_dir), training.resume_from_checkpoint
-    wish = None if wish is None or str(wish).lower() in ("false", "none", "") else str(wish)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if wish is None:
-        if last and training.overwrite_output_dir:
-            _delete_checkpoints(folder, config.model.ptuning_checkpoint)
-        elif last:
-            raise ConfigError(
-                f"{folder} already holds {Path(last).name} of an earlier run. Continue it with --resume_from_checkpoint "
-                "true, delete it with --overwrite_output_dir, or choose another --output_dir."
-            )
+    if chosen_checkpoint(folder, config.training.resume_from_checkpoint) is not None:
+        return
+    sources = {
+        "--ptuning_checkpoint": config.model.ptuning_checkpoint,
+        "--model_name_or_path": config.model.model_name_or_path,
+        "--baseline_from": config.generation.baseline_from,
+    }
+    folder.require_room(config.training.overwrite_output_dir, sources)
+    if delete:
+        folder.clear()
+
+
+def checkpoint_to_resume(
+    config: Config, folder: RunFolder, now: RunRecord, rows: int, say: Callable[[str], None]
+) -> Resume | None:
+    """The checkpoint that the run goes on from, None for a new run.
+
+    Args:
+        now: the record of this run.
+        rows: for training.
+        say: prints on the main process.
+
+    Raises:
+        ConfigError: there is nothing to resume, or resuming would not be exact.
+    """
+    checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
+    if checkpoint is None:
         return None
-    if wish.lower() == "true":
-        if last is None:
-            raise ConfigError(f"--resume_from_checkpoint true: there is no checkpoint in {folder}")
-        wish = last
-    elif not (Path(wish) / "trainer_state.json").is_file():
-        near = get_last_checkpoint(wish) if Path(wish).is_dir() else None
-        hint = f"; did you mean {near}?" if near else " (it needs trainer_state.json)"
-        raise ConfigError(f"--resume_from_checkpoint {wish}: not a checkpoint of a run{hint}")
-    conflicts = deepspeed_conflicts(Path(wish), training)
-    conflicts += resume_conflicts(Path(wish), config.to_dict(), data, training.world_size)
-    if conflicts:
-        raise ConfigError(
-            f"--resume_from_checkpoint {wish} would not continue the same run: "
-            + "; ".join(conflicts)
-            + ". Use the old values, or start a new run from it: "
-            + ("--ptuning_checkpoint" if config.model.method == "prefix" else f"--model_name_or_path {wish}")
-        )
-    load_universal(Path(wish), training)
-    return wish
-
-
-def _delete_checkpoints(folder: Path, source: str | None) -> None:
-    if source is not None and Path(source).resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"--overwrite_output_dir would delete {source}, which --ptuning_checkpoint starts from; choose another "
-            "--output_dir"
-        )
-    for old in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(old)
-    for old in folder.glob("run*.json"):
-        old.unlink()
+    for note in require_same_run(checkpoint, now, config.training):
+        say(f"note: {note}")
+    finished = is_finished(checkpoint, planned_steps(config.training, rows))
+    if finished:
+        say(f"{checkpoint} is the end of a finished run; nothing is left to do")
+    return Resume(checkpoint, finished)
 
 
 def build_trainer(
     config: Config,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    method: Method,
-    rows: dict[str, list[EncodedRow]],
+    template: Template,
+    method: Method | None,
+    rows: dict[str, Sequence[EncodedRow]],
     manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
 ) -> TuningTrainer:
@@ -100,13 +95,13 @@ def build_trainer(
         score_answers: see TuningTrainer.
     """
     args, data = config.training, config.data
-    callbacks = [LossCurve(Path(args.output_dir))] if args.do_train else []
+    callbacks = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     trainer = TuningTrainer(
         model=model,
         args=args,
-        tokenizer=tokenizer,
+        template=template,
         method=method,
         manifest=manifest,
         pad_to=data.max_source_length + data.max_target_length + 1 if data.pad_to_max_length else None,
@@ -162,7 +157,7 @@ def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
     total = sum(whole_shape(p).numel() for p in trainer.model.parameters())
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = len(trainer.train_dataset)
-    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * -(-rows // effective))
+    steps = planned_steps(args, rows)
     lines = [
         f"Training {trainable:,} of {total:,} parameters ({trainable / total:.3%}) on {rows:,} rows",
         f"  effective batch {effective} = {args.per_device_train_batch_size} rows × {args.gradient_accumulation_steps} "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -19,19 +19,19 @@ from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
+from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
+from ptuning.runs.folder import STAGING
 from ptuning.training.throughput import Throughput
-
-STAGING = ".saving"  # checkpoints are written here and renamed when complete
 
 
 class TuningTrainer(Trainer):
     """Trains what requires grad and saves what was tuned.
 
     Args:
-        method: says what is saved and restored.
-        tokenizer: saved beside a complete model.
+        method: says what is saved and restored; None where nothing is trained.
+        template: of the base; its tokenizer is saved beside a complete model.
         manifest: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
         score_answers: generates and scores answers to the validation rows; its figures join those of `evaluate` during
@@ -42,21 +42,20 @@ class TuningTrainer(Trainer):
     def __init__(
         self,
         *,
-        method: Method,
-        tokenizer: PreTrainedTokenizerBase,
+        method: Method | None,
+        template: Template,
         manifest: Manifest | None,
         pad_to: int | None = None,
         score_answers: Callable[[], dict[str, float]] | None = None,
         **kwargs,
     ):
-        collator = PadRight(tokenizer.pad_token_id, pad_to)
+        collator = PadRight(template.pad_id, pad_to)
         super().__init__(
-            processing_class=tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
+            processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
         )
         self.method, self.manifest, self.score_answers = method, manifest, score_answers
         self._throughput = Throughput(self.args.world_size)
-        self._sampler_epoch = _SamplerEpoch()
-        self.add_callback(self._sampler_epoch)
+        self.add_callback(SamplerEpoch())
 
     # --- data order -------------------------------------------------------------------------------------------------
 
@@ -66,8 +65,7 @@ class TuningTrainer(Trainer):
             return super()._get_train_sampler(dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        self._sampler_epoch.sampler = LengthGroupedSampler(dataset.lengths, batch, seed)
-        return self._sampler_epoch.sampler
+        return LengthGroupedSampler(dataset.lengths, batch, seed)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class TuningTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
             self._step_rate = super()._get_learning_rate()
-        self._throughput.count(inputs["input_ids"], self.processing_class.pad_token_id)
+        self._throughput.count(inputs["input_ids"], self.data_collator.pad_token_id)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _get_learning_rate(self) -> float:
@@ -256,11 +254,13 @@ def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> t
     return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch, also in the middle of a resumed one."""
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler the epoch. transformers and accelerate do so too, but under several processes they don't reach it where
+    a resumed epoch skips steps, and the rest of that epoch would have the first one's order."""
 
-    sampler: LengthGroupedSampler | None = None
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.sampler is not None:
-            self.sampler.set_epoch(int(state.epoch or 0))
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = train_dataloader
+        while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = inner
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))

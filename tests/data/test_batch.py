@@ -69,6 +69,30 @@ def test_the_order_is_a_permutation_with_the_short_batch_last(count, batch_size)
         assert {pool_of[row] for row in order[-(count % batch_size) :]} == {(count - 1) // (4 * batch_size)}
 
 
+def order_in_lists(lengths: list[int], batch_size: int, seed: int, epoch: int, pool: int) -> list[int]:
+    """The same order, written with lists: what earlier runs had, and a resumed one must have."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), pool * batch_size):
+        chosen = sorted(order[start : start + pool * batch_size], key=lengths.__getitem__)
+        batches += [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    short = [batch for batch in batches if len(batch) < batch_size]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    shuffled = [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
+    return [row for batch in shuffled + short for row in batch]
+
+
+@pytest.mark.parametrize(("batch_size", "pool"), [(1, 4), (3, 2), (8, 32), (16, 1)])
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 1003])
+def test_the_order_is_what_it_always_was(count, batch_size, pool):
+    lengths = [len(row.input_ids) for row in random_rows(count, longest=12)]  # many of the same length
+    for seed, epoch in ((0, 0), (42, 1), (42, 2)):
+        sampler = LengthGroupedSampler(lengths, batch_size, seed, pool)
+        sampler.set_epoch(epoch)
+        assert list(sampler) == order_in_lists(lengths, batch_size, seed, epoch, pool)
+
+
 def test_the_order_depends_on_seed_and_epoch_alone():
     lengths = [len(row.input_ids) for row in random_rows(200)]
 

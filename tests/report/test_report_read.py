@@ -8,12 +8,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from ptuning.errors import ConfigError
-from ptuning.report.curves import MAX_POINTS, Curve, curves_of
-from ptuning.report.lines import Lines, number
+from ptuning.report.answers import SHOWN
+from ptuning.report.answers import read_predictions as read_predictions_of
 from ptuning.report.page import render_run
-from ptuning.report.predictions import SHOWN, read_predictions
-from ptuning.report.read import read_run
+from ptuning.report.read import MAX_POINTS, Curve, curves_of, read_run
+from ptuning.report.text import number
+from ptuning.runs import RunFolder
+from ptuning.runs.lines import Lines
 from tests.report.conftest import make_run, prediction, write_json, write_lines
+
+
+def read_predictions(folder):
+    return read_predictions_of(RunFolder(folder))
 
 
 def test_a_whole_run(tmp_path):
@@ -24,6 +30,14 @@ def test_a_whole_run(tmp_path):
     assert [len(rows) for rows in run.predictions.groups.values()] == [SHOWN] * 3
     assert [kind.name for kind in run.probe.kinds] == ["常识", "数学", "写作"]
     assert run.probe.total.rows == 12 and run.probe.total.change == pytest.approx(0.3)
+
+
+def test_the_method_is_the_records_own_word(tmp_path):
+    folder = make_run(tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    for words, shown in (("LoRA of rank 8", "LoRA of rank 8"), ("", "prefix of 128"), ([1], "prefix of 128")):
+        write_json(folder / "run.json", record | {"method": words})
+        assert read_run(folder).method == shown
 
 
 def test_best_and_worst_are_by_the_tuned_rouge_l(tmp_path):
@@ -61,7 +75,7 @@ def test_an_evaluation_that_was_cut_off(tmp_path, tmp_path_factory):
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     (tmp_path / "predictions.jsonl").unlink()
     for process in (0, 1):
-        head = {"key": "0123456789abcdef"}  # evaluation.parts writes it
+        head = {"key": "0123456789abcdef"}  # ResumableLines writes it
         write_lines(tmp_path / f"predictions.part{process}.jsonl", [head, *lines[process:10:2]])
     found = read_predictions(tmp_path)
     assert found.partial and found.rows["tuned"] == 10 and found.bad == 0

@@ -15,8 +15,10 @@ from ptuning.errors import TrainingError
 from ptuning.methods import PrefixMethod
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.read import read_prefix
-from ptuning.training.record import LossCurve
-from ptuning.training.trainer import STAGING, TuningTrainer
+from ptuning.runs import RunFolder
+from ptuning.runs.folder import STAGING
+from ptuning.training.loss_curve import LossCurve
+from ptuning.training.trainer import TuningTrainer
 
 
 class Tokenizer:
@@ -176,7 +178,7 @@ def test_early_stopping_keeps_the_best(build, tmp_path):
     trainer = build(
         some_rows(8),
         eval_rows=some_rows(8, seed=5),  # unrelated rows: the eval loss goes up sooner or later
-        callbacks=[EarlyStoppingCallback(2), LossCurve(tmp_path / "run")],
+        callbacks=[EarlyStoppingCallback(2), LossCurve(RunFolder(tmp_path / "run"))],
         eval_strategy="steps",
         eval_steps=2,
         max_steps=200,
@@ -196,7 +198,7 @@ def test_early_stopping_keeps_the_best(build, tmp_path):
 
 
 def test_log_and_curve_are_written(build, tmp_path):
-    build(some_rows(8), callbacks=[LossCurve(tmp_path / "run")]).train()
+    build(some_rows(8), callbacks=[LossCurve(RunFolder(tmp_path / "run"))]).train()
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
     assert all(math.isfinite(entry["grad_norm"]) for entry in entries if "loss" in entry)

@@ -1,5 +1,7 @@
 """P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
 
+import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +80,10 @@ class PrefixMethod(Method):
             trained += 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size
         return MemoryTerms(trained, frozen_base=True, positions=self.pre_seq_len)
 
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        named = shlex.quote(f"{Path(folder).name}={folder}")
+        return f"--ptuning_checkpoint {shlex.quote(folder)}", f"--model {shlex.quote(base)} --prefix {named}"
+
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         return prefix_of(model) is not None
@@ -89,6 +95,10 @@ class PrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
         return Prefix.of(name, prefix_of(model), model.dtype)
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        return prefix_of(model).parameters()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

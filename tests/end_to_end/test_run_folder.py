@@ -1,0 +1,101 @@
+"""One folder, one run: what a second command may do there, and what is left when a run is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+def test_resuming_a_finished_run_does_nothing(finished, run_main, train_flags):
+    run_main(*train_flags(finished, max_steps=2))
+    before = contents(finished)
+    again = run_main(*train_flags(finished, max_steps=2), "--resume_from_checkpoint", "true")
+    assert "checkpoint-2 is the end of a finished run; nothing is left to do" in again.stdout
+    assert contents(finished) == before
+
+
+def test_a_run_may_get_longer_but_no_other_run(finished, run_main, train_flags):
+    longer = train_flags(finished, max_steps=3, learning_rate=1e-3, max_train_samples=32)
+    refused = run_main(*longer, "--resume_from_checkpoint", "true", check=False)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    for words in (
+        "learning_rate was 0.02, now 0.001",
+        "max_train_samples was None, now 32",
+        "training data has changed",
+    ):
+        assert words in refused.stderr
+    assert f"--ptuning_checkpoint {finished}/checkpoint-2" in refused.stderr
+    longer = run_main(*train_flags(finished, max_steps=3), "--resume_from_checkpoint", "true")
+    assert "note: max_steps goes from 2 to 3" in longer.stdout and (finished / "run-resumed-2.json").is_file()
+
+
+def test_a_new_run_leaves_no_scores_of_the_old_one(finished, run_main, train_flags):
+    for name in ("metrics.json", "predictions.jsonl", "probe.jsonl", "notes.txt"):
+        (finished / name).write_text("{}\n")
+    run_main(*train_flags(finished, max_steps=1), "--overwrite_output_dir")
+    left = {path.name for path in finished.iterdir()}
+    assert "notes.txt" in left
+    assert not left & {
+        "metrics.json",
+        "predictions.jsonl",
+        "probe.jsonl",
+        "run-resumed-2.json",
+        "checkpoint-2",
+        "run.lock",
+    }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM for other processes there")
+def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main, train_flags):
+    flags = train_flags(tmp_path, max_steps=5000)
+    command = [sys.executable, "-m", "ptuning.main", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
+    while not log.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    second = run_main(*flags, "--overwrite_output_dir", check=False)
+    assert second.returncode == 2 and f"a run is at work there: process {process.pid} on" in second.stderr
+    assert process.poll() is None and log.exists()
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in output
+    assert read(tmp_path / "outcome.json")["status"] == "interrupted"
+    assert "interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
+    assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processes):
+    """Also where one process has died and the launcher ends the others."""
+    command = [*map(str, two_processes), str(ROOT / "ptuning" / "main.py"), *train_flags(tmp_path, max_steps=5000)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 150
+    while not log.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    outcome = read(tmp_path / "outcome.json")
+    assert (outcome["status"], outcome["error"]) == ("interrupted", "the launcher sent SIGTERM")
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "run.lock").exists()
