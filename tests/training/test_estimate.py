@@ -53,6 +53,7 @@ import json, random, sys
 from ptuning.main import build_model, manifest_of
 from ptuning.config import parse
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families import family_of
 from ptuning.methods import method_of
 from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import peak_rss
@@ -71,7 +72,8 @@ for _ in range(16):
     ids = [draw.randrange(3, estimate.work.shape.vocab) for _ in range(length)]
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
 model = build_model(config, method, print)
-build_trainer(config, model, Tokenizer(), method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
+template = family_of(model.config).template(Tokenizer())
+build_trainer(config, model, template, method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
 print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
 """
 

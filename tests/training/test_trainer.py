@@ -12,6 +12,7 @@ from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.methods import PrefixMethod
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.read import read_prefix
@@ -57,7 +58,7 @@ def build(golden_dir, tmp_path):
         return TuningTrainer(
             model=model,
             args=TuningArguments(**settings | options),
-            tokenizer=Tokenizer(),
+            template=ChatGLM2Template(Tokenizer()),
             method=method,
             manifest=describe(base, method.name, method.settings()),
             train_dataset=RowDataset(rows),
