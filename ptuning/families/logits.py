@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from transformers import PreTrainedModel
 
 IGNORE = -100  # label of a position without loss
 
@@ -33,7 +34,9 @@ def logits_at(model: nn.Module, positions_BS: torch.Tensor) -> Iterator[None]:
         model: a causal language model with output embeddings, or what wraps it for several processes.
         positions_BS: true where logits are wanted.
     """
-    head = extract_model_from_parallel(model).get_output_embeddings()
+    # Asked of a plain model, accelerate would import DeepSpeed first.
+    plain = model if isinstance(model, PreTrainedModel) else extract_model_from_parallel(model)
+    head = plain.get_output_embeddings()
     if not hasattr(head, _SELECTED):
         # Registered once: a hook that comes and goes would make a compiled model compile again.
         head.register_forward_pre_hook(_select, with_kwargs=True)

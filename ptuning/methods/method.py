@@ -92,6 +92,10 @@ class Method(ABC):
         return False
 
     @classmethod
+    def detach(cls, model: PreTrainedModel) -> None:
+        """Takes off what is attached, for good."""
+
+    @classmethod
     def off(cls, model: PreTrainedModel) -> AbstractContextManager:
         """Inside, what is attached is off and the model is the bare base."""
         return nullcontext()
@@ -293,6 +297,12 @@ def check_template(manifest: Manifest, folder: Path, template: str) -> None:
 def attached(model: nn.Module) -> type[Method] | None:
     """The method that has put something on the model; None on a bare base and on a fully tuned model."""
     return next((method for method in _METHODS.values() if method.is_on(model)), None)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Takes off whatever a method has attached."""
+    if (method := attached(model)) is not None:
+        method.detach(model)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_offline_export_equals_the_saved_model(tmp_path, whole, capsys):
     merged, expected = weights(tmp_path / "merged"), weights(checkpoint)
     assert set(merged) == set(expected)
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
-    for file in ("config.json", "tokenizer.model", "ptuning_full.json", "generation_config.json"):
+    for file in ("config.json", "tokenizer.model", "ptuning_config.json", "generation_config.json"):
         assert (tmp_path / "merged" / file).read_bytes() == (checkpoint / file).read_bytes()
     assert cli.main(["export", "--checkpoint", str(whole), "--output_dir", str(tmp_path / "other")]) == 2
     assert "not a DeepSpeed checkpoint" in capsys.readouterr().err

@@ -53,15 +53,14 @@ import json, random, sys
 from ptuning.main import build_model, manifest_of
 from ptuning.config import parse
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families import family_of
 from ptuning.methods import method_of
 from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import peak_rss
 from ptuning.training.run import build_trainer
 
-class Template:
-    pad_id = 0
-    class tokenizer:
-        pad_token_id, model_input_names = 0, ["input_ids"]
+class Tokenizer:
+    pad_token_id, model_input_names = 0, ["input_ids"]
 
 config, _ = parse(sys.argv[1:])
 method = method_of(config.model, trains=True)
@@ -73,7 +72,8 @@ for _ in range(16):
     ids = [draw.randrange(3, estimate.work.shape.vocab) for _ in range(length)]
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
 model = build_model(config, method, print)
-build_trainer(config, model, Template, method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
+template = family_of(model.config).template(Tokenizer())
+build_trainer(config, model, template, method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
 print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
 """
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.methods import PrefixMethod
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.read import read_prefix
@@ -22,9 +22,9 @@ from ptuning.training.loss_curve import LossCurve
 from ptuning.training.trainer import TuningTrainer
 
 
-class Template:
-    pad_id = 0
-    tokenizer = SimpleNamespace(pad_token_id=0, model_input_names=("input_ids",))
+class Tokenizer:
+    pad_token_id = 0
+    model_input_names = ("input_ids",)
 
 
 def some_rows(count: int, seed: int = 0) -> list[EncodedRow]:
@@ -58,7 +58,7 @@ def build(golden_dir, tmp_path):
         return TuningTrainer(
             model=model,
             args=TuningArguments(**settings | options),
-            template=Template(),
+            template=ChatGLM2Template(Tokenizer()),
             method=method,
             manifest=describe(base, method.name, method.settings()),
             train_dataset=RowDataset(rows),

@@ -14,7 +14,7 @@ from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
-from ptuning.methods.prefix.attach import attach_prefix, prefix_of, without_prefix
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix, prefix_of, without_prefix
 from ptuning.methods.prefix.checkpoint import for_base, save_prefix
 from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
 from ptuning.methods.prefix.read import PREFIX, read_prefix
@@ -87,6 +87,10 @@ class PrefixMethod(Method):
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         return prefix_of(model) is not None
+
+    @classmethod
+    def detach(cls, model: PreTrainedModel) -> None:
+        detach_prefix(model)
 
     @classmethod
     def off(cls, model: PreTrainedModel) -> AbstractContextManager:

@@ -11,7 +11,7 @@ SCRIPT = """
     from datetime import timedelta
     import torch.distributed as dist
     from ptuning.errors import TrainingError
-    from ptuning.distributed import roll_call
+    from ptuning.distributed import wait_for_all_ranks
 
     rank, port, absent = map(int, sys.argv[1:])
     store = dist.TCPStore("127.0.0.1", port, 3, is_master=rank == 0)
@@ -20,7 +20,7 @@ SCRIPT = """
         dist.new_group(backend="gloo")
         sys.stdin.read()  # alive, but never at the barrier
     try:
-        roll_call(timedelta(seconds=3))
+        wait_for_all_ranks(timedelta(seconds=3))
         print("all here")
     except TrainingError as error:
         print(error)
