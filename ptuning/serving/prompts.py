@@ -87,7 +87,8 @@ class PromptBuilder:
 
     def _encode(self, dialogue: Dialogue, limit: int) -> list[int] | None:
         """None where the text is longer than any of `limit` tokens."""
-        characters = len(dialogue.prompt) + sum(len(question) + len(answer) for question, answer in dialogue.history)
+        fixed = len(dialogue.source_prefix) + len(dialogue.system or "") + len(dialogue.prompt)
+        characters = fixed + sum(len(question) + len(answer) for question, answer in dialogue.history)
         if not self._may_fit(characters, limit):
             return None
         return self.template.encode([self.template.render(dialogue)])[0].ids
