@@ -14,8 +14,7 @@ from ptuning.checkpoint.manifest import FILE, read_manifest
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
 from ptuning.loading import load_model
-from ptuning.methods import attach_checkpoint, attached, self_test
-from ptuning.methods.prefix.attach import detach_prefix
+from ptuning.methods import attach_checkpoint, attached, detach, self_test
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
 log = logging.getLogger("ptuning.serving")
@@ -149,7 +148,7 @@ class LoadedModel:
             method = attached(self.model)
             prefix = method.served(self.model, name)
         finally:
-            detach_prefix(self.model)
+            detach(self.model)
         if prefix is None:
             raise CheckpointError(
                 f"{folder}: a {method.noun} can't be chosen by requests; only prefixes can be served so."

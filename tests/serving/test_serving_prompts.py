@@ -58,6 +58,13 @@ def test_a_question_too_long_by_itself(prompts, question):
         prompts.plain(question, 5)
 
 
+def test_a_megabyte_is_never_encoded(prompts, monkeypatch):
+    monkeypatch.setattr(prompts.template, "encode", lambda rows: pytest.fail("encoded"))
+    for dialogue in (Dialogue("好" * 1_000_000), Dialogue("好", system="好" * 1_000_000)):
+        with pytest.raises(ApiError, match="more than 256 tokens"):
+            prompts.chat(dialogue)
+
+
 def test_a_megabyte_of_turns_is_quick(prompts):
     assert prompts.chat(Dialogue("你好", (("a", "b"),) * 100_000)).dropped > 99_000
 
