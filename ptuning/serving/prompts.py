@@ -63,7 +63,6 @@ class PromptBuilder:
             ApiError: it doesn't fit.
         """
         limit, name = self._limit(None)
-<<<<<<< HEAD
         # A text that can't fit isn't encoded, so that a client can't make the server encode a megabyte.
         if len(text) > limit * self._longest_token:
             raise self._too_long(None, limit, name)
@@ -71,45 +70,6 @@ class PromptBuilder:
         if len(ids) >= limit:
             raise self._too_long(len(ids), limit, name)
         return self._prompt(ids, limit, max_new_tokens, 0)
-=======
-        ids = None
-        if self._may_fit(len(text), limit):
-            ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
-        return self._checked(ids, limit, name, max_new_tokens, 0)
-
-    def _fit(self, dialogue: Dialogue, limit: int, room: int) -> tuple[list[int] | None, int]:
-        """(ids, turns dropped): the fewest turns that must go for `room` tokens to be left; ids None: far too long."""
-
-        def without(turns: int) -> list[int] | None:
-            return self._encode(replace(dialogue, history=dialogue.history[turns:]), limit)
-
-        def fits(ids: list[int] | None) -> bool:
-            return ids is not None and len(ids) + room <= limit
-
-        ids = without(0)
-        if fits(ids) or not dialogue.history:
-            return ids, 0
-        low, high = 0, len(dialogue.history)  # the latest that is known not to fit, and to fit if any does
-        while high - low > 1:
-            middle = (low + high) // 2
-            if fits(shorter := without(middle)):
-                ids, high = shorter, middle
-            else:
-                low = middle
-        return (without(high) if high == len(dialogue.history) else ids), high
-
-    def _encode(self, dialogue: Dialogue, limit: int) -> list[int] | None:
-        """None where the text is longer than any of `limit` tokens."""
-        fixed = len(dialogue.source_prefix) + len(dialogue.system or "") + len(dialogue.prompt)
-        characters = fixed + sum(len(question) + len(answer) for question, answer in dialogue.history)
-        if not self._may_fit(characters, limit):
-            return None
-        return self.template.encode([self.template.render(dialogue)])[0].ids
-
-    def _may_fit(self, characters: int, limit: int) -> bool:
-        """False for a text that can't fit, so that a client can't make the server encode a megabyte."""
-        return characters <= limit * self._longest_token
->>>>>>> wt-serving
 
     def _limit(self, max_length: int | None) -> tuple[int, str]:
         if max_length is not None and max_length < self.context:
