@@ -31,7 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_config(args: argparse.Namespace):
     """A ChatGLMConfig with the widths given."""
-    from ptuning.families.chatglm2 import ChatGLMConfig
+    from ptuning.families.chatglm2.config import ChatGLMConfig
 
     return ChatGLMConfig(
         num_layers=args.layers,

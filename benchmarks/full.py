@@ -55,9 +55,9 @@ def worker(args: argparse.Namespace) -> dict | None:
     import torch
     from transformers import TrainerCallback
 
+    from ptuning import distributed
     from ptuning.config import parse
     from ptuning.main import build_model
-    from ptuning import distributed
     from ptuning.training.estimate import estimate_run
     from ptuning.training.machine import peak_rss
     from ptuning.training.run import build_trainer
@@ -127,7 +127,7 @@ def make_base(args: argparse.Namespace, folder: str) -> int:
     """Writes a base with random weights. Returns its number of parameters."""
     import torch
 
-    from ptuning.families.chatglm2 import ChatGLMForConditionalGeneration
+    from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, args.dtype))

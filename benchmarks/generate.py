@@ -16,7 +16,8 @@ from common import add_model_arguments, model_config, random_rows, sample_length
 from tqdm import tqdm
 
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.generation import Engine, Prefix, Request
+from ptuning.generation import Engine, GenerationRequest, Prefix
+from ptuning.methods.prefix.attach import attach_prefix
 
 
 def main() -> None:
@@ -31,14 +32,14 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     model = ChatGLMForConditionalGeneration(model_config(args)).to(args.device, dtype).eval()
-    encoder = model.attach_prefix(args.pre_seq_len)
+    encoder = attach_prefix(model, args.pre_seq_len)
     lengths = sample_lengths(args.lengths, args.rows)
-    prompts = [row.input_ids for row in random_rows([(source, 0) for source, _ in lengths], args.vocab)]
-    jobs = list(zip(prompts, (target for _, target in lengths), strict=True))
+    ids = [row.input_ids for row in random_rows([(source, 0) for source, _ in lengths], args.vocab)]
+    prompts = list(zip(ids, (target for _, target in lengths), strict=True))
 
-    single = one_by_one(model, jobs[: args.single_rows], args.device)
+    single = one_by_one(model, prompts[: args.single_rows], args.device)
     prefix = Prefix.of("random", encoder, model.dtype)
-    batched = with_engine(model, prefix, jobs, args)
+    batched = with_engine(model, prefix, prompts, args)
     result = {
         "benchmark": "generate",
         "device": args.device,
@@ -47,7 +48,7 @@ def main() -> None:
         "hidden": args.hidden,
         "pre_seq_len": args.pre_seq_len,
         "rows": args.rows,
-        "tokens": sum(target for _, target in jobs),
+        "tokens": sum(target for _, target in prompts),
         "threads": torch.get_num_threads(),
         "max_rows": args.max_rows,
         "batch_1_tokens_per_s": round(single, 1),
@@ -57,27 +58,26 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def one_by_one(model, jobs: list[tuple[list[int], int]], device: str) -> float:
+def one_by_one(model, prompts: list[tuple[list[int], int]], device: str) -> float:
     """Generated tokens a second of `generate`, batch 1."""
-    model.generate(torch.tensor([jobs[0][0]], device=device), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    model.generate(torch.tensor([prompts[0][0]], device=device), max_new_tokens=4, do_sample=False, eos_token_id=None)
     wait(device)
     started = time.perf_counter()
-    for ids, target in tqdm(jobs, desc="batch 1", unit="row"):
-        prompt = torch.tensor([ids], device=device)
-        model.generate(prompt, max_new_tokens=target, do_sample=False, eos_token_id=None)
+    for ids, target in tqdm(prompts, desc="batch 1", unit="row"):
+        model.generate(torch.tensor([ids], device=device), max_new_tokens=target, do_sample=False, eos_token_id=None)
     wait(device)
-    return sum(target for _, target in jobs) / (time.perf_counter() - started)
+    return sum(target for _, target in prompts) / (time.perf_counter() - started)
 
 
-def with_engine(model, prefix: Prefix, jobs: list[tuple[list[int], int]], args: argparse.Namespace) -> float:
+def with_engine(model, prefix: Prefix, prompts: list[tuple[list[int], int]], args: argparse.Namespace) -> float:
     """Generated tokens a second of the engine, longest prompt first as evaluation does it."""
     tokens = 0
-    with Engine(model, None, batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
+    with Engine(model, [], batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
         wait(args.device)
         started = time.perf_counter()
-        for number, (ids, target) in enumerate(sorted(jobs, key=lambda job: -len(job[0]))):
-            engine.add(Request(number, ids, target, prefix=prefix))
-        with tqdm(total=len(jobs), desc="engine", unit="row") as bar:
+        for number, (ids, target) in enumerate(sorted(prompts, key=lambda prompt: -len(prompt[0]))):
+            engine.add(GenerationRequest(number, ids, target, prefix=prefix))
+        with tqdm(total=len(prompts), desc="engine", unit="row") as bar:
             while engine.has_work:
                 events = engine.step()
                 tokens += len(events)

@@ -28,9 +28,11 @@ import torch
 from common import add_model_arguments, model_config
 from tqdm import tqdm
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.checkpoint import describe_prefix, save_prefix
+from ptuning.checkpoint.manifest import describe
 from ptuning.distributed import free_port
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
+from ptuning.methods.prefix.checkpoint import save_prefix
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
@@ -83,10 +85,10 @@ def make_model(folder: Path, args: argparse.Namespace) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(TINY / name, base)
     for name, length in PREFIXES.items():
-        encoder = model.attach_prefix(length)
-        description = describe_prefix(model, base, max_source_length=256, max_target_length=args.max_tokens)
-        save_prefix(folder / name, encoder.state_dict(), description)
-        model.detach_prefix()
+        encoder = attach_prefix(model, length)
+        settings = {"pre_seq_len": length, "prefix_projection": False}
+        save_prefix(folder / name, encoder, describe(base, "prefix", settings, max_target_length=args.max_tokens))
+        detach_prefix(model)
 
 
 @contextlib.contextmanager

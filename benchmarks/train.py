@@ -30,6 +30,7 @@ from benchmarks.common import (
     sample_lengths,
     wait,
 )
+from ptuning.methods.prefix.attach import attach_prefix
 
 WAYS = ("ours", "official")
 
@@ -67,10 +68,10 @@ def run_way(args: argparse.Namespace) -> dict:
     """Trains in this process and measures."""
     import torch
 
-    from ptuning.families.chatglm2 import ChatGLMForConditionalGeneration
     from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
+    from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
     from ptuning.training.machine import peak_rss
     from ptuning.training.trainer import TuningTrainer
 
@@ -86,7 +87,7 @@ def run_way(args: argparse.Namespace) -> dict:
     with torch.device(args.device):
         model = ChatGLMForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
-    model.attach_prefix(args.pre_seq_len)
+    attach_prefix(model, args.pre_seq_len)
 
     class OfficialTrainer(TuningTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

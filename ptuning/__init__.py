@@ -2,16 +2,14 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← chatglm ← config ← data ← checkpoint ← loading ← validation ← generation ←
-    training ← evaluation ← report ← serving ← main ← cli
+    errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
+    validation ← generation ← training ← evaluation ← report ← serving ← main ← cli
 
 Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
 """
 
-from ptuning.families import chatglm2 as _chatglm
+from ptuning import families as _families  # noqa: F401  registers every family with transformers
 from ptuning.loading import load_model
 
 __all__ = ["load_model"]
 __version__ = "0.1.0"
-
-_chatglm.register()

@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 import torch
 
+from ptuning import distributed
 from ptuning import main as entry
-from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.checkpoint import export_official, export_peft, read_prefix
-from ptuning.checkpoint.base_folder import read_base_config, resolve_base
+from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.compare import compare_command
+from ptuning.families import read_config
 from ptuning.loading import resolve_dtype
+from ptuning.methods.prefix.export import export_official, export_peft
+from ptuning.methods.prefix.read import read_prefix
 from ptuning.report import report_command
 from ptuning.serving.chat import base_of, chat
 from ptuning.serving.server import serve
-from ptuning import distributed
 from ptuning.training.estimate import estimate_command
 from ptuning.validation.command import validate_command
 
@@ -97,7 +98,7 @@ def export(argv: list[str]) -> None:
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
     read_base_config(base)  # refuses other architectures by name
-    config = ChatGLMConfig.from_pretrained(base)
+    config = read_config(base)
     if args.format == "official":
         folder = export_official(checkpoint, config, args.output_dir)
     else:

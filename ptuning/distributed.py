@@ -73,7 +73,7 @@ def start(deepspeed: bool, timeout_s: float, last_words: Callable[[str], None] =
         signal.signal(signal.SIGTERM, partial(_stopped_by_launcher, last_words))
         host = socket.gethostname()
         print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
-        roll_call(timedelta(seconds=timeout_s))
+        wait_for_all_ranks(timedelta(seconds=timeout_s))
     if not deepspeed:
         return
     import deepspeed as ds
@@ -91,7 +91,7 @@ def start(deepspeed: bool, timeout_s: float, last_words: Callable[[str], None] =
     ds.init_distributed(dist_backend="gloo")
 
 
-def roll_call(timeout: timedelta) -> None:
+def wait_for_all_ranks(timeout: timedelta) -> None:
     """Waits for every process and names those that don't come: a plain barrier only says that it timed out.
 
     Args:

@@ -6,33 +6,22 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import ContextManagers
 
-from ptuning.families import chatglm2 as chatglm
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.template import NAME
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint.base_folder import check_tokenizer, check_weights, read_base_config, resolve_base
-from ptuning.checkpoint.effect import check_prefix_changes_logits
-from ptuning.checkpoint.fingerprint import base_fingerprint
-from ptuning.checkpoint.full import read_full
+from ptuning.checkpoint.base import check_tokenizer, check_weights, read_base_config, resolve_base
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.partitioned import load_partitioned
-from ptuning.checkpoint.prefix import PrefixCheckpoint, for_base
-from ptuning.checkpoint.read import read_prefix
-from ptuning.errors import CheckpointError, ConfigError, ModelError
-
-__all__ = [
-    "attach_checkpoint",
-    "check_prefix_changes_logits",
-    "load_base",
-    "load_model",
-    "load_tokenizer",
-    "resolve_dtype",
-]
-
-chatglm.register()
+from ptuning.errors import ConfigError, ModelError
+from ptuning.families import Template, family_of, read_config
+from ptuning.methods import attach_checkpoint, check_template, read_checkpoint, self_test
 
 DTYPES = {
     "float32": torch.float32,
@@ -53,7 +42,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-) -> tuple[ChatGLMForConditionalGeneration, ChatGLMTokenizer]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
 
     Args:
@@ -72,18 +61,19 @@ def load_model(
         CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
         ConfigError: unknown dtype or attention implementation.
     """
-    # What reads fast is checked first: nobody should wait for 12 GB to learn that a path is wrong.
+    # What reads fast is checked first, so that a wrong path is known before 12 GB are read.
     tokenizer = load_tokenizer(model_name_or_path)
-    checkpoint = None if ptuning_checkpoint is None else read_prefix(ptuning_checkpoint)
+    if ptuning_checkpoint is not None:
+        read_checkpoint(ptuning_checkpoint)
     model = load_base(model_name_or_path, dtype=dtype, device=device, attn_implementation=attn_implementation)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"{model_name_or_path}: tokenizer.model has {len(tokenizer)} tokens and the model {model.config.vocab_size} "
             "(padded_vocab_size); the two belong to different models."
         )
-    if checkpoint is not None:
-        attach_checkpoint(model, checkpoint, model_name_or_path)
-        check_prefix_changes_logits(model)
+    if ptuning_checkpoint is not None:
+        attach_checkpoint(model, ptuning_checkpoint, model_name_or_path)
+        self_test(model)
     return model, tokenizer
 
 
@@ -93,10 +83,10 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-) -> ChatGLMForConditionalGeneration:
+) -> PreTrainedModel:
     """Loads the base alone, in eval mode; arguments and errors as in `load_model`.
 
-    With a live DeepSpeed ZeRO-3 configuration the weights are partitioned while loading and `device` is DeepSpeed's affair.
+    With a live DeepSpeed ZeRO-3 configuration the weights are partitioned while loading and `device` is decided by DeepSpeed.
     """
     device = _device(device)
     torch_dtype = resolve_dtype(dtype, device)
@@ -106,7 +96,9 @@ def load_base(
     read_base_config(folder)
     if Path(model_name_or_path).expanduser().is_dir():
         check_weights(folder)
-        read_full(folder)  # a fully tuned model says which template it was trained with
+        manifest = read_manifest(folder)
+        if manifest is not None:  # a fully tuned model says which template it was trained with
+            check_template(manifest, folder, family_of(read_base_config(folder)).template_name)
         source = str(folder)
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights
@@ -117,7 +109,7 @@ def load_base(
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = read_config(source)
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -135,29 +127,27 @@ def load_base(
     return model.eval()
 
 
-def _load_partitioned(
-    source: str, dtype: torch.dtype, attn_implementation: str | None
-) -> ChatGLMForConditionalGeneration:
+def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
     """The base with its weights divided among the processes by the live DeepSpeed ZeRO-3 configuration."""
     folder = Path(source)
     if not folder.is_dir():  # a hub id: the first process of each machine downloads, the others find the copy
         with PartialState().local_main_process_first():
             folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     config.dtype = dtype
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     # transformers' own way to make an empty model under zero.Init
-    contexts = ChatGLMForConditionalGeneration.get_init_context(dtype, False, False, None)
-    with ContextManagers(contexts):
-        model = ChatGLMForConditionalGeneration(config)
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    with ContextManagers(model_class.get_init_context(dtype, False, False, None)):
+        model = model_class(config)
     load_partitioned(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
-def load_tokenizer(model_name_or_path: str | Path) -> ChatGLMTokenizer:
+def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a base's folder.
 
     Raises:
@@ -177,41 +167,10 @@ def load_tokenizer(model_name_or_path: str | Path) -> ChatGLMTokenizer:
         ) from cause
 
 
-def attach_checkpoint(
-    model: ChatGLMForConditionalGeneration,
-    checkpoint: str | Path | PrefixCheckpoint,
-    base: str | Path,
-    pre_seq_len: int | None = None,
-    prefix_projection: bool | None = None,
-) -> PrefixCheckpoint:
-    """Attaches a checkpoint's prefix to its base and freezes the base.
-
-    Args:
-        checkpoint: a folder, or what `read_prefix` returned.
-        base: where `model` was loaded from; its fingerprint is compared with the checkpoint's.
-        pre_seq_len: expected length, None = whatever the checkpoint has.
-        prefix_projection: expected variant, None = whatever the checkpoint has.
-
-    Returns:
-        The checkpoint with raw keys; its `description` has the lengths and the source prefix it was trained with.
-
-    Raises:
-        CheckpointError: unreadable, of another base or template, or not what was expected.
-    """
-    if not isinstance(checkpoint, PrefixCheckpoint):
-        checkpoint = read_prefix(checkpoint)
-    for name, expected in (("pre_seq_len", pre_seq_len), ("prefix_projection", prefix_projection)):
-        found = getattr(checkpoint, name)
-        if expected is not None and expected != found:
-            raise CheckpointError(
-                f"{checkpoint.folder}: {name} is {found} in the checkpoint and {expected} was asked for; leave {name} out, it is "
-                "read from the checkpoint."
-            )
-    raw = for_base(checkpoint, model.config)
-    _check_description(raw, base)
-    encoder = model.attach_prefix(raw.pre_seq_len, raw.prefix_projection)
-    encoder.load_state_dict(raw.tensors)
-    return raw
+def load_template(model_name_or_path: str | Path) -> Template:
+    """The prompt template of a base, over its tokenizer; errors as `load_tokenizer`."""
+    tokenizer = load_tokenizer(model_name_or_path)
+    return family_of(read_base_config(resolve_base(model_name_or_path))).template(tokenizer)
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -249,7 +208,7 @@ def _check_loading_info(info: dict, name: str | Path) -> None:
         if keys:
             raise ModelError(
                 f"{name}: {len(keys)} {problem} weights: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}. The folder is "
-                "incomplete or not a ChatGLM2 checkpoint; copy or download it again."
+                "incomplete or not a whole checkpoint; copy or download it again."
             )
     if info.get("error_msgs"):
         raise ModelError(f"{name}: weights can't be loaded: {info['error_msgs']}")
@@ -257,20 +216,3 @@ def _check_loading_info(info: dict, name: str | Path) -> None:
 
 def _mismatch(key: str, in_file: torch.Size, in_config: torch.Size) -> str:
     return f"{key} {tuple(in_file)} in the file and {tuple(in_config)} by config.json"
-
-
-def _check_description(checkpoint: PrefixCheckpoint, base: str | Path) -> None:
-    description = checkpoint.description
-    if description is None:
-        return
-    if description.template != NAME:
-        raise CheckpointError(
-            f"{checkpoint.folder}: was trained with the prompt template {description.template!r}, and this package builds prompts "
-            f"with {NAME!r}; answers would be off."
-        )
-    fingerprint = base_fingerprint(base)
-    if fingerprint != description.base.fingerprint:
-        raise CheckpointError(
-            f"{checkpoint.folder}: was trained on {description.base.name_or_path} (fingerprint {description.base.fingerprint}), "
-            f"and the base given is {base} (fingerprint {fingerprint}), with other weights. Give the base it was trained on."
-        )

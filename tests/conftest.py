@@ -4,13 +4,18 @@ The environment is set before torch is imported. The golden figures were compute
 logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
+import atexit
 import os
 import shutil
 import socket
+import tempfile
 
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
+    prefix="ptuning-test-cache-"
+)  # nothing from an earlier state of the code
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +29,9 @@ from transformers import AutoModelForCausalLM
 import ptuning  # noqa: F401  registers ChatGLM2 with transformers' Auto classes
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.methods.prefix.attach import attach_prefix
 
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
@@ -68,7 +75,7 @@ def load_tiny(golden_dir) -> Callable[..., ChatGLMForConditionalGeneration]:
         folder = golden_dir / "chatglm2-tiny"
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **kwargs)
         if prefix is not None:
-            encoder = model.attach_prefix(8, prefix_projection=prefix == "projection")
+            encoder = attach_prefix(model, 8, prefix_projection=prefix == "projection")
             saved = torch.load(golden_dir / f"prefix-{prefix}" / "pytorch_model.bin", weights_only=True)
             encoder.load_state_dict({key.removeprefix(PREFIX_KEY): tensor for key, tensor in saved.items()})
         return model.eval()

@@ -7,6 +7,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
+from ptuning.methods import defaults_of, method_of
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DEEPSPEED = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
@@ -22,8 +23,9 @@ def test_there_are_configs():
 def test_shipped_config_parses(path, monkeypatch):
     monkeypatch.chdir(path.parents[1])
     given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "\nmodel_name" not in path.read_text() else []
-    config, notes = parse(["--config", str(path), *given])
+    config, notes = parse(["--config", str(path), *given], defaults=defaults_of)
     assert config.training.do_train and not notes
+    assert config.model.method == {"ptuning": "prefix", "full": "full"}[path.stem.split("_")[0]]
     batch = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
     if path.stem.startswith("full"):
         assert config.model.pre_seq_len is None and config.training.save_total_limit == 2
@@ -76,9 +78,6 @@ def test_flags_override_the_file_and_numbers_may_be_written_as_yaml_strings(tmp_
         ([*TRAIN[:3], *TRAIN[5:]], "--do_train needs --train_file"),
         ([*TRAIN, "--do_predict"], "--do_predict needs --test_file"),
         ([*TRAIN, "--quantization_bit", "4"], "--quantization_bit 4 is not supported yet"),
-        ([*TRAIN, "--pre_seq_len", "0"], "--pre_seq_len is 0; use at least 1 (official: 128)"),
-        ([*TRAIN, "--prefix_projection"], "--prefix_projection needs --pre_seq_len"),
-        ([*TRAIN, "--prefix_dropout", "1"], "--prefix_dropout is 1.0; use 0 up to, not including, 1"),
         ([*TRAIN, "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
         ([*TRAIN, "--logging_nan_inf_filter", "true"], "--logging_nan_inf_filter hides NaN losses"),
         ([*TRAIN, "--generation_mode", "beam"], "invalid choice: 'beam'"),
@@ -98,6 +97,98 @@ def test_refused(argv, text):
     assert text in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "method", "rate", "notes"),
+    [
+        (
+            [],
+            "prefix of 128",
+            2e-2,
+            ["--learning_rate 0.02 (default of --method prefix)", "--pre_seq_len 128 (default of --method prefix)"],
+        ),
+        (["--pre_seq_len", "64", "--learning_rate", "5e-3"], "prefix of 64", 5e-3, []),
+        (
+            ["--method", "prefix", "--prefix_projection", "--learning_rate", "5e-3"],
+            "prefix of 128 with projection",
+            5e-3,
+            ["--pre_seq_len 128 (default of --method prefix)"],
+        ),
+        (["--method", "full"], "all weights", 1e-4, ["--learning_rate 0.0001 (default of --method full)"]),
+        (["--method=prefix", "--method=full", "--learning_rate=3e-4"], "all weights", 3e-4, []),
+    ],
+)
+def test_what_is_tuned_is_decided_once_and_defaults_are_said(flags, method, rate, notes):
+    config, said = parse([*TRAIN, *flags], defaults=defaults_of)
+    assert method_of(config.model, trains=True).describe() == method
+    assert (config.training.learning_rate, said) == (rate, notes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "method"),
+    [
+        ([], "full"),
+        (["--pre_seq_len", "8"], "prefix"),
+        (["--method", "prefix"], "prefix"),
+        (["--method", "full"], "full"),
+    ],
+)
+def test_the_shape_of_the_official_deepspeed_script_means_all_weights(flags, method):
+    argv = [*TRAIN, "--deepspeed", str(DEEPSPEED[0]), "--use_cpu", "true", *flags]
+    config, notes = parse(argv, defaults=defaults_of)
+    unset_hf_deepspeed_config()
+    assert config.model.method == method
+    why = "--deepspeed without --pre_seq_len tunes all weights, as the official script does (--method full)"
+    assert (why in notes) == (not flags)
+
+
+def test_a_checkpoint_to_go_on_from_brings_its_own_length():
+    config, notes = parse([*TRAIN, "--ptuning_checkpoint", "x"], defaults=defaults_of)
+    assert (config.model.method, config.model.pre_seq_len) == ("prefix", None)
+    assert notes == ["--learning_rate 0.02 (default of --method prefix)"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--method", "lora"], "--method lora: no such method; there are "),
+        (["--pre_seq_len", "0"], "--pre_seq_len is 0; use at least 1 (official: 128)"),
+        (["--prefix_dropout", "1"], "--prefix_dropout is 1.0; use 0 up to, not including, 1"),
+        (["--method", "full", "--pre_seq_len", "8"], "--pre_seq_len is for --method prefix, and --method is full"),
+        (
+            ["--method", "full", "--prefix_projection"],
+            "--prefix_projection is for --method prefix, and --method is full",
+        ),
+        (
+            ["--method", "full", "--prefix_dropout", "0"],
+            "--prefix_dropout is for --method prefix, and --method is full",
+        ),
+        (
+            ["--method", "full", "--ptuning_checkpoint", "x"],
+            "--ptuning_checkpoint with --method full: what is tuned is",
+        ),
+    ],
+)
+def test_methods_refuse_what_they_cannot_use(flags, text):
+    with pytest.raises(ConfigError) as error:
+        method_of(parse([*TRAIN, *flags], defaults=defaults_of)[0].model, trains=True)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [["--pre_seq_len", "8"], ["--prefix_projection"], ["--prefix_dropout", "0"]])
+def test_what_to_train_without_training_is_refused(flags):
+    config, notes = parse(["--do_predict", "--test_file", "t", *TRAIN[1:], *flags], defaults=defaults_of)
+    assert (notes, config.model.method) == ([], None)
+    with pytest.raises(
+        ConfigError, match=f"{flags[0]} says what to train, and without --do_train nothing is; to evaluate"
+    ):
+        method_of(config.model, trains=False)
+
+
+def test_evaluating_alone_tunes_nothing():
+    config, _ = parse(["--do_predict", "--test_file", "t", *TRAIN[1:]], defaults=defaults_of)
+    assert method_of(config.model, trains=False) is None
+
+
 def test_yaml_that_is_no_mapping(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("- do_train\n")
@@ -112,9 +203,9 @@ def test_yaml_that_is_no_mapping(tmp_path):
 
 
 def test_flags_of_the_official_scripts_that_have_nothing_left_to_do_are_named():
-    config, notes = parse([*TRAIN, "--overwrite_cache", "--preprocessing_num_workers", "10", "--max_steps", "5"])
+    config, notes = parse([*TRAIN, "--pre_seq_len", "8", "--use_fast_tokenizer", "true", "--max_steps", "5"])
     assert config.training.max_steps == 5
-    assert [note.split()[0] for note in notes] == ["--overwrite_cache", "--preprocessing_num_workers"]
+    assert [note.split()[0] for note in notes] == ["--use_fast_tokenizer"]
 
 
 def test_a_validation_file_is_evaluated_whenever_a_checkpoint_is_due():

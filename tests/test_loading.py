@@ -8,16 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ptuning.checkpoint import describe_prefix, read_prefix, save_prefix
+from ptuning.checkpoint.manifest import describe
+from ptuning.config.options import ModelArguments
 from ptuning.errors import CheckpointError, ConfigError, ModelError
-from ptuning.loading import (
-    attach_checkpoint,
-    check_prefix_changes_logits,
-    load_base,
-    load_model,
-    load_tokenizer,
-    resolve_dtype,
-)
+from ptuning.loading import load_base, load_model, load_tokenizer, resolve_dtype
+from ptuning.methods import attach_checkpoint, method_of, self_test
+from ptuning.methods.prefix.attach import prefix_of
+from ptuning.methods.prefix.checkpoint import save_prefix
+from ptuning.methods.prefix.read import read_prefix
 
 CPU = {"device": "cpu"}
 VOCABULARY = 512  # the golden model's 320 are too few for the tests' tokenizer
@@ -57,8 +55,9 @@ def checkpoint(tmp_path_factory, complete_base, golden_dir) -> Path:
     """The golden prefix in our format, on that base. Read only."""
     model = load_base(complete_base, **CPU)
     attach_checkpoint(model, golden_dir / "prefix-embedding", complete_base)
-    description = describe_prefix(model, complete_base, max_source_length=64, max_target_length=32)
-    return save_prefix(tmp_path_factory.mktemp("prefix"), model.prefix_encoder, description)
+    settings = {"pre_seq_len": 8, "prefix_projection": False}
+    manifest = describe(complete_base, "prefix", settings, max_source_length=64, max_target_length=32)
+    return save_prefix(tmp_path_factory.mktemp("prefix"), prefix_of(model), manifest)
 
 
 def edit_config(folder: Path, name: str = "config.json", **changes) -> None:
@@ -87,21 +86,21 @@ def test_official_prefix_on_official_base_gives_the_golden_logits(golden_base, g
 def test_one_call_gives_model_and_tokenizer(complete_base, checkpoint):
     model, tokenizer = load_model(complete_base, checkpoint, **CPU)
     assert not model.training
-    assert not model.prefix_encoder.training
+    assert not prefix_of(model).training
     assert model.dtype == torch.float32
-    assert model.prefix_encoder.pre_seq_len == 8
-    assert torch.equal(model.prefix_encoder.embedding.weight, read_prefix(checkpoint).tensors["embedding.weight"])
+    assert prefix_of(model).pre_seq_len == 8
+    assert torch.equal(prefix_of(model).embedding.weight, read_prefix(checkpoint).tensors["embedding.weight"])
     encoded = tokenizer("你好", return_tensors="pt")
     tuned = model.generate(**encoded, max_new_tokens=8, do_sample=False)
     bare_model, _ = load_model(str(complete_base), **CPU)
-    assert bare_model.prefix_encoder is None
+    assert prefix_of(bare_model) is None
     assert not torch.equal(tuned, bare_model.generate(**encoded, max_new_tokens=8, do_sample=False))
 
 
 def test_the_prefix_stays_fp32_on_a_16_bit_base(complete_base, checkpoint):
     model, _ = load_model(complete_base, checkpoint, dtype="bf16", **CPU)
     assert model.lm_head.weight.dtype == torch.bfloat16
-    assert {parameter.dtype for parameter in model.prefix_encoder.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in prefix_of(model).parameters()} == {torch.float32}
 
 
 def test_only_the_prefix_can_be_trained(complete_base, checkpoint):
@@ -111,9 +110,9 @@ def test_only_the_prefix_can_be_trained(complete_base, checkpoint):
 
 
 def test_attach_returns_how_it_was_trained(complete_base, checkpoint):
-    attached = attach_checkpoint(load_base(complete_base, **CPU), checkpoint, complete_base, 8, False)
-    assert attached.description.max_source_length == 64
-    assert attached.description.base.name_or_path == str(complete_base)
+    manifest = attach_checkpoint(load_base(complete_base, **CPU), checkpoint, complete_base)
+    assert manifest.max_source_length == 64
+    assert manifest.base.name_or_path == str(complete_base)
 
 
 def test_remote_code_named_in_the_config_is_not_run(base, tmp_path):
@@ -285,7 +284,7 @@ def test_unexpected_weights(base):
 
 def test_leftover_prefix_in_a_full_checkpoint_is_ignored(base):
     edit_weights(base, lambda state: state.update({"transformer.prefix_encoder.embedding.weight": torch.ones(2, 192)}))
-    assert load_base(base, **CPU).prefix_encoder is None
+    assert prefix_of(load_base(base, **CPU)) is None
 
 
 def test_weights_of_another_shape(base):
@@ -304,7 +303,7 @@ def test_other_weights_under_the_same_shape(base, complete_base, checkpoint):
     edit_weights(base, lambda state: state[NAMES[1]].mul_(-1))
     with pytest.raises(CheckpointError) as refused:
         load_model(base, checkpoint, **CPU)
-    trained_on = read_prefix(checkpoint).description.base
+    trained_on = read_prefix(checkpoint).manifest.base
     assert f"was trained on {complete_base} (fingerprint {trained_on.fingerprint})" in str(refused.value)
     assert f"the base given is {base} (fingerprint " in str(refused.value)
     assert str(refused.value).count(trained_on.fingerprint) == 1
@@ -318,7 +317,7 @@ def test_base_of_another_shape(complete_base, checkpoint, tmp_path):
     prefix = Path(shutil.copytree(checkpoint, tmp_path / "prefix"))
     values = json.loads((prefix / "ptuning_config.json").read_text(encoding="utf-8"))
     edit_config(
-        prefix, "ptuning_config.json", base=values["base"] | {"num_layers": 28, "name_or_path": "THUDM/chatglm2-6b"}
+        prefix, "ptuning_config.json", base=values["base"] | {"layers": 28, "name_or_path": "THUDM/chatglm2-6b"}
     )
     with pytest.raises(
         CheckpointError, match=r"num_layers 28 in the checkpoint, 3 in the base.*trained on, THUDM/chatglm2-6b"
@@ -326,22 +325,38 @@ def test_base_of_another_shape(complete_base, checkpoint, tmp_path):
         load_model(complete_base, prefix, **CPU)
 
 
-def test_another_template(complete_base, checkpoint, tmp_path):
+def test_another_template(base, complete_base, checkpoint, tmp_path):
+    said = "prompt template 'chatglm3', and this package builds prompts with 'chatglm2'"
     prefix = Path(shutil.copytree(checkpoint, tmp_path / "prefix"))
     edit_config(prefix, "ptuning_config.json", template="chatglm3")
-    with pytest.raises(
-        CheckpointError, match="prompt template 'chatglm3', and this package builds prompts with 'chatglm2'"
-    ):
+    with pytest.raises(CheckpointError, match=said):
         load_model(complete_base, prefix, **CPU)
+    describe(base, "full", {}).write(base)
+    load_base(base, **CPU)
+    edit_config(base, "ptuning_config.json", template="chatglm3")
+    with pytest.raises(CheckpointError, match=said):
+        load_base(base, **CPU)
+
+
+def test_a_fully_tuned_model_given_as_checkpoint(base, complete_base):
+    describe(complete_base, "full", {}).write(base)
+    with pytest.raises(
+        CheckpointError, match="holds a complete model; give it as model_name_or_path, without ptuning_ch"
+    ):
+        load_model(complete_base, base, **CPU)
 
 
 @pytest.mark.parametrize(
     ("expected", "message"),
-    [((9, None), "pre_seq_len is 8 .* 9 was"), ((8, True), "prefix_projection is False .* True was")],
+    [((9, False), "pre_seq_len is 8 .* 9 was"), ((8, True), "prefix_projection is False .* True was")],
 )
 def test_contradicting_flags(complete_base, checkpoint, expected, message):
-    with pytest.raises(CheckpointError, match=message):
-        attach_checkpoint(load_base(complete_base, **CPU), checkpoint, complete_base, *expected)
+    options = ModelArguments(str(complete_base), str(checkpoint), method="prefix", pre_seq_len=8)
+    assert method_of(options, trains=False).settings() == {"pre_seq_len": 8, "prefix_projection": False}
+    options.pre_seq_len, options.prefix_projection = expected
+    for trains in (False, True):
+        with pytest.raises(CheckpointError, match=message):
+            method_of(options, trains)
 
 
 def test_a_refused_checkpoint_leaves_the_model_bare(base, complete_base, checkpoint):
@@ -349,7 +364,7 @@ def test_a_refused_checkpoint_leaves_the_model_bare(base, complete_base, checkpo
     model = load_base(base, **CPU)
     with pytest.raises(CheckpointError):
         attach_checkpoint(model, checkpoint, base)
-    assert model.prefix_encoder is None
+    assert prefix_of(model) is None
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -359,9 +374,9 @@ def test_a_refused_checkpoint_leaves_the_model_bare(base, complete_base, checkpo
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_self_test_measures_and_restores(load_tiny, golden, attention):
     model = load_tiny("embedding", attention).train()
-    assert check_prefix_changes_logits(model) > 0.1
+    assert self_test(model) > 0.1
     assert model.training
-    assert model.prefix_encoder.training
+    assert prefix_of(model).training
     with torch.no_grad():
         logits = model.eval()(input_ids=golden["full.input_ids"]).logits
     torch.testing.assert_close(logits, golden["prefix_embedding.full.logits"], atol=1e-5, rtol=0)
@@ -369,29 +384,29 @@ def test_self_test_measures_and_restores(load_tiny, golden, attention):
 
 def test_self_test_notices_a_prefix_that_is_not_used(load_tiny, monkeypatch):
     model = load_tiny("embedding")
-    monkeypatch.setattr(model.prefix_encoder, "forward", lambda batch, dtype: None)
+    monkeypatch.setattr(prefix_of(model), "forward", lambda batch, dtype: None)
     with pytest.raises(CheckpointError, match="the prefix has no effect: the logits with and without it are equal"):
-        check_prefix_changes_logits(model)
-    assert model.prefix_encoder is not None
+        self_test(model)
+    assert prefix_of(model) is not None
 
 
 def test_self_test_without_prefix(load_tiny):
-    with pytest.raises(CheckpointError, match="the prefix has no effect: none is attached"):
-        check_prefix_changes_logits(load_tiny())
+    with pytest.raises(CheckpointError, match="the checkpoint has no effect: nothing is attached to this model"):
+        self_test(load_tiny())
 
 
 def test_self_test_tells_a_broken_prefix_from_a_broken_base(load_tiny):
     model = load_tiny("embedding")
     with torch.no_grad():
-        model.prefix_encoder.embedding.weight[0] = float("nan")
+        prefix_of(model).embedding.weight[0] = float("nan")
     with pytest.raises(
         CheckpointError, match=r"with the prefix the logits are NaN or infinite in torch.float32, without it"
     ):
-        check_prefix_changes_logits(model)
+        self_test(model)
     with torch.no_grad():
         model.lm_head.weight[0] = float("inf")
     with pytest.raises(ModelError, match=r"the base model gives NaN or infinite logits in torch.float32"):
-        check_prefix_changes_logits(model)
+        self_test(model)
 
 
 def test_load_model_runs_the_self_test(complete_base, checkpoint, monkeypatch):

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ptuning.families.chatglm2.weights import official_sources
 from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ModelError
+from ptuning.families import family_of
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -58,13 +58,13 @@ def load_partitioned(model: nn.Module, folder: Path) -> None:
     if files is None:
         raise ModelError(f"{folder}: no weights.")
     parameters = dict(model.named_parameters())
-    plan = official_sources(parameters)
+    plan = family_of(model.config).weight_sources(parameters)
     _check(folder, files, plan, parameters)
-    for official, names in plan.items():
+    for file_name, names in plan.items():
         parts = [parameters[name] for name in names]
         with gathered(parts, modifier_rank=0):
             if dist.get_rank() == 0:
-                tensor = files.read(official)
+                tensor = files.read(file_name)
                 with torch.no_grad():
                     for part, rows in zip(parts, tensor.split([part.shape[0] for part in parts]), strict=True):
                         part.copy_(rows)
@@ -78,11 +78,11 @@ def _check(folder, files: TensorFiles, plan, parameters) -> None:
             f"{folder}: {len(missing)} missing weights: {', '.join(missing[:5])}{more}. The folder is incomplete or not a "
             "ChatGLM2 checkpoint; copy or download it again."
         )
-    for official, names in plan.items():
+    for file_name, names in plan.items():
         shapes = [whole_shape(parameters[name]) for name in names]
         expected = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        if files.shape(official) != expected:
+        if files.shape(file_name) != expected:
             raise ModelError(
-                f"{folder}: {official} is {files.shape(official)} in the file and {expected} by config.json; the folder is not "
+                f"{folder}: {file_name} is {files.shape(file_name)} in the file and {expected} by config.json; the folder is not "
                 "what its config.json says. Copy or download it again."
             )

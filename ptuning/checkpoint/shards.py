@@ -19,10 +19,11 @@ SHARDS = "model-*.safetensors"
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
-Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # tensor name → shape and dtype, in the order of writing
+# Tensor name → shape and dtype, in the order of writing.
+TensorLayout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def total_bytes(layout: Layout) -> int:
+def total_bytes(layout: TensorLayout) -> int:
     return sum(_bytes(*entry) for entry in layout.values())
 
 
@@ -36,7 +37,7 @@ class ShardWriter:
         tag: part of the shards' names, so that a new model doesn't touch an older one's files in the same folder.
     """
 
-    def __init__(self, folder: Path, layout: Layout, max_shard_bytes: int, tag: str = ""):
+    def __init__(self, folder: Path, layout: TensorLayout, max_shard_bytes: int, tag: str = ""):
         self.folder = folder
         self._layout = layout
         self._shards = _divide(layout, max_shard_bytes)
@@ -94,7 +95,7 @@ class ShardWriter:
             self._open = None
 
 
-def _divide(layout: Layout, limit: int) -> list[list[str]]:
+def _divide(layout: TensorLayout, limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in layout.items():
@@ -110,7 +111,7 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return torch.Size(shape).numel() * dtype.itemsize
 
 
-def _header(layout: Layout) -> bytes:
+def _header(layout: TensorLayout) -> bytes:
     entries, start = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in layout.items():
         end = start + _bytes(shape, dtype)

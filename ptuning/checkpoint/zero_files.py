@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.families.chatglm2.weights import official_sources
-from ptuning.checkpoint.base_folder import EMBEDDING, check_tokenizer, read_base_config
-from ptuning.checkpoint.full import FILE, INV_FREQ, inverse_frequencies, write_beside
-from ptuning.checkpoint.shards import ShardWriter
+from ptuning.checkpoint.base import check_tokenizer, read_base_config
+from ptuning.checkpoint.manifest import read_manifest
+from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_config
+from ptuning.checkpoint.shards import ShardWriter, total_bytes
 from ptuning.errors import CheckpointError, ModelError
+from ptuning.families import family_of, read_config
 
 UNIVERSAL = "latest_universal"  # DeepSpeed's name for the file that names the converted folder
 
@@ -77,7 +77,7 @@ def merge_zero(
     output: str | Path,
     base: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
-    max_shard_bytes: int = 2 * 10**9,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Makes an official model folder of a ZeRO checkpoint's fp32 master weights, without GPUs or a process group.
 
@@ -105,35 +105,35 @@ def merge_zero(
         raise ModelError(f"{cause} Or give the base it was trained from as --model_name_or_path.") from cause
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output}: exists and isn't empty; export into a new folder.")
-    config = ChatGLMConfig.from_pretrained(base)
+    config = read_config(base)
+    family = family_of(config)
     with known_objects_only():
         try:
             merged = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), lazy_mode=True)
         except (ValueError, RuntimeError, OSError, KeyError, FileNotFoundError) as cause:
             raise CheckpointError(f"{checkpoint}: can't be merged ({cause}).") from cause
-        plan = official_sources(merged)
-        if EMBEDDING not in plan:
+        plan = family.weight_sources(merged)
+        if family.embedding not in plan:
             raise CheckpointError(f"{checkpoint}: holds a prefix, not a whole model; it is already usable as it is.")
-        layout = {}
-        for official, names in plan.items():
-            shapes = [tuple(merged[name].shape) for name in names]
-            layout[official] = ((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
-            if official == EMBEDDING:
-                layout[INV_FREQ] = (tuple(inverse_frequencies(config).shape), dtype)
-        needed = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+        layout = file_layout({name: (tensor.shape, dtype) for name, tensor in merged.items()}, config, dtype)
+        needed = total_bytes(layout)
         output.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output).free
         if free < needed:
             raise CheckpointError(f"{output}: needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free.")
         writer = ShardWriter(output, layout, max_shard_bytes)
-        for official, names in plan.items():
-            writer.write(official, torch.cat([merged[name].contiguous() for name in names]).to(dtype))
-            if official == EMBEDDING:
-                writer.write(INV_FREQ, inverse_frequencies(config).to(dtype))
-    for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json", FILE):
+        for name, sources in plan.items():
+            writer.write(name, torch.cat([merged[source].contiguous() for source in sources]).to(dtype))
+            if name == family.embedding:
+                for key, tensor in family.extra_tensors(config).items():
+                    writer.write(key, tensor.to(dtype))
+    for name in (*family.tokenizer_files, "tokenizer_config.json", "generation_config.json"):
         if (base / name).is_file():
             shutil.copyfile(base / name, output / name)
-    write_beside(output, config, dtype, None)
+    write_config(output, config, dtype)
+    manifest = read_manifest(checkpoint)  # not the base's, which may be a tuned model itself
+    if manifest is not None:
+        manifest.write(output)
     writer.finish()
     return output
 

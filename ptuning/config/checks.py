@@ -1,7 +1,5 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
-from transformers.integrations import is_deepspeed_zero3_enabled
-
 from ptuning.config.mix import parse_mix
 from ptuning.config.options import Config
 from ptuning.errors import ConfigError
@@ -21,6 +19,10 @@ def check(config: Config) -> None:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
+    if data.preprocessing_num_workers is not None and data.preprocessing_num_workers < 1:
+        raise ConfigError(
+            f"--preprocessing_num_workers is {data.preprocessing_num_workers}; use at least 1, or leave it out"
+        )
     for flag, needed, file in (
         ("--do_train", training.do_train, data.train_file and "--train_file"),
         ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
@@ -31,12 +33,6 @@ def check(config: Config) -> None:
                 flag
             ]
             raise ConfigError(f"{flag} needs {wanted}")
-    if model.pre_seq_len is not None and model.pre_seq_len < 1:
-        raise ConfigError(f"--pre_seq_len is {model.pre_seq_len}; use at least 1 (official: 128)")
-    if not 0 <= model.prefix_dropout < 1:
-        raise ConfigError(f"--prefix_dropout is {model.prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
-    if model.prefix_projection and model.pre_seq_len is None and model.ptuning_checkpoint is None:
-        raise ConfigError("--prefix_projection needs --pre_seq_len")
     if training.logging_nan_inf_filter:
         raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
     if training.label_smoothing_factor:
@@ -53,16 +49,7 @@ def check(config: Config) -> None:
     for flag in ("early_stopping_patience", "metric_for_best_model"):
         if getattr(training, flag) is not None and not data.validation_file:
             raise ConfigError(f"--{flag} needs --validation_file")
-    full = model.pre_seq_len is None and model.ptuning_checkpoint is None
     generation = config.generation
-    if full and training.do_train and is_deepspeed_zero3_enabled():
-        for flag, wanted in (("baseline", generation.baseline), ("probe", generation.probe)):
-            if wanted and generation.baseline_from is None:
-                raise ConfigError(
-                    f"--{flag} with ZeRO-3 and all weights tuned: the base is gone once training has begun. Evaluate the base "
-                    f"first: ptuning evaluate --model_name_or_path {model.model_name_or_path} --test_file … --output_dir "
-                    "BASE_RUN; then give --baseline_from BASE_RUN"
-                )
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
     for flag, wanted in (("baseline", generation.baseline), ("baseline_from", generation.baseline_from is not None)):
         if wanted and not answers:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
-from ptuning.methods.prefix.encoder import DROPOUT
 from ptuning.errors import ConfigError
 
 
 @dataclass
 class ModelArguments:
-    """Which model, which prefix."""
+    """Which model, and what of it is tuned."""
 
     model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory or hub id."})
     ptuning_checkpoint: str | None = field(
@@ -25,13 +24,17 @@ class ModelArguments:
             "from it (new optimizer and data order; to continue a run use --resume_from_checkpoint)."
         },
     )
-    pre_seq_len: int | None = field(
+    method: str | None = field(
         default=None,
-        metadata={"help": "Length of the prefix; without it and without a checkpoint all weights are tuned."},
+        metadata={
+            "help": "prefix (default): a learned prefix on a frozen model; full: all weights. --deepspeed without --pre_seq_len, "
+            "as in the official ds_train_finetune.sh, means full."
+        },
     )
+    pre_seq_len: int | None = field(default=None, metadata={"help": "Length of the prefix; default: 128."})
     prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
     prefix_dropout: float = field(
-        default=DROPOUT, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
+        default=0.1, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
     )
     dtype: str = field(
         default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"}
@@ -57,8 +60,7 @@ class DataArguments:
     data_format: str = field(
         default="auto",
         metadata={
-            "help": "columns, or a chat format: sharegpt, openai, alpaca; auto: columns where they are named, else guessed.",
-            "choices": ["auto", "columns", "sharegpt", "openai", "alpaca"],
+            "help": "columns, or a chat format: sharegpt, openai, alpaca; auto: columns where they are named, else guessed."
         },
     )
     mix: list[str] | None = field(
@@ -91,6 +93,13 @@ class DataArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     skip_invalid_rows: bool = field(
         default=False, metadata={"help": "Leave rows with problems out instead of stopping."}
+    )
+
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that encode rows; default: one, which uses several threads."}
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Read and encode the data again, also where the cache has its rows."}
     )
 
     @property

@@ -15,8 +15,7 @@ from ptuning.errors import ConfigError
 
 # Flags of the official command lines that have nothing left to do. They run, and one line says why.
 WITHOUT_EFFECT = {
-    "overwrite_cache": "encoded data is never cached, so nothing old can be read",
-    "preprocessing_num_workers": "encoding takes seconds in one process",
+    "use_fast_tokenizer": "a base has one tokenizer",
 }
 
 # Old names of transformers' own options.
@@ -27,6 +26,7 @@ def parse(
     argv: list[str],
     infer: Callable[[str], list[str]] = lambda checkpoint: [],
     prepare: Callable[[list[str]], None] = lambda argv: None,
+    defaults: Callable[[str, bool], dict[str, object]] = lambda method, continues: {},
 ) -> tuple[Config, list[str]]:
     """Command line → config and notes to print.
 
@@ -34,6 +34,8 @@ def parse(
         argv: without the program's name.
         infer: gives the options that a --ptuning_checkpoint implies; any option in argv overrides them.
         prepare: is called with all options before TrainingArguments makes the process group.
+        defaults: gives the options that a method brings where they aren't given; whether it goes on from a checkpoint, which
+            has settings of its own.
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
@@ -41,6 +43,7 @@ def parse(
     argv, notes = _normalise(expand_config(argv))
     if "--ptuning_checkpoint" in argv[:-1]:
         argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
+    argv, notes = _with_method(argv, notes, defaults)
     argv += _implied(argv)
     parser = _Parser(
         [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
@@ -120,6 +123,39 @@ def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
     return result, notes
 
 
+def _with_method(
+    argv: list[str], notes: list[str], defaults: Callable[[str, bool], dict[str, object]]
+) -> tuple[list[str], list[str]]:
+    """Decides what a training run tunes, and what follows from that."""
+    given = {token for token in argv if token.startswith("--")}
+    if "--do_train" not in given:
+        return argv, notes
+    method = _last(argv, "--method")
+    if method is None:
+        # The shape of the official ds_train_finetune.sh, which names no method.
+        full = "--deepspeed" in given and not given & {"--pre_seq_len", "--ptuning_checkpoint"}
+        method = "full" if full else "prefix"
+        argv = [*argv, "--method", method]
+        if full:
+            notes = [
+                *notes,
+                "--deepspeed without --pre_seq_len tunes all weights, as the official script does (--method full)",
+            ]
+    for name, value in defaults(method, "--ptuning_checkpoint" in given).items():
+        if f"--{name}" not in given:
+            argv, notes = (
+                [*argv, f"--{name}", str(value)],
+                [*notes, f"--{name} {value} (default of --method {method})"],
+            )
+    return argv, notes
+
+
+def _last(argv: list[str], option: str) -> str | None:
+    """The value of an option's last occurrence."""
+    places = [index for index, token in enumerate(argv[:-1]) if token == option]
+    return argv[places[-1] + 1] if places else None
+
+
 def _implied(argv: list[str]) -> list[str]:
     """Options that follow from others, where they aren't given."""
     given = {token for token in argv if token.startswith("--")}
@@ -130,17 +166,16 @@ def _implied(argv: list[str]) -> list[str]:
         # A validation file given to a training run is used: eval loss whenever a checkpoint is due.
         implied += ["--eval_strategy", "steps"]
         if "--eval_steps" not in given:
-            last = len(argv) - argv[::-1].index("--save_steps") if "--save_steps" in given else None
-            implied += ["--eval_steps", argv[last] if last is not None else "500"]
+            implied += ["--eval_steps", _last(argv, "--save_steps") or "500"]
     wants_best = given & {"--early_stopping_patience", "--metric_for_best_model", "--load_best_model_at_end"}
     for of_eval, of_save in (("--eval_steps", "--save_steps"), ("--eval_strategy", "--save_strategy")):
         if wants_best and of_eval in given and of_save not in given:
             # The best evaluation must have its checkpoint.
-            implied += [of_save, argv[len(argv) - argv[::-1].index(of_eval)]]
+            implied += [of_save, _last(argv, of_eval)]
     if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs
-        elif not given & {"--pre_seq_len", "--ptuning_checkpoint"}:
+        elif _last(argv, "--method") == "full":
             implied += ["--bf16", "true"]  # fp32 master weights, bf16 computing; a frozen base is bf16 itself
     return implied
 

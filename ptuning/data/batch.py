@@ -5,6 +5,7 @@ Shapes: B rows, S the longest row of the batch.
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -12,11 +13,16 @@ from ptuning.data.encode import IGNORE, EncodedRow
 
 
 class RowDataset(Dataset):
-    """Encoded rows as a torch dataset; each item also knows its number, so that an error can name the sample."""
+    """Encoded rows as a torch dataset; each item also knows its number, so that an error can name the sample.
+
+    Args:
+        rows: EncodedRows, which stay on disk, or a list.
+    """
 
     def __init__(self, rows: Sequence[EncodedRow]):
         self.rows = rows
-        self.lengths = [len(row.input_ids) for row in rows]
+        known = getattr(rows, "lengths", None)
+        self.lengths = np.array([len(row.input_ids) for row in rows]) if known is None else known  # (rows,), tokens
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +50,10 @@ class PadRight:
         longest = self.length or max(len(item["input_ids"]) for item in items)
 
         def pad(key: str, fill: int) -> torch.Tensor:
-            return torch.tensor([item[key] + [fill] * (longest - len(item[key])) for item in items])
+            padded = np.full((len(items), longest), fill, dtype=np.int64)
+            for line, item in zip(padded, items, strict=True):
+                line[: len(item[key])] = item[key]
+            return torch.from_numpy(padded)
 
         return {
             "input_ids": pad("input_ids", self.pad_token_id),
@@ -66,7 +75,7 @@ class LengthGroupedSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 32):
-        self.lengths = lengths
+        self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.pool_size = pool * batch_size
@@ -80,15 +89,12 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        batches = []
-        for start in range(0, len(order), self.pool_size):
-            pool = sorted(order[start : start + self.pool_size], key=self.lengths.__getitem__)
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
+        pools = np.arange(len(order)) // self.pool_size
+        order = order[np.lexsort((self.lengths[order], pools))]  # stable: equal lengths stay shuffled
         # Only the last pool may end in a short batch, which has to stay last: the loader cuts the order into full batches.
-        short = [batch for batch in batches if len(batch) < self.batch_size]
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        for index in torch.randperm(len(full), generator=generator).tolist():
-            yield from full[index]
-        for batch in short:
-            yield from batch
+        whole = len(order) // self.batch_size * self.batch_size
+        full = order[:whole].reshape(-1, self.batch_size)
+        for index in torch.randperm(len(full), generator=generator).numpy():
+            yield from full[index].tolist()
+        yield from order[whole:].tolist()

@@ -1,229 +1,295 @@
-"""Which format a data file has: as the flags say, or guessed from its first rows."""
+"""The shapes that rows come in, and the record that each becomes. To add a format, write its class here and name it in FORMATS.
+
+One conversation is one record: the last question and its answer, with the turns before them as history.
+"""
 
 from __future__ import annotations
 
-import difflib
-import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast
 
-from ptuning.data.alpaca import Alpaca
-from ptuning.data.chats import OPENAI, SHAREGPT
-from ptuning.data.columns import Columns
-from ptuning.data.problems import Problem, listed
-from ptuning.data.record import Shape
-from ptuning.data.rows import Row, iterate_rows
-from ptuning.errors import ConfigError, DataError
-
-CHAT_FORMATS: dict[str, Shape] = {"sharegpt": SHAREGPT, "openai": OPENAI, "alpaca": Alpaca()}
-
-# (question, answer) columns of the collections that people have; compared without regard to case.
-PAIRS = (
-    ("content", "summary"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("prompt", "answer"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("input", "output"),
-    ("input", "target"),
-    ("source", "target"),
-    ("问题", "回答"),
-    ("问题", "答案"),
-    ("提问", "回答"),
-    ("问", "答"),
+from ptuning.data.problems import (
+    Finding,
+    described,
+    history_finding,
+    history_pairs,
+    listed,
+    optional_text_finding,
+    text_finding,
 )
-HISTORY = ("history", "历史")
-_SAMPLE = 100  # rows that a guess is made from
-_NAMES = 1000  # column names remembered of one file
+from ptuning.data.rows import Row
+from ptuning.errors import ConfigError
+from ptuning.families import Dialogue
+
+Findings = list[tuple[str, Finding]]  # (column, what is wrong there)
+
+_PAIRS = '[["question", "answer"]]'
+_SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+_KEYS = (("from", "value"), ("role", "content"))  # both are met under both names of the list
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What the user said about the rows of a file; None and auto are guessed.
+class Record:
+    """One example to train on or to answer, whatever the format of the file it came from."""
 
-    Args:
-        format: auto, columns, sharegpt, openai or alpaca.
-        prompt: column of the question.
-        response: column of the answer.
-        history: column of the turns before.
+    prompt: str
+    response: str | None  # None only where the response column was not asked for: prediction without references
+    history: tuple[tuple[str, str], ...]  # past (question, answer) turns, oldest first
+    source: str  # "data/train.json:17", the line where the row starts
+    system: str | None = None  # text in front of the first turn
+
+    def dialogue(self, source_prefix: str = "") -> Dialogue:
+        """What a template writes.
+
+        Args:
+            source_prefix: text in front of everything.
+        """
+        return Dialogue(self.prompt, self.history, self.system, source_prefix, self.response)
+
+
+class Shape(Protocol):
+    """How the rows of a file hold records. `str()` names the columns for people."""
+
+    @property
+    def json_columns(self) -> Mapping[str, str]:
+        """Columns whose cells are JSON where the file is CSV, each with an example of what it holds."""
+
+    @property
+    def needed(self) -> list[tuple[str, str]]:
+        """(command-line flag, column) pairs; a column that is in no row at all means that the flag is wrong."""
+
+    def read(self, row: Row, source: str) -> Record | Findings:
+        """The row's record, or what is wrong with it."""
+
+
+class Format(Shape, Protocol):
+    """A shape whose columns have fixed names, so that it can be told from its rows."""
+
+    owns_columns: bool  # columns that look like a question and an answer of their own are this format's
+
+    def fits(self, rows: Collection[Row]) -> bool:
+        """Whether the first rows of a file look like it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows with a column for the question, one for the answer, and maybe one for the turns before. A response or history of
+    None is not read.
+
+    Raises:
+        ConfigError: a name is empty, or two are the same.
     """
 
-    format: str = "auto"
-    prompt: str | None = None
-    response: str | None = None
+    prompt: str
+    response: str | None
     history: str | None = None
 
     def __post_init__(self) -> None:
-        for flag, name in self.named:
-            if self.format in CHAT_FORMATS:
-                raise ConfigError(
-                    f"--data_format {self.format} with {flag} {name}: that format has its own column names; leave one of the "
-                    "two out"
-                )
+        flag_of: dict[str, str] = {}
+        for flag, name in self.needed:
+            if not name:
+                raise ConfigError(f"{flag} is {name!r}: give the name of a column")
+            if name in flag_of:
+                raise ConfigError(f"{flag_of[name]} and {flag} are both {name!r}: name two different columns")
+            flag_of[name] = flag
+
+    def __str__(self) -> str:
+        pairs = (("prompt", self.prompt), ("response", self.response), ("history", self.history))
+        return "columns " + ", ".join(f"{kind} {name!r}" for kind, name in pairs if name is not None)
 
     @property
-    def named(self) -> list[tuple[str, str]]:
-        """The columns that were named, as (command-line flag, column name)."""
+    def needed(self) -> list[tuple[str, str]]:
+        """The columns to read as (command-line flag, column name)."""
         pairs = (("prompt", self.prompt), ("response", self.response), ("history", self.history))
         return [(f"--{kind}_column", name) for kind, name in pairs if name is not None]
 
+    @property
+    def json_columns(self) -> dict[str, str]:
+        return {} if self.history is None else {self.history: _PAIRS}
+
+    def read(self, row: Row, source: str) -> Record | Findings:
+        """A history that is null, blank or absent is empty."""
+        findings = _texts(row, [name for name in (self.prompt, self.response) if name is not None])
+        if self.history is not None and (found := history_finding(row.get(self.history))):
+            findings.append((self.history, found))
+        if findings:
+            return findings
+        return Record(  # its values are known to be text now
+            prompt=cast(str, row[self.prompt]),
+            response=None if self.response is None else cast(str, row[self.response]),
+            history=() if self.history is None else history_pairs(row.get(self.history)),
+            source=source,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The shape of a file's rows, and whether it was guessed.
+class Alpaca:
+    """The names that stanford_alpaca gave; `history` and `system` are those of later collections. The question is the
+    instruction, followed by a line break and the input where there is one."""
 
-    Args:
-        history_seen: False where no row that the guess looked at has a history, but later ones may.
-    """
-
-    shape: Shape
-    guessed: bool
-    history_seen: bool = True
+    owns_columns: ClassVar[bool] = True  # input and output
+    json_columns: ClassVar[dict[str, str]] = {"history": _PAIRS}
+    needed: ClassVar[list[tuple[str, str]]] = [("--data_format", "instruction"), ("--data_format", "output")]
 
     def __str__(self) -> str:
-        shape = self.shape
-        if isinstance(shape, Columns) and not self.history_seen:
-            shape = replace(shape, history=None)
-        return f"{shape}{', guessed' if self.guessed else ''}"
+        return "Alpaca instruction, input, output"
+
+    def fits(self, rows: Collection[Row]) -> bool:
+        return all(any(name in row for row in rows) for _, name in self.needed)
+
+    def read(self, row: Row, source: str) -> Record | Findings:
+        findings = _texts(row, [name for _, name in self.needed])
+        for name in ("input", "system"):
+            if found := optional_text_finding(row.get(name)):
+                findings.append((name, found))
+        if found := history_finding(row.get("history")):
+            findings.append(("history", found))
+        if findings:
+            return findings
+        question, context = cast(str, row["instruction"]), cast("str | None", row.get("input"))
+        return Record(
+            prompt=f"{question}\n{context}" if context and context.strip() else question,
+            response=cast(str, row["output"]),
+            history=history_pairs(row.get("history")),
+            source=source,
+            system=_system(row),
+        )
 
 
-@dataclass
-class _Sample:
-    first_line: int = 1
-    rows: list[Row] = field(default_factory=list)
-    names: dict[str, None] = field(default_factory=dict)  # in order of appearance
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Rows that hold a whole conversation as a list of messages in `column`. A system text may come as the first message or in
+    the row's own `system` column.
 
-
-def find_format(path: str | os.PathLike[str], wanted: Columns | Layout) -> Found:
-    """How to read the file's rows.
-
-    Raises:
-        DataError: a named column is in no row; nothing known is found, or more than one thing; or the file can't be read.
+    Args:
+        column: conversations or messages.
+        title: of the format, for people.
+        example: of the list.
     """
-    file = os.fspath(path)
-    if isinstance(wanted, Columns):
-        return _checked(file, wanted)
-    if wanted.format in CHAT_FORMATS:
-        return _checked(file, CHAT_FORMATS[wanted.format])
-    if wanted.prompt and wanted.response:
-        return _checked(file, Columns(wanted.prompt, wanted.response, wanted.history))
-    _require(file, wanted.named)
-    sample = _sample(file)
-    if not sample.rows:  # then every row has a problem of its own, and the names don't matter
-        return Found(Columns("prompt", "response"), guessed=True)
-    candidates = [] if wanted.named or wanted.format == "columns" else _chat_candidates(sample)
-    if not any(isinstance(candidate, Alpaca) for candidate in candidates):  # it has an input and an output, no pair
-        candidates += _column_candidates(sample, wanted)
-    if len(candidates) != 1:
-        raise DataError(_undecided(file, sample, candidates, wanted))
-    shape = candidates[0]
-    return Found(shape, guessed=True, history_seen=getattr(shape, "history", None) in sample.names)
+
+    column: str
+    title: str
+    example: str
+    owns_columns: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return f"{self.title} {self.column}"
+
+    @property
+    def needed(self) -> list[tuple[str, str]]:
+        return [("--data_format", self.column)]
+
+    @property
+    def json_columns(self) -> dict[str, str]:
+        return {self.column: self.example}
+
+    def fits(self, rows: Collection[Row]) -> bool:
+        return any(is_list(row.get(self.column)) for row in rows)
+
+    def read(self, row: Row, source: str) -> Record | Findings:
+        if self.column not in row:
+            return [(self.column, _absent(row))]
+        if found := optional_text_finding(row.get("system")):
+            return [("system", found)]
+        turns = _turns(row[self.column])
+        if isinstance(turns, Finding):
+            return [(self.column, turns)]
+        system = _system(row)
+        if turns[0][0] == "system":
+            if system is not None:
+                fix = "keep one of the two"
+                return [("system", Finding("the row has a system text, and a system message in its conversation", fix))]
+            text = turns.pop(0)[1]
+            system = text if text.strip() else None
+        if found := _order_finding(turns, first=len(cast(list, row[self.column])) - len(turns) + 1):
+            return [(self.column, found)]
+        texts = [text for _, text in turns]
+        pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
+        (prompt, response), history = pairs[-1], pairs[:-1]
+        return Record(prompt, response, history, source, system)
 
 
-def has_columns(path: str | os.PathLike[str], layout: Layout) -> bool:
-    """Whether the first rows have the prompt and response columns that the layout names."""
-    return (
-        bool(layout.prompt and layout.response)
-        and {layout.prompt, layout.response} <= _sample(os.fspath(path)).names.keys()
-    )
+FORMATS: dict[str, Format] = {
+    "sharegpt": Chat("conversations", "ShareGPT", '[{"from": "human", "value": "…"}, …]'),
+    "openai": Chat("messages", "OpenAI", '[{"role": "user", "content": "…"}, …]'),
+    "alpaca": Alpaca(),
+}
 
 
-def _sample(file: str) -> _Sample:
-    sample = _Sample()
-    try:
-        for line, row in iterate_rows(file):
-            if isinstance(row, dict):
-                sample.first_line = sample.first_line if sample.rows else line
-                sample.rows.append(row)
-                sample.names.update(dict.fromkeys(row))
-            if len(sample.rows) == _SAMPLE:
-                break
-    except DataError:
-        if not sample.rows:
-            raise
-        # Reading the rows will meet the same fault and say it.
-    return sample
+def is_list(value: object) -> bool:
+    """Whether a value is a list, or a CSV cell that holds one."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
-def _chat_candidates(sample: _Sample) -> list[Shape]:
-    found: list[Shape] = [
-        chat for chat in (SHAREGPT, OPENAI) if any(_is_list(row.get(chat.column)) for row in sample.rows)
-    ]
-    if {"instruction", "output"} <= sample.names.keys():
-        found.append(CHAT_FORMATS["alpaca"])
-    return found
+def _texts(row: Row, names: Collection[str]) -> Findings:
+    """What is wrong with columns that must hold text."""
+    findings = []
+    for name in names:
+        if name not in row:
+            findings.append((name, _absent(row)))
+        elif found := text_finding(row[name]):
+            findings.append((name, found))
+    return findings
 
 
-def _column_candidates(sample: _Sample, wanted: Layout) -> list[Shape]:
-    by_name = {name.strip().casefold(): name for name in sample.names}
-    history = wanted.history or next((by_name[name] for name in HISTORY if name in by_name), None)
-    values = [value for row in sample.rows if history and not _is_blank(value := row.get(history))]
-    if not wanted.history and not all(map(_is_list, values)):
-        history = None  # something else of that name
-    pairs = []
-    for prompt, response in PAIRS:
-        prompt, response = by_name.get(prompt), by_name.get(response)
-        pairs.append((wanted.prompt or prompt, wanted.response or response))
-    # A file's first rows may well have no history yet: where it is absent it is empty.
-    return [
-        Columns(prompt, response, history or (HISTORY[0] if not values else None))
-        for prompt, response in dict.fromkeys(pairs)
-        if prompt and response and prompt != response
-    ]
+def _absent(row: Row) -> Finding:
+    """A row without a column that other rows have."""
+    return Finding(f"this row has no such column, it has {listed(list(row))}", "add it or delete the row")
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))  # a cell of a CSV
+def _system(row: Row) -> str | None:
+    system = cast("str | None", row.get("system"))
+    return system if system and system.strip() else None
 
 
-def _is_blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+def _turns(value: object) -> list[tuple[str, str]] | Finding:
+    """(speaker, text) of each message, the speaker being user, assistant or system."""
+    write = 'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
+    if not isinstance(value, list):
+        return Finding(f"is {described(value)}, not a list of messages", write)
+    if not value:
+        return Finding("is an empty list", "write at least one question and its answer, or delete the row")
+    turns = []
+    for number, message in enumerate(value, start=1):
+        keys = next((pair for pair in _KEYS if isinstance(message, dict) and pair[0] in message), None)
+        if keys is None:
+            return Finding(f"message {number} is {described(message)}, without from or role", write)
+        role, text = message[keys[0]], message.get(keys[1])
+        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
+        if speaker is None:
+            problem = f"the {keys[0]} of message {number} is {described(role)}"
+            fix = f"use {'human, gpt' if keys[0] == 'from' else 'user, assistant'} or system, or delete the row"
+            return Finding(problem, fix)
+        if keys[1] not in message:
+            return Finding(f"message {number} has no {keys[1]}", "write its text or delete the row")
+        found = optional_text_finding(text) if speaker == "system" else text_finding(text)
+        if found:
+            return Finding(f"the {keys[1]} of message {number} {found.problem}", found.fix)
+        turns.append((speaker, text or ""))
+    return turns
 
 
-def _undecided(file: str, sample: _Sample, candidates: list[Shape], wanted: Layout) -> str:
-    if candidates:
-        found = " or ".join(str(candidate) for candidate in candidates)
-        problem = f"the rows can be read in more than one way: {found}"
-    else:
-        missing = [kind for kind in ("prompt", "response") if not getattr(wanted, kind)]
-        problem = f"no known {' and '.join(missing)} column, the columns are {listed(list(sample.names))}"
-    fix = "name them with --prompt_column and --response_column"
-    if any(not isinstance(candidate, Columns) for candidate in candidates) or wanted.format == "auto":
-        fix += ", or set --data_format to sharegpt, openai or alpaca"
-    return str(Problem(file, sample.first_line, "row", problem, fix))
+def _order_finding(turns: list[tuple[str, str]], first: int) -> Finding | None:
+    """None where user and assistant take turns and the assistant has the last word.
 
-
-def _checked(file: str, shape: Shape) -> Found:
-    _require(file, shape.needed)
-    return Found(shape, guessed=False)
-
-
-def _require(file: str, needed: list[tuple[str, str]]) -> None:
-    """Raises where a needed column is in no row. Stops reading as soon as each has been seen."""
-    missing, names, first_line, objects = list(needed), {}, None, False
-    if not missing:
-        return
-    for line, row in iterate_rows(file):
-        first_line = line if first_line is None else first_line
-        if isinstance(row, dict):
-            objects = True
-            if len(names) < _NAMES:
-                names.update(dict.fromkeys(row))
-            missing = [pair for pair in missing if pair[1] not in row]
-            if not missing:
-                return
-    if objects:
-        raise DataError("\n".join(str(_absent(file, first_line, flag, name, list(names))) for flag, name in missing))
-
-
-def _absent(file: str, line: int, flag: str, name: str, names: list[str]) -> Problem:
-    if flag == "--data_format":
-        fix = "set --data_format to the format of the file, or leave it out to have it guessed"
-    else:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        fix = f"set {flag} to the name it has in the file" + (f", maybe {near[0]!r}" if near else "")
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-        fix = "separate the cells with commas when exporting the CSV"
-    return Problem(file, line, name, f"no row has this column, the columns are {listed(names)}", fix)
+    Args:
+        turns: without a leading system message.
+        first: the number that turns[0] has in the row's list.
+    """
+    delete = "or delete the row"
+    if not turns:
+        return Finding("holds a system message only", f"add a question and its answer, {delete}")
+    for index, (speaker, _) in enumerate(turns):
+        number = first + index
+        if speaker == "system":
+            return Finding(f"message {number} is a system message", f"put it first, once, {delete}")
+        if speaker != ("user", "assistant")[index % 2]:
+            if index == 0:
+                return Finding(f"message {number}, the first, is the assistant's", f"start with a question, {delete}")
+            fix = f"join them into one message, {delete}"
+            return Finding(f"messages {number - 1} and {number} are both the {speaker}'s", fix)
+    if turns[-1][0] == "user":
+        number = first + len(turns) - 1
+        return Finding(f"message {number}, the last, is the user's", "add the answer, or delete that message")
+    return None

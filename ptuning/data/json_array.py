@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from ptuning.data.syntax import bad_json, decoder, too_deep
+from ptuning.data.problems import bad_json, decoder, too_deep
 from ptuning.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ptuning.data.columns import Columns
-from ptuning.data.files import data_fingerprint
-from ptuning.data.formats import Found, Layout, find_format
+from ptuning.data.formats import Columns, Record, Shape
+from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
-from ptuning.data.record import Record, Shape
 from ptuning.data.rows import Row, iterate_rows
 from ptuning.errors import ConfigError, DataError
-
-__all__ = ["Columns", "Example", "Problem", "Record", "data_fingerprint", "iterate_records", "read_records"]
 
 _SHOWN = 10  # problems printed in one message; the rest is counted
 
@@ -31,6 +27,14 @@ class Example:
     row: Row | None
     record: Record | None
     problems: tuple[Problem, ...] = ()
+
+
+@dataclass
+class Skipped:
+    """The rows that were left out."""
+
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
 
 
 def iterate_records(
@@ -55,12 +59,50 @@ def iterate_records(
         if isinstance(found, Record):
             yield Example(line, row, found)
         else:
-            yield Example(line, row, None, tuple(Problem(file, line, name, *fault) for name, fault in found))
+            yield Example(line, row, None, tuple(Problem(file, line, name, *finding) for name, finding in found))
+
+
+def valid_records(
+    path: str | os.PathLike[str],
+    shape: Shape,
+    skipped: Skipped,
+    *,
+    max_samples: int | None = None,
+    skip_invalid: bool = False,
+    progress: Callable[[int], object] = lambda bytes_read: None,
+) -> Iterator[Record]:
+    """The valid rows in the file's order, at least one, in the memory of the longest. Arguments as in `read_records` and
+    `iterate_records`.
+
+    Args:
+        skipped: receives the rows left out.
+
+    Raises:
+        ConfigError: as in `read_records`.
+        DataError: as in `read_records`; problems of rows when all have been read.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ConfigError(f"max_samples is {max_samples}, the least is 1: give a larger number or leave it out for all")
+    file, rows, valid = os.fspath(path), 0, 0
+    for example in iterate_records(file, shape, progress):
+        rows += 1
+        if example.record is None:
+            skipped.rows += 1
+            skipped.problems += example.problems
+        else:
+            valid += 1
+            yield example.record
+            if valid == max_samples:
+                break
+    if not rows:
+        raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")
+    if not valid or (skipped.rows and not skip_invalid):
+        raise DataError(_refusal(file, skipped, rows, any_left=valid > 0))
 
 
 def read_records(
     path: str | os.PathLike[str],
-    columns: Columns | Layout | Found,
+    columns: Columns | FormatOptions | Found,
     *,
     max_samples: int | None = None,
     skip_invalid: bool = False,
@@ -70,7 +112,7 @@ def read_records(
     Args:
         path: the file. The records' `source` and the messages spell it as it is given here.
         columns: the columns to read, others are ignored (a history that is null, blank or absent from a row is empty); or
-            a layout, whose open questions are answered by a look at the first rows; or what find_format found.
+            options, whose open questions are answered by a look at the first rows; or what find_format found.
         max_samples: stop at this many valid rows, counted from the start of the file. Rows after them are not checked.
         skip_invalid: leave out rows with problems and return their problems, instead of raising.
 
@@ -82,33 +124,16 @@ def read_records(
         DataError: the file can't be read as rows, a column is in no row, a row has a problem and skip_invalid is off,
             or no valid row is left.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ConfigError(f"max_samples is {max_samples}, the least is 1: give a larger number or leave it out for all")
-    file = os.fspath(path)
-    shape = columns.shape if isinstance(columns, Found) else find_format(file, columns).shape
-    records: list[Record] = []
-    problems: list[Problem] = []
-    rows = bad_rows = 0
-    for example in iterate_records(file, shape):
-        rows += 1
-        if example.record is None:
-            bad_rows += 1
-            problems += example.problems
-        else:
-            records.append(example.record)
-            if len(records) == max_samples:
-                break
-    if not rows:
-        raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")
-    if not records or (problems and not skip_invalid):
-        raise DataError(_refusal(file, problems, bad_rows, rows, any_left=bool(records)))
-    return records, problems
+    found = columns if isinstance(columns, Found) else find_format(path, columns)
+    skipped = Skipped()
+    records = list(valid_records(path, found.shape, skipped, max_samples=max_samples, skip_invalid=skip_invalid))
+    return records, skipped.problems
 
 
-def _refusal(file: str, problems: list[Problem], bad_rows: int, rows: int, any_left: bool) -> str:
-    total = len(problems)
+def _refusal(file: str, skipped: Skipped, rows: int, any_left: bool) -> str:
+    total = len(skipped.problems)
     count = "1 problem" if total == 1 else f"{total} problems"
-    shown = [f"  {problem}" for problem in problems[:_SHOWN]]
+    shown = [f"  {problem}" for problem in skipped.problems[:_SHOWN]]
     if total > _SHOWN:
         shown.append(f"  and {total - _SHOWN} more")
     # Skipping is no way on where it would leave nothing.
@@ -117,4 +142,4 @@ def _refusal(file: str, problems: list[Problem], bad_rows: int, rows: int, any_l
         if any_left
         else "No valid row is left: correct the file"
     )
-    return "\n".join([f"{file}: {count} in {bad_rows} of {rows} rows", *shown, way_on])
+    return "\n".join([f"{file}: {count} in {skipped.rows} of {rows} rows", *shown, way_on])

@@ -6,27 +6,22 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TextIO
 
 from ptuning.data.files import first_character, opened_text
 from ptuning.data.json_array import array_values
-from ptuning.data.problems import Problem, described, listed, quoted
-from ptuning.data.syntax import bad_json, decoder, too_deep
+from ptuning.data.problems import Problem, bad_json, decoder, described, listed, quoted, too_deep
 from ptuning.errors import DataError
 
 Row = dict[str, object]
-
-_JSON_SHAPES = {  # what a CSV cell of these columns should hold; any other is a history
-    "conversations": '[{"from": "human", "value": "…"}, …]',
-    "messages": '[{"role": "user", "content": "…"}, …]',
-}
 
 
 def iterate_rows(
     path: str | os.PathLike[str],
     *,
-    json_columns: Collection[str] = (),
+    json_columns: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[int], object] = lambda bytes_read: None,
 ) -> Iterator[tuple[int, Row | Problem]]:
     """Yield each row of the file as (line from 1, row), with a Problem in the place of a row that can't be read.
@@ -36,7 +31,7 @@ def iterate_rows(
 
     Args:
         path: the file; messages spell it as it is given here.
-        json_columns: columns whose cells hold JSON in a CSV file.
+        json_columns: columns whose cells hold JSON in a CSV file, each with an example of it.
         progress: is told the bytes read so far, row by row.
 
     Raises:
@@ -82,7 +77,7 @@ def _as_row(file: str, line: int, value: object) -> Row | Problem:
     return Problem(file, line, "row", f"is {described(value)}, not an object", fix)
 
 
-def _csv_rows(file: str, stream: TextIO, json_columns: Collection[str]) -> Iterator[tuple[int, Row | Problem]]:
+def _csv_rows(file: str, stream: TextIO, json_columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Problem]]:
     # The stream keeps the line ends inside quoted cells; strict=True refuses unclosed quotes instead of guessing.
     reader = csv.reader(stream, strict=True)
     header: list[str] | None = None
@@ -119,17 +114,16 @@ def _wrong_width(file: str, line: int, cells: list[str], header: list[str]) -> P
     return Problem(file, line, "row", problem, 'put a cell with commas into double quotes: "a, b"')
 
 
-def _csv_row(file: str, line: int, cells: dict[str, str], json_columns: Collection[str]) -> Row | Problem:
+def _csv_row(file: str, line: int, cells: dict[str, str], json_columns: Mapping[str, str]) -> Row | Problem:
     row: Row = dict(cells)
-    for name in json_columns:
+    for name, example in json_columns.items():
         if name not in cells or not (cell := cells[name]).strip():
             continue
         try:
             row[name] = decoder().decode(cell)
         except json.JSONDecodeError as error:
             problem = f"the cell is not JSON ({error.msg} at character {error.pos + 1} of {quoted(cell)})"
-            shape = _JSON_SHAPES.get(name, '[["question", "answer"]]')
-            return Problem(file, line, name, problem, f"write it as {shape}, each quote doubled as CSV wants it")
+            return Problem(file, line, name, problem, f"write it as {example}, each quote doubled as CSV wants it")
         except RecursionError:
             return too_deep(file, line)
     return row

@@ -1,19 +1,23 @@
 """Which checkpoint is the best: by the eval loss or by any score."""
 
 import difflib
+import json
 from pathlib import Path
 
-from ptuning.config import Config
+from ptuning.config import TuningArguments
 from ptuning.errors import ConfigError
-from ptuning.evaluation.summary import FIGURES
-from ptuning.runs.files import write_json
-from ptuning.runs.folder import BEST
+from ptuning.evaluation.metrics import METRICS
+from ptuning.runs.files import write_atomically
 
 LOSS = "eval_loss"
+FILE = "best.json"
 
 
-def settle_best(config: Config) -> bool:
+def resolve_best_metric(args: TuningArguments) -> bool:
     """Turns --metric_for_best_model and --early_stopping_patience into the trainer's own options.
+
+    Args:
+        args: of the training; changed in place.
 
     Returns:
         Whether answers must be generated and scored in every evaluation.
@@ -21,12 +25,11 @@ def settle_best(config: Config) -> bool:
     Raises:
         ConfigError: no such score, or no checkpoint would be there for the best evaluation.
     """
-    args = config.training
     if args.early_stopping_patience is None and args.metric_for_best_model is None and not args.load_best_model_at_end:
         return False
     name = (args.metric_for_best_model or LOSS).removeprefix("eval_")
     better = {"loss": "lower", "perplexity": "lower"}
-    better |= {name: figure.better for name, figure in FIGURES.items() if not name.startswith("answer_")}
+    better |= {name: metric.better for name, metric in METRICS.items() if not metric.from_losses}
     if name not in better:
         near = difflib.get_close_matches(name, better, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(better)}"
@@ -59,5 +62,6 @@ def write_best(folder: Path, state, metric: str) -> str | None:
         return None
     name = Path(state.best_model_checkpoint).name
     best = {"checkpoint": name, "step": state.best_global_step, "metric": metric, "value": state.best_metric}
-    write_json(folder / BEST, best)
+    text = json.dumps(best, indent=2) + "\n"
+    write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return f"Best: {name} with {metric} {state.best_metric:.4f}; its weights are the ones saved"

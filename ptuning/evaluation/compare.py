@@ -10,10 +10,9 @@ from typing import Any
 
 from ptuning.data.problems import quoted
 from ptuning.errors import ConfigError, DataError
-from ptuning.evaluation.bootstrap import RESAMPLES, percentile_interval
-from ptuning.evaluation.lines import prediction_file, read_predictions
-from ptuning.evaluation.summary import FIGURES, Lines, measure
-from ptuning.runs.folder import BASE, TUNED
+from ptuning.evaluation.corpus import RESAMPLES, percentile_interval
+from ptuning.evaluation.metrics import METRICS, Lines, Measurement, Metric, measure
+from ptuning.evaluation.predictions import BASE, TUNED, prediction_file, read_predictions
 
 FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of two equal models (docs/evaluation.md)
 
@@ -89,19 +88,19 @@ def compare(a: Lines, b: Lines) -> dict[str, dict[str, Any]]:
     """
     first, second = measure(a), measure(b)
     return {
-        name: _difference(name, len(a), first[name], second[name])
-        for name in FIGURES
+        name: _difference(metric, len(a), first[name], second[name])
+        for name, metric in METRICS.items()
         if name in first and name in second
     }
 
 
-def _difference(name: str, rows: int, first, second) -> dict[str, Any]:
+def _difference(metric: Metric, rows: int, first: Measurement, second: Measurement) -> dict[str, Any]:
     difference = second.value - first.value
     low, high = percentile_interval(second.samples - first.samples)
     verdict = TOO_FEW if rows < FEWEST_ROWS else MORE if low > 0 or high < 0 else NOT_MORE
     better = None
-    if verdict == MORE and FIGURES[name].better:
-        better = "b" if (difference > 0) == (FIGURES[name].better == "higher") else "a"
+    if verdict == MORE and metric.better:
+        better = "b" if (difference > 0) == (metric.better == "higher") else "a"
     return {
         "a": round(first.value, 4),
         "b": round(second.value, 4),
@@ -117,12 +116,11 @@ def comparison_table(result: Mapping[str, Any]) -> str:
     head = f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}  {'95 % of B - A':^20}  verdict"
     lines = [f"A: {result['a']}", f"B: {result['b']}", _rows(result["rows"]), "", head]
     for name, one in result["metrics"].items():
+        metric = METRICS[name]
+        a, b, difference = metric.text(one["a"]), metric.text(one["b"]), metric.text(one["difference"], sign="+")
+        interval = f"[{', '.join(metric.text(limit) for limit in one['interval'])}]"
         better = f": {one['better'].upper()} is better" if one["better"] else ""
-        interval = f"[{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]"
-        lines.append(
-            f"{FIGURES[name].label:14}{one['a']:10.2f}{one['b']:10.2f}{one['difference']:+10.2f}  {interval:^20}  "
-            f"{one['verdict']}{better}"
-        )
+        lines.append(f"{metric.label:14}{a:>10}{b:>10}{difference:>10}  {interval:^20}  {one['verdict']}{better}")
     lines += ["", _note(result["rows"], len(result["metrics"]))]
     return "\n".join(lines)
 

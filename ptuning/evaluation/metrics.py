@@ -1,85 +1,238 @@
-"""Scores of one answer beside the official four: exact match, token F1, length ratio, and whether the answer loops."""
+"""The list of metrics, and what is made of it: the scores of a row, the figures of a whole file with their 95 % intervals.
+
+A metric is entered once, in METRICS. Everything that shows metrics (the console, `ptuning compare`, the report) asks the list.
+
+Shapes: N rows, K statistics a row, R resamples.
+"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from ptuning.evaluation.scores import METRICS, score
+from ptuning.evaluation.corpus import (
+    Figure,
+    bleu,
+    bleu_statistics,
+    chrf,
+    chrf_statistics,
+    percentile_interval,
+    ratio,
+    resampled_sums,
+)
+from ptuning.evaluation.scores import OFFICIAL, is_repeating, mean_scores, official_scores, token_f1
 
-ROW_METRICS = (*METRICS, "exact_match", "token_f1", "length_ratio", "repeating")
+Lines = Sequence[Mapping[str, Any]]
+Place = Literal["console", "quality", "headline", "answer"]
+"""The console's table; the report's figures of scores; its headlines; its tables of single answers."""
 
-# Characters that are words by themselves: CJK with its radicals and extensions, kana, bopomofo.
-_CJK = "\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_TOKEN = re.compile(rf"(?=\w)[{_CJK}]|[^\W{_CJK}]+")
 
-TAIL = 24  # characters at the end of an answer that a loop must cover at least half of
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a file of predictions.
+
+    Args:
+        name: key in metrics.json.
+        label: column or row head in a table.
+        better: "higher", "lower", or "" where neither is.
+        row: (prediction, reference) → score of one answer, kept in its line; the figure is then the mean over rows.
+        statistics: lines → (N, K), where the figure is no mean of such scores.
+        figure: (R, K) sums → (R,) values.
+        from_losses: of the references' losses and not of the answers: absent where the lines have none, and not scored while
+            training, where the trainer has them.
+        decimals: in a table; None: as many as the figure needs.
+        shown: where besides metrics.json, `ptuning compare` and the report's table of all scores.
+        rank: the report's best and worst answers go by the score of a row with the highest; 0: never.
+    """
+
+    name: str
+    label: str
+    better: str = ""
+    row: Callable[[str, str], float] | None = None
+    statistics: Callable[[Lines], np.ndarray] | None = None
+    figure: Figure = ratio
+    from_losses: bool = False
+    decimals: int | None = 2
+    shown: tuple[Place, ...] = ()
+    rank: int = 0
+
+    def counted(self, lines: Lines) -> np.ndarray:
+        """The statistics of each row, (N, K)."""
+        if self.statistics is not None:
+            return self.statistics(lines)
+        return _column([line["scores"][self.name] for line in lines])
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value for people."""
+        return f"{value:{sign}.{2 if self.decimals is None else self.decimals}f}"
+
+
+def add_metric(metric: Metric) -> None:
+    """Enters a metric at the end of the list."""
+    METRICS[metric.name] = metric
+
+
+def shown_in(place: Place) -> list[Metric]:
+    """The metrics of a place, in the order of tables."""
+    return [metric for metric in METRICS.values() if place in metric.shown]
+
+
+def ranking() -> list[Metric]:
+    """The metrics that tell good rows from bad ones, best suited first."""
+    return sorted((metric for metric in METRICS.values() if metric.rank), key=lambda metric: -metric.rank)
+
+
+def row_metrics() -> list[Metric]:
+    """The metrics that score single rows."""
+    return [metric for metric in METRICS.values() if metric.row is not None]
 
 
 def row_scores(prediction: str, reference: str) -> dict[str, float]:
-    """All scores of one answer.
+    """All scores of one answer, by the names of `row_metrics`."""
+    return {metric.name: metric.row(prediction, reference) for metric in row_metrics()}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A metric's value on all rows, and on each of the (R,) resamples."""
+
+    value: float
+    samples: np.ndarray
+
+
+def measure(lines: Lines) -> dict[str, Measurement]:
+    """Every metric that the lines have, on all rows and on each resample. Two files of equally many lines are resampled
+    alike.
+
+    Raises:
+        DataError: there are no lines.
+    """
+    official = mean_scores([line["scores"] for line in lines])
+    has_loss = any(line.get("loss_tokens") for line in lines)
+    metrics = [metric for metric in METRICS.values() if has_loss or not metric.from_losses]
+    tables = [metric.counted(lines) for metric in metrics]
+    samples = resampled_sums(np.concatenate(tables, axis=1))
+    measured, start = {}, 0
+    for metric, table in zip(metrics, tables, strict=True):
+        value = official.get(metric.name)
+        if value is None:
+            value = float(metric.figure(table.sum(0, keepdims=True))[0])
+        columns = slice(start, start + table.shape[1])
+        measured[metric.name] = Measurement(value, metric.figure(samples[:, columns]))
+        start = columns.stop
+    return measured
+
+
+def summarise(lines: Lines) -> dict[str, Any]:
+    """Means, corpus figures, percentages and losses of predictions, and how sure they are.
+
+    Args:
+        lines: of predictions.jsonl, all of them: {"labels", "predict", "scores" (of `row_scores`), "tokens",
+            "finished"}, and where known "loss" (summed over the reference's tokens) and "loss_tokens".
 
     Returns:
-        The keys of ROW_METRICS: the official four as `score` gives them; exact_match and repeating 0 or 100; token_f1
-        from 0 to 100 and length_ratio from 0 (1 = as long as the reference), rounded to 4 places.
+        The names of METRICS, then rows, tokens (mean length of an answer) and intervals {name: [low, high]}. bleu-4 and
+        rouge-1/2/l are exactly the official script's means, the rest is rounded to 4 places. answer_loss and
+        answer_perplexity are absent where no line has a loss.
+
+    Raises:
+        DataError: there are no lines.
     """
-    ratio = len(prediction.strip()) / max(len(reference.strip()), 1)
-    return score(prediction, reference) | {
-        "exact_match": 100.0 if prediction.strip() == reference.strip() else 0.0,
-        "token_f1": round(100 * token_f1(prediction, reference), 4),
-        "length_ratio": round(ratio, 4),
-        "repeating": 100.0 if is_repeating(prediction) else 0.0,
+    measured = measure(lines)
+    values = {name: one.value if name in OFFICIAL else round(one.value, 4) for name, one in measured.items()}
+    return values | {
+        "rows": len(lines),
+        "tokens": round(sum(line["tokens"] for line in lines) / len(lines), 4),
+        "intervals": {name: percentile_interval(one.samples) for name, one in measured.items()},
     }
 
 
-def token_f1(prediction: str, reference: str) -> float:
-    """F1 of the two bags of tokens, from 0 to 1. Two texts without tokens agree, one without disagrees with any other.
-
-    Tokens are single Chinese characters and kana, and whole words and numbers of other scripts, in lower case;
-    full-width letters count as ordinary ones, punctuation doesn't count. Characters and not jieba's words, so that no
-    dictionary decides whether two answers agree.
-
-    Source: SQuAD's F1 (Rajpurkar et al. 2016), over characters as in CMRC 2018 (Cui et al. 2019).
-    """
-    predicted, expected = Counter(_tokens(prediction)), Counter(_tokens(reference))
-    if not predicted or not expected:
-        return float(predicted == expected)
-    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
-
-
-def _tokens(text: str) -> list[str]:
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
+def scores_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The main scores as a text table, one row a model."""
+    metrics, width = shown_in("console"), max(len(name) for name in results)
+    widths = [max(len(label), 8) for label in (*(metric.label for metric in metrics), "rows")]
+    rows = {"": [*(metric.label for metric in metrics), "rows"]}
+    for name, values in results.items():
+        cells = [metric.text(values[metric.name]) if metric.name in values else "" for metric in metrics]
+        rows[name] = [*cells, str(values["rows"])]
+    return "\n".join(
+        f"{name:{width}}  " + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        for name, cells in rows.items()
+    )
 
 
-def is_repeating(text: str) -> bool:
-    """Whether the answer has ended in a loop: the same unit of characters over and over.
+# --- the list -------------------------------------------------------------------------------------------------------------
 
-    A run is a stretch of the text in which a unit stands several times in a row; the last one may be incomplete. It
-    is a loop if the unit stands there at least 12 times (a unit of 1 character), 4 times (2 to 7 characters) or 3 times
-    (8 or more), if the stretch has at least 8 characters, and if it covers at least half of the last 24 characters of
-    the answer (of the whole answer where that is shorter). Spaces around the answer don't count.
 
-    So 好看好看好看好看 is a loop, and 哈哈哈, 一天一天 and a repetition in the middle of an answer are none. Loops that
-    change a little each time, such as counting, aren't found.
-    """
-    codes = np.frombuffer(text.strip().encode("utf-32-le"), dtype=np.uint32)
-    length = len(codes)
-    tail = min(TAIL, length)
-    for period in range(1, length // 3 + 1):
-        times = 12 if period == 1 else 4 if period < 8 else 3
-        if times * period > length:
-            continue
-        # Between two places that differ from the one a period before, the text repeats itself.
-        breaks = np.flatnonzero(codes[period:] != codes[:-period]) + period
-        ends = np.append(breaks, length)
-        starts = np.append(0, breaks - period + 1)
-        covered = ends - np.maximum(starts, length - tail)
-        loops = (ends - starts >= max(times * period, 8)) & (2 * covered >= tail)
-        for start, end in zip(starts[loops], ends[loops], strict=True):
-            # 好好好好好好好好 is 8 times one character and not 4 times two.
-            if period == 1 or np.any(codes[start:end] != codes[start]):
-                return True
-    return False
+def _column(values: Sequence[float]) -> np.ndarray:
+    """Values and ones, of which `ratio` makes a mean: (N,) → (N, 2)."""
+    return np.stack([np.array(values, dtype=np.float64), np.ones(len(values))], axis=1)
+
+
+def _official(name: str) -> Callable[[str, str], float]:
+    return lambda prediction, reference: official_scores(prediction, reference)[name]
+
+
+def _percent(is_so: Callable[[Mapping[str, Any]], bool]) -> Callable[[Lines], np.ndarray]:
+    return lambda lines: _column([100.0 * is_so(line) for line in lines])
+
+
+def _of_pairs(count: Callable[[list[tuple[str, str]]], np.ndarray]) -> Callable[[Lines], np.ndarray]:
+    return lambda lines: count([(line["predict"], line["labels"]) for line in lines])
+
+
+def _losses(lines: Lines) -> np.ndarray:
+    """Summed loss and tokens, both 0 for a row without: (N, 2)."""
+    known = [(line["loss"], line["loss_tokens"]) if line.get("loss_tokens") else (0.0, 0) for line in lines]
+    return np.array(known, dtype=np.float64)
+
+
+def _perplexity(sums: np.ndarray) -> np.ndarray:
+    return np.exp(np.minimum(ratio(sums), 700))  # e^710 is more than a float holds
+
+
+def _exact_match(prediction: str, reference: str) -> float:
+    return 100.0 if prediction.strip() == reference.strip() else 0.0
+
+
+def _token_f1(prediction: str, reference: str) -> float:
+    return round(100 * token_f1(prediction, reference), 4)
+
+
+def _length_ratio(prediction: str, reference: str) -> float:
+    return round(len(prediction.strip()) / max(len(reference.strip()), 1), 4)
+
+
+def _repeating(prediction: str, reference: str) -> float:
+    return 100.0 if is_repeating(prediction) else 0.0
+
+
+_FOUR: tuple[Place, ...] = ("console", "quality", "answer")
+_higher, _lower = partial(Metric, better="higher"), partial(Metric, better="lower")
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        _higher("bleu-4", "BLEU-4", row=_official("bleu-4"), shown=(*_FOUR, "headline"), rank=3),
+        _higher("rouge-1", "ROUGE-1", row=_official("rouge-1"), shown=_FOUR, rank=2),
+        _higher("rouge-2", "ROUGE-2", row=_official("rouge-2"), shown=_FOUR),
+        _higher("rouge-l", "ROUGE-L", row=_official("rouge-l"), shown=(*_FOUR, "headline"), rank=4),
+        _higher("corpus_bleu", "corpus BLEU", statistics=_of_pairs(bleu_statistics), figure=bleu, shown=("quality",)),
+        _higher("chrf", "chrF", statistics=_of_pairs(chrf_statistics), figure=chrf, shown=("console", "quality")),
+        _higher("exact_match", "exact match %", row=_exact_match, shown=("console", "quality")),
+        _higher("token_f1", "token F1", row=_token_f1, shown=("quality",), rank=1),
+        Metric("length_ratio", "length ratio", row=_length_ratio),
+        _lower("empty", "empty %", statistics=_percent(lambda line: not line["predict"].strip()), shown=("console",)),
+        _lower("cut", "cut %", statistics=_percent(lambda line: not line["finished"]), shown=("console",)),
+        _lower("repeating", "repeating %", row=_repeating, shown=("console",)),
+        _lower("answer_loss", "answer loss", statistics=_losses, from_losses=True, decimals=None, shown=("console",)),
+        _lower(
+            "answer_perplexity", "perplexity", statistics=_losses, figure=_perplexity, from_losses=True, decimals=None
+        ),
+    )
+}
+"""Every metric by its name, in the order of tables."""

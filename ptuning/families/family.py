@@ -68,9 +68,10 @@ class Dimensions:
 class Family(ABC):
     """One kind of base model."""
 
-    name: str  # for people and in manifests
+    name: str  # in manifests and messages
     model_type: str  # in config.json
     supported: str  # the models that are known to work, for messages
+    template_name: str  # written into manifests, so that evaluation can refuse another template
 
     # --- told apart by content -------------------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Family(ABC):
         """Whether a config.json is of this family."""
         return values.get("model_type") == self.model_type
 
-    def check(self, values: Mapping[str, Any], folder: Path) -> None:
+    def check(self, values: Mapping[str, Any], folder: Path) -> None:  # noqa: B027  most families have no such relative
         """Refuses a relative that this family can't compute.
 
         Args:

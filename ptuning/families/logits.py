@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 IGNORE = -100  # label of a position without loss
@@ -29,10 +30,10 @@ def logits_at(model: nn.Module, positions_BS: torch.Tensor) -> Iterator[None]:
     """Inside, a forward call of the model, or of what wraps it, returns logits (N, V) of these positions alone.
 
     Args:
-        model: a causal language model with output embeddings, not wrapped.
+        model: a causal language model with output embeddings, or what wraps it for several processes.
         positions_BS: true where logits are wanted.
     """
-    head = model.get_output_embeddings()
+    head = extract_model_from_parallel(model).get_output_embeddings()
     if not hasattr(head, _SELECTED):
         # Registered once: a hook that comes and goes would make a compiled model compile again.
         head.register_forward_pre_hook(_select, with_kwargs=True)
@@ -73,9 +74,12 @@ def row_losses(logits_NV: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor
 
 
 def loss_of(
-    model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """The loss of a batch (B, S) by a model that isn't wrapped."""
+    """The loss of a batch (B, S); arguments as `label_loss`."""
     with logits_at(model, label_positions(labels)):
         logits_NV = model(input_ids=input_ids, use_cache=False).logits
     return label_loss(logits_NV, labels, num_items_in_batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from ptuning.errors import ConfigError, DataError
@@ -121,7 +122,7 @@ class Template(ABC):
         """What a token stands for in an answer, for log probabilities; of a control token its name."""
         return self.tokenizer.convert_ids_to_tokens(token).encode()
 
-    @property
+    @cached_property
     def longest_token(self) -> int:
         """Characters of the longest token: a text of more than n times as many has more than n tokens."""
         return max(len(token) for token in self.tokenizer.get_vocab())
@@ -132,7 +133,9 @@ class Template(ABC):
         Raises:
             ConfigError: this tokenizer can't tell.
         """
-        raise ConfigError(f"loss_on=all: the tokenizer of {self.name} doesn't say where its tokens lie; use loss_on=last")
+        raise ConfigError(
+            f"loss_on=all: the tokenizer of {self.name} doesn't say where its tokens lie; use loss_on=last"
+        )
 
     def encode(self, rows: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """Ids of many rows of segments; all texts are tokenised in one call."""

@@ -1,9 +1,30 @@
-"""Decoding many requests at once: rows join and leave the running batch between steps.
+"""Answers to many requests at once, behind one protocol: the engine's running batch, or transformers' beam search.
 
 Evaluation and serving stand on the same engine, so that a served answer is the answer that was scored.
 """
 
+from ptuning.generation.beams import BeamSearch
 from ptuning.generation.engine import Engine
-from ptuning.generation.request import GREEDY, OFFICIAL, Prefix, Request, Sampling, Token
+from ptuning.generation.protocol import (
+    GREEDY,
+    OFFICIAL,
+    GenerationRequest,
+    Generator,
+    Prefix,
+    SamplingParams,
+    SteppedGenerator,
+    Token,
+)
 
-__all__ = ["GREEDY", "OFFICIAL", "Engine", "Prefix", "Request", "Sampling", "Token"]
+__all__ = [
+    "GREEDY",
+    "OFFICIAL",
+    "BeamSearch",
+    "Engine",
+    "GenerationRequest",
+    "Generator",
+    "Prefix",
+    "SamplingParams",
+    "SteppedGenerator",
+    "Token",
+]

@@ -7,23 +7,27 @@ different prefixes, or none, side by side.
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.errors import GenerationError
-from ptuning.generation.memory import inference, is_out_of_memory, ran_out
-from ptuning.generation.past import PastTurns
-from ptuning.generation.request import Prefix, Request, Token
+from ptuning.families import family_of
+from ptuning.families.logits import logits_at
+from ptuning.generation.prefix_cache import PrefixCache
+from ptuning.generation.protocol import GenerationRequest, Prefix, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
+from ptuning.methods import bare
 
 
 class _Row:
     """A request while it runs."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: GenerationRequest):
         self.request, self.chooser = request, Chooser(request.sampling)
         self.ids = list(request.ids)  # prompt and answer so far
         self.cached = 0  # of these, how many have their keys and values in the cache
@@ -35,56 +39,69 @@ class _Row:
 
 
 class Engine:
-    """Answers requests in one running batch. For one thread; use it as `with Engine(model, …) as engine`.
+    """Answers requests in one running batch. A Generator for one thread; use it as
+    `with Engine(model, …) as engine`.
 
     While it is entered the model computes without an attached prefix (each request names its own) and with sdpa.
 
     Args:
         model: in eval mode.
-        eos_token_id: ends an answer; None: answers end only at max_new_tokens.
+        stop_ids: each of them ends an answer; without any, answers end only at max_new_tokens.
         batch_tokens: rows times cache columns at most; a request that needs more by itself still runs, alone.
         max_rows: of the batch.
         prefill_tokens: prompt tokens of one step at most, so that running rows don't wait long for new ones; a longer
             prompt is a step by itself.
-        past_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their dialogue.
+        prefix_cache_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their
+            dialogue.
         notify: gets a sentence when the batch is made smaller because memory ran out.
     """
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
-        eos_token_id: int | None,
+        model: PreTrainedModel,
+        stop_ids: Sequence[int],
         *,
         batch_tokens: int = 16384,
         max_rows: int = 64,
         prefill_tokens: int = 2048,
-        past_tokens: int = 0,
+        prefix_cache_tokens: int = 0,
         notify: Callable[[str], None] = warnings.warn,
     ):
-        self.model, self.eos_token_id = model, eos_token_id
+        self.model, self.stop_ids = model, frozenset(stop_ids)
         self.batch_tokens, self.max_rows, self.prefill_tokens = batch_tokens, max_rows, prefill_tokens
-        self.past, self.notify = PastTurns(past_tokens), notify
+        self.prefix_cache, self.notify = PrefixCache(prefix_cache_tokens), notify
         self.rows: list[_Row] = []  # row i has slot i
         self.waiting: deque[_Row] = deque()
-        config = model.config
-        self.cache = SlotCache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, model.dtype, model.device
-        )
+        sizes = family_of(model.config).dimensions(model.config)
+        self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
 
     def __enter__(self) -> "Engine":
+        self._entered = ExitStack()
+        self._entered.enter_context(bare(self.model))
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
         return self
 
     def __exit__(self, *exc) -> None:
         self.model.config._attn_implementation = self._attention
+        self._entered.close()
         self.cache.clear()
+
+    def submit(self, requests: Iterable[GenerationRequest], anywhere: Callable[[bool], bool] = bool) -> Iterator[Token]:
+        """Answers all of them; see Generator. Abandoning the iterator leaves what isn't answered: `cancel` it."""
+        for request in requests:
+            self.add(request)
+        while anywhere(self.has_work):
+            if self.has_work:
+                yield from self.step()
+            else:
+                self.idle_step()
 
     @property
     def has_work(self) -> bool:
         return bool(self.rows or self.waiting)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: GenerationRequest) -> None:
         """Queues a request.
 
         Raises:
@@ -112,7 +129,7 @@ class Engine:
 
     def forget(self, prefix: Prefix) -> None:
         """Drops what is kept of a prefix's dialogues."""
-        self.past.drop(prefix)
+        self.prefix_cache.drop(prefix)
 
     def step(self) -> list[Token]:
         """One forward call: the prompts of rows that can join, else the next token of every running row.
@@ -137,9 +154,9 @@ class Engine:
             return []
 
     def idle_step(self) -> None:
-        """A forward call for nobody: under ZeRO-3 all processes gather each layer together."""
+        """A forward call without a request: under ZeRO-3 all processes gather each layer together."""
         with inference():
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device), prefix=[])
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
 
     def _joining(self) -> list[_Row]:
         """Takes from the queue, in order, what fits beside the running rows."""
@@ -169,14 +186,14 @@ class Engine:
         longest, device = max(map(len, new)), self.model.device
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
-        logits_NV = self.model(
-            input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
-            attention_mask=self.cache.begin(first, starts, longest),
-            position_ids=positions.to(device),
-            past_key_values=self.cache,
-            prefix=[],
-            logits_at=torch.tensor([len(ids) - 1 for ids in new], device=device),
-        ).logits.float()
+        newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
+        with logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]):
+            logits_NV = self.model(
+                input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
+                attention_mask=self.cache.begin(first, starts, longest),
+                position_ids=positions.to(device),
+                past_key_values=self.cache,
+            ).logits.float()
         asked = [index for index, row in enumerate(rows) if row.request.logprobs is not None]
         logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
         chosen = choose(logits_NV, [row.chooser for row in rows])
@@ -184,11 +201,11 @@ class Engine:
             row.cached = len(row.ids)
         if rows is not self.rows:
             self.rows += rows
-        return self._settle(list(rows), chosen, logprobs)
+        return self._report(list(rows), chosen, logprobs)
 
     def _place(self, rows: list[_Row], first: int) -> None:
         """Fills the slots of joining rows with their prefix and what is known of their past."""
-        known = [self.past.longest(row.request.prefix, row.ids) for row in rows]
+        known = [self.prefix_cache.longest(row.request.prefix, row.ids) for row in rows]
         for row, past in zip(rows, known, strict=True):
             row.cached = 0 if past is None else past.shape[3]
         padded = max(row.start for row in rows) + max(len(row.ids) - row.cached for row in rows)
@@ -200,12 +217,13 @@ class Engine:
             if past is not None:
                 self.cache.put(slot, row.start - row.cached, past)
 
-    def _settle(self, rows: list[_Row], chosen: list[int], logprobs: dict[int, torch.Tensor]) -> list[Token]:
+    def _report(self, rows: list[_Row], chosen: list[int], logprobs: dict[int, torch.Tensor]) -> list[Token]:
+        """Appends the chosen tokens to their rows, and takes out the rows that end with them."""
         answers, ended = [], []
         for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             request = row.request
             extra = _likeliest(logprobs[index], token, request.logprobs) if index in logprobs else {}
-            if token == self.eos_token_id:
+            if token in self.stop_ids:
                 answers.append(Token(request.id, None, "stop", **extra))
                 ended.append(row)
                 continue
@@ -221,9 +239,11 @@ class Engine:
     def _leave(self, index: int) -> None:
         """Frees a slot. The last row moves into it, so that the rows in use stay the first ones."""
         row = self.rows[index]
-        if self.past.capacity and row.cached:
+        if self.prefix_cache.capacity and row.cached:
             start = row.start - row.cached
-            self.past.add(row.request.prefix, row.ids[: row.cached], self.cache.take(index, start, start + row.cached))
+            self.prefix_cache.add(
+                row.request.prefix, row.ids[: row.cached], self.cache.take(index, start, start + row.cached)
+            )
         last = self.rows.pop()
         if last is not row:
             self.cache.move(len(self.rows), index, last.start)
@@ -235,7 +255,7 @@ class Engine:
         before = len(rows) * max(row.request.room for row in rows)
         self.rows = []
         self.cache.clear()
-        self.past.clear()
+        self.prefix_cache.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(rows) == 1:
@@ -255,3 +275,23 @@ def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
     values, tokens = logprobs_V.topk(count)
     top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
     return {"logprob": float(logprobs_V[token]), "top": top}
+
+
+def inference() -> AbstractContextManager:
+    """Inside, no gradients are kept. ZeRO-3 keeps gathered weights for training, where inference tensors can't be used."""
+    return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of a forward call says that memory ran out, on an accelerator or on the CPU."""
+    text = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )
+
+
+def ran_out(rows: int, batch_tokens: int) -> str:
+    """The sentence for the user: with how many rows it happened, and the new bound."""
+    return f"memory ran out with {rows} rows; the batch is now at most {batch_tokens} tokens, and goes on"

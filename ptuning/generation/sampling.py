@@ -7,13 +7,13 @@ from functools import lru_cache
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ptuning.generation.request import Sampling
+from ptuning.generation.protocol import SamplingParams
 
 
 class Chooser:
     """The rule of one row. Keeps its random state and what it has generated, for the penalties."""
 
-    def __init__(self, sampling: Sampling):
+    def __init__(self, sampling: SamplingParams):
         self.sampling = sampling
         self.counts: Counter[int] = Counter()
         self.random = None

@@ -8,13 +8,13 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ptuning.evaluation.metrics import ranking
 from ptuning.report.text import number
 from ptuning.runs import RunFolder
 from ptuning.runs.folder import BASE, PROBE, PROBE_BASE, TUNED
 from ptuning.runs.lines import Lines, part_files
 
 SHOWN = 5  # of each kind
-RANKING = ("rouge-l", "bleu-4", "rouge-1", "chrf", "token_f1")
 SEED = 42
 
 SHOWN_OF_A_KIND = 8
@@ -95,7 +95,9 @@ def read_predictions(folder: RunFolder) -> Predictions:
                 scores = line.get("scores")
                 if not isinstance(scores, dict):
                     continue
-                found.metric = found.metric or next((m for m in RANKING if number(scores.get(m)) is not None), None)
+                found.metric = found.metric or next(
+                    (m.name for m in ranking() if number(scores.get(m.name)) is not None), None
+                )
                 value = number(scores.get(found.metric)) if found.metric else None
                 if value is not None:
                     ranks[model][index] = value

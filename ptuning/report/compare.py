@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptuning.evaluation.summary import FIGURES
+from ptuning.evaluation.metrics import METRICS
 from ptuning.report.figures import best_point, interval
 from ptuning.report.read import Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
-from ptuning.report.text import QUALITY, better, in_order, metric_name, number
+from ptuning.report.text import better, in_order, metric_name, names_in, number
 
 # Options that differ from run to run and say nothing about the result.
 _BESIDE = {"output_dir", "overwrite_output_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "logging_dir"}
 _DASHES = ("-", "--", ":", "-.")
-TABLE = tuple(FIGURES)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -53,9 +52,9 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
         loss = {"eval_loss": best[1]} if best else {"eval_loss": validation.get("eval_loss")}
         for model in ("base", "tuned"):
             scores = run.metrics.get(model, {}) | (loss if model == "tuned" else {})
-            values = {key: number(scores.get(key)) for key in ("eval_loss", *TABLE)}
+            values = {key: number(scores.get(key)) for key in ("eval_loss", *METRICS)}
             if any(value is not None for value in values.values()):
-                spans = {key: interval(scores, key) for key in TABLE}
+                spans = {key: interval(scores, key) for key in METRICS}
                 row = {"run": run, "label": run.name, "model": model, "values": values, "spans": spans, "best": set()}
                 same = next((other for other in rows if model == other["model"] == "base" and _same(row, other)), None)
                 if same is None:
@@ -127,7 +126,7 @@ def sweep_figures(runs: Sequence[Run]) -> list[Drawing]:
     rows = {row["run"].name: row for row in score_table(runs)[1] if row["model"] == "tuned"}
     metrics = [
         "eval_loss",
-        next((m for m in QUALITY if any(row["values"][m] is not None for row in rows.values())), ""),
+        next((m for m in names_in("quality") if any(row["values"][m] is not None for row in rows.values())), ""),
     ]
     figures = []
     for metric, name in zip(metrics, ("s2", "s1"), strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ptuning.report.read import Curve, Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
-from ptuning.report.text import BOOKKEEPING, QUALITY, metric_name, number
+from ptuning.report.text import BOOKKEEPING, metric_name, names_in, number
 
 MAX_OTHER = 6  # figures of eval_* values that this module doesn't know
 SPLITS = ("train", "validation", "test")
@@ -78,7 +78,7 @@ def loss_figure(run: Run) -> Drawing | None:
 def _eval_figures(run: Run) -> list[Drawing]:
     names = [key for key in run.curves if key.startswith("eval_") and len(run.curves[key])]
     names = [key for key in names if key.removeprefix("eval_") not in (*BOOKKEEPING, "loss")]
-    scores = [key for key in names if key.removeprefix("eval_") in QUALITY]
+    scores = [key for key in names if key.removeprefix("eval_") in names_in("quality")]
     figures = []
     if scores:
 
@@ -115,7 +115,7 @@ def _line_figure(
 
 def score_figure(base: dict, tuned: dict) -> Drawing | None:
     """Base and tuned scores with their intervals, one line a metric."""
-    metrics = [m for m in QUALITY if any(number(scores.get(m)) is not None for scores in (base, tuned))]
+    metrics = [m for m in names_in("quality") if any(number(scores.get(m)) is not None for scores in (base, tuned))]
     if not metrics:
         return None
 

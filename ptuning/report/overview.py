@@ -4,7 +4,7 @@ from datetime import datetime
 
 from ptuning.report.figures import SPLITS, best_point, interval
 from ptuning.report.read import Run
-from ptuning.report.text import QUALITY, better, duration, in_order, metric_name, number, show_number
+from ptuning.report.text import better, duration, in_order, metric_name, names_in, number, show_number
 
 MAIN_OPTIONS = (
     "model_name_or_path",
@@ -40,7 +40,7 @@ def cards(run: Run) -> list[tuple[str, str, str]]:
     """Label, figure and small print of each headline."""
     found: list[tuple[str, str, str]] = []
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
-    scored = [m for m in ("bleu-4", "rouge-l", *QUALITY) if number({**base, **tuned}.get(m)) is not None]
+    scored = [m for m in (*names_in("headline"), *names_in("quality")) if number({**base, **tuned}.get(m)) is not None]
     for metric in list(dict.fromkeys(scored))[:2]:
         found.append(_score_card(base, tuned, metric))
     if point := best_point(run):

@@ -13,8 +13,6 @@ from ptuning.report.read import Run, read_run
 from ptuning.runs.files import write_text
 from ptuning.runs.folder import REPORT
 
-SHOWN_SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")  # beside an answer
-
 
 def report_command(argv: list[str]) -> int:
     """Writes the report of one run again, or one page over several runs. Prints the path written.
@@ -129,7 +127,11 @@ def _environment() -> Environment:
         "span": lambda scores: figures.pair(scores.get("interval")) if isinstance(scores, dict) else None,
         "seconds": text.duration,
     }
-    environment.globals |= {"series": compare.series, "LONGEST_ERROR": text.LONGEST_ERROR, "SHOWN_SCORES": SHOWN_SCORES}
+    environment.globals |= {
+        "series": compare.series,
+        "LONGEST_ERROR": text.LONGEST_ERROR,
+        "answer_scores": lambda: text.names_in("answer"),
+    }
     return environment
 
 

@@ -5,17 +5,17 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ptuning.evaluation.summary import FIGURES
+from ptuning.evaluation.metrics import METRICS, Place, shown_in
 
 LONGEST_TEXT = 1200  # characters of a prompt, a reference or an answer
 LONGEST_VALUE = 400  # of an option's value
 LONGEST_ERROR = 6000
 
-QUALITY = ("bleu-4", "rouge-1", "rouge-2", "rouge-l", "corpus_bleu", "chrf", "exact_match", "token_f1")
 # What evaluation logs besides scores.
 BOOKKEEPING = ("rows", "seconds", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
-_NAMES = {name: figure.label for name, figure in FIGURES.items()} | {
+# Besides the metrics.
+_NAMES = {
     "tokens": "tokens an answer",
     "rows": "rows",
     "seconds": "seconds",
@@ -33,26 +33,31 @@ _LOGGED_LOWER = ("eval_loss", "eval_perplexity")
 def metric_name(key: str) -> str:
     """How the page calls a metric; one it doesn't know keeps its key."""
     short = key.removeprefix("eval_")
-    return _NAMES.get(key) or _NAMES.get(short, short)
+    return METRICS[short].label if short in METRICS else _NAMES.get(key) or _NAMES.get(short, short)
+
+
+def names_in(place: Place) -> list[str]:
+    """Names of the metrics that a part of the page shows, in the order of tables."""
+    return [metric.name for metric in shown_in(place)]
 
 
 def better(key: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither."""
     if key in _LOGGED_LOWER:
         return -1
-    figure = FIGURES.get(key.removeprefix("eval_"))
-    return _DIRECTIONS.get(figure.better, 0) if figure else 0
+    metric = METRICS.get(key.removeprefix("eval_"))
+    return _DIRECTIONS.get(metric.better, 0) if metric else 0
 
 
 def decimals(key: str) -> int | None:
     """How many decimals a column of it is shown with; None: as many as the figure needs."""
-    short = key.removeprefix("eval_")
-    return 2 if short in FIGURES and not short.startswith("answer_") else None
+    metric = METRICS.get(key.removeprefix("eval_"))
+    return metric.decimals if metric else None
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """Known metrics in evaluation's order, others after them."""
-    order = {key: i for i, key in enumerate(_NAMES)}
+    order = {key: i for i, key in enumerate([*METRICS, *_NAMES])}
     return sorted(dict.fromkeys(keys), key=lambda key: order.get(key, len(order)))
 
 

@@ -14,17 +14,15 @@ from ptuning.errors import DataError
 
 TEMPORARY = ".ptuning-*.tmp"
 PACKAGES = (
-    *(
-        "ptuning",
-        "torch",
-        "transformers",
-        "accelerate",
-        "deepspeed",
-        "peft",
-        "datasets",
-        "sentencepiece",
-        "safetensors",
-    ),
+    "ptuning",
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "datasets",
+    "sentencepiece",
+    "safetensors",
 )
 
 BAD_JSON = (ValueError, RecursionError)  # what json.loads raises for damaged text

@@ -30,13 +30,12 @@ LOCK = "run.lock"
 CHECKPOINT = "checkpoint-*"
 STAGING = ".saving"  # checkpoints are written here and renamed when complete
 TRAINER_STATE = "trainer_state.json"
-PREFIX = "ptuning_config.json"
-FULL = "ptuning_full.json"  # beside a model with all weights tuned by this program
+MANIFEST = "ptuning_config.json"  # of what was tuned, beside it
 
 _PARTS = tuple(f"{Path(name).stem}.part*.jsonl" for name in (TUNED, BASE, VALIDATION))
 _PREFIX_TENSORS = f"prefix-{'[0-9a-f]' * 8}.safetensors"
 # Losing these is losing work. The rest only says something about a run that left none.
-_RESULTS = (CHECKPOINT, PREFIX, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
+_RESULTS = (CHECKPOINT, MANIFEST, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
 _ABOUT = (
     RECORD,
     RESUMED,
@@ -51,7 +50,7 @@ _ABOUT = (
     TRAINER_STATE,
     TEMPORARY,
 )
-# What a tuned model consists of besides FULL, without which such files are a model from elsewhere and stay.
+# What a tuned model consists of besides its manifest, without which such files are a model from elsewhere and stay.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MODEL = (*_WEIGHTS[::2], "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json")
 _MODEL += ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -105,14 +104,14 @@ class RunFolder:
     def results(self) -> list[str]:
         """Names of what a new run would put an end to: checkpoints, latest first, then weights, scores, answers and log."""
         names = [path.name for path in reversed(self.checkpoints())]
-        return names + [path.name for path in self._matching([*_RESULTS, FULL]) if path.name not in names]
+        return names + [path.name for path in self._matching(_RESULTS) if path.name not in names]
 
     def _matching(self, patterns: Iterable[str]) -> list[Path]:
         paths = dict.fromkeys(path for pattern in patterns for path in sorted(self.path.glob(pattern)))
         return [path for path in paths if not path.match(CHECKPOINT) or step_of(path) is not None]
 
     def _is_model_from_elsewhere(self) -> bool:
-        return not (self.path / FULL).is_file() and bool(self._matching(_WEIGHTS))
+        return not (self.path / MANIFEST).is_file() and bool(self._matching(_WEIGHTS))
 
     def holds_run(self) -> bool:
         """Whether the work of a run lies here, be it only a prefix, a model or an evaluation."""
@@ -166,8 +165,10 @@ class RunFolder:
                 folder.rmdir()
 
     def _belongings(self) -> list[Path]:
-        model = (*_MODEL, FULL) if (self.path / FULL).is_file() else ()  # last, so that it says so until all are gone
-        return self._matching([*_RESULTS, *_ABOUT, _TENSORBOARD, *model])
+        tuned = self._matching(_WEIGHTS) and (self.path / MANIFEST).is_file()
+        # The manifest last, so that it says what the files are until all are gone.
+        found = self._matching([*_RESULTS, *_ABOUT, _TENSORBOARD, *(_MODEL if tuned else ())])
+        return sorted(found, key=lambda path: path.name == MANIFEST)
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 

@@ -10,15 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ptuning.generation import Sampling
-from ptuning.serving.backend import Answers, Backend, BackendError, Job, Served
+from ptuning.generation import GenerationRequest, SamplingParams
+from ptuning.serving.backend import Answers, Backend, BackendError, Served
 from ptuning.serving.detokenize import AnswerText, Piece
-from ptuning.serving.faults import Fault
-from ptuning.serving.limits import Prompts
+from ptuning.serving.errors import ApiError
+from ptuning.serving.prompts import PromptBuilder
 
 # What the official chat() and openai_api.py sample with where a client says nothing.
 TEMPERATURE = 0.8
 TOP_P = 0.8
+DROPPED = "X-History-Dropped"  # header: old turns that were left out
 
 _COLDEST = 1e-3  # logits divided by less would overflow; nothing but the likeliest token is left there anyway
 
@@ -30,7 +31,7 @@ class Services:
     """What the routes work with."""
 
     backend: Backend
-    prompts: Prompts
+    prompts: PromptBuilder
     default_model: str
 
 
@@ -62,7 +63,7 @@ class Asked:
         """(index of the answer, its next piece), until all have finished.
 
         Raises:
-            Fault: one of them can't be finished.
+            ApiError: one of them can't be finished.
         """
         try:
             async for index, token in self.answers:
@@ -73,7 +74,7 @@ class Asked:
                 if piece.text or piece.tokens or piece.finish:
                     yield index, piece
         except BackendError as error:
-            raise Fault.of(error) from error
+            raise ApiError.of(error) from error
 
     async def whole(self) -> list[Piece]:
         """Each answer in one piece."""
@@ -95,59 +96,64 @@ def find(services: Services, request: Request, name: str) -> Served:
     """The model that a request names; the log and the metrics learn of it.
 
     Raises:
-        Fault: there is none.
+        ApiError: there is none.
     """
     try:
         served = services.backend.find(name)
     except BackendError as error:
-        raise Fault.of(error) from error
+        raise ApiError.of(error) from error
     request.state.model = served.name
     return served
 
 
 def ask(
-    services: Services, request: Request, model: Served, jobs: Sequence[Job], stops: Sequence[str], strip: bool
+    services: Services,
+    request: Request,
+    model: Served,
+    wanted: Sequence[GenerationRequest],
+    stops: Sequence[str],
+    strip: bool,
 ) -> Asked:
-    """Queues the jobs.
+    """Queues the answers that an HTTP request wants.
 
     Raises:
-        Fault: the queue is full, or the server doesn't take requests.
+        ApiError: the queue is full, or the server doesn't take requests.
     """
     backend = services.backend
-    if len(jobs) > backend.capacity:
-        raise Fault(
+    if len(wanted) > backend.capacity:
+        raise ApiError(
             400,
-            f"{len(jobs)} answers are asked for at once and the server takes {backend.capacity} (--max_concurrent + "
+            f"{len(wanted)} answers are asked for at once and the server takes {backend.capacity} (--max_concurrent + "
             "--max_queue); ask for fewer",
             param="n",
         )
     try:
-        answers = backend.submit(model.name, jobs)
+        answers = backend.submit(model.name, wanted)
     except BackendError as error:
-        raise Fault.of(error) from error
-    usage = Usage(prompt=sum(len(job.ids) for job in jobs))
+        raise ApiError.of(error) from error
+    usage = Usage(prompt=sum(len(each.ids) for each in wanted))
     request.state.usage = usage
-    return Asked(answers, [AnswerText(backend.tokenizer, stops, strip) for _ in jobs], usage)
+    return Asked(answers, [AnswerText(backend.template, stops, strip) for _ in wanted], usage)
 
 
-def sampling(temperature: float | None, top_p: float | None, **more: Any) -> Sampling:
+def sampling_params(temperature: float | None, top_p: float | None, **more: Any) -> SamplingParams:
     """The engine's sampling from what a client sent; None is the default."""
     temperature = TEMPERATURE if temperature is None else temperature
-    return Sampling(temperature if temperature >= _COLDEST else 0.0, TOP_P if top_p is None else top_p, **more)
+    return SamplingParams(temperature if temperature >= _COLDEST else 0.0, TOP_P if top_p is None else top_p, **more)
 
 
 async def while_connected(request: Request, asked: Asked, result: Awaitable[Result]) -> Result:
     """Waits for an answer, and gives its place away as soon as the client has gone.
 
     Raises:
-        Fault: the client has gone (nobody sees it).
+        ApiError: the client has gone; only the log sees it.
     """
     task = asyncio.ensure_future(result)
     watch = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Fault(499, "the client has gone", "client_gone")
+            raise ApiError(499, "the client has gone", "client_gone")
         return task.result()
     finally:
         asked.answers.cancel()

@@ -1,8 +1,5 @@
 """The web application: routes, keys, errors, logs, figures."""
 
-import logging
-import time
-import uuid
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
@@ -10,22 +7,17 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import ptuning
 from ptuning.serving import openai_api, rest
-from ptuning.serving.answering import Services
-from ptuning.serving.auth import KeyCheck
+from ptuning.serving.access import AccessLog, KeyCheck, Metrics
+from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.body import components
-from ptuning.serving.faults import Fault
-from ptuning.serving.limits import Prompts
-from ptuning.serving.metrics import Metrics
+from ptuning.serving.errors import ApiError, components
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.options import ServeOptions
+from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
-
-log = logging.getLogger("ptuning.serving")
 
 
 def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> FastAPI:
@@ -34,7 +26,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     Args:
         metrics: the one that the backend reports to.
     """
-    prompts = Prompts(backend.tokenizer, backend.context)
+    prompts = PromptBuilder(backend.template, backend.context)
     services = Services(backend, prompts, default_model(options, backend.served()))
     backend.find(services.default_model)  # a wrong name is refused now, not with the first request
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
@@ -56,26 +48,26 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
         """For Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.exception_handler(Fault)
-    async def fault(request: Request, error: Fault) -> JSONResponse:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
         return error.response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {error.detail.lower()}; the routes are in /openapi.json"
-        return Fault(error.status_code, text, "no_such_route", headers=error.headers).response(request.url.path)
+        return ApiError(error.status_code, text, "no_such_route", headers=error.headers).response(request.url.path)
 
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return Fault(500, "an error of the server's; its log says more", "internal_error").response(request.url.path)
+        return ApiError(500, "an error of the server's; its log says more", "internal_error").response(request.url.path)
 
     _describe(app)
     # The last one added sees a request first.
     app.add_middleware(KeyCheck, api_key=options.api_key, admin_key=options.admin_key)
     if options.cors_origin:
         _allow_origins(app, options.cors_origin)
-    app.add_middleware(Journal, metrics=metrics, log_prompts=options.log_prompts)
+    app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts)
     return app
 
 
@@ -87,64 +79,13 @@ def default_model(options: ServeOptions, served: Sequence[Served]) -> str:
     return prefixes[0] if len(prefixes) == 1 else BASE
 
 
-class Journal:
-    """One log line and one count a request, also where it is cut off."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_prompts: bool):
-        self.app, self.metrics, self.log_prompts = app, metrics, log_prompts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, number, status = time.monotonic(), uuid.uuid4().hex[:16], 499  # the client went away before a status
-        state = scope.setdefault("state", {})
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        except Exception:
-            status = 500  # its answer is made outside of this
-            raise
-        finally:
-            self._write(scope, state, number, status, time.monotonic() - started)
-
-    def _write(self, scope: Scope, state: dict, number: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")  # never the path itself, which a client makes up
-        model = state.get("model", "")
-        self.metrics.request(route, model, status)
-        if (code := state.get("error")) is not None:
-            self.metrics.error(code)
-        if route in ("/health", "/metrics") and status == 200:
-            return
-        fields = {
-            "id": number,
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "seconds": round(seconds, 4),
-        }
-        fields |= {key: state[key] for key in ("model", "error") if key in state}
-        if (usage := state.get("usage")) is not None:
-            fields |= {"prompt_tokens": usage.prompt, "answer_tokens": usage.answer}
-        if self.log_prompts:
-            fields |= {key: state[key] for key in ("prompt", "answer") if key in state}
-        log.info("request", extra={"fields": fields})
-
-
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
-        expose_headers=[openai_api.DROPPED, "Retry-After", "X-Request-ID"],
+        expose_headers=[DROPPED, "Retry-After", "X-Request-ID"],
     )
 
 

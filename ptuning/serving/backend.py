@@ -1,11 +1,11 @@
-"""What the HTTP side asks of whatever computes, so that another engine (vLLM) can take the worker's place."""
+"""What the HTTP side asks of what computes, so that another engine (vLLM) can take the worker's place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.generation import GREEDY, Sampling, Token
+from ptuning.families import Template
+from ptuning.generation import GenerationRequest, Token
 
 BASE = "base"  # always names the untuned base, besides its folder's name
 
@@ -29,23 +29,6 @@ class Served:
     @property
     def is_base(self) -> bool:
         return self.pre_seq_len == 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One answer to compute.
-
-    Args:
-        ids: the prompt's tokens.
-        max_new_tokens: at least 1.
-        sampling: how tokens are chosen.
-        logprobs: report the likeliest tokens, so many of them; None reports nothing.
-    """
-
-    ids: list[int]
-    max_new_tokens: int
-    sampling: Sampling = GREEDY
-    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +92,7 @@ class NameTaken(BackendError):
 
 
 class Answers(Protocol):
-    """The answers to some jobs, token by token as they are made: `async for index, token in answers`.
+    """The answers to some requests, token by token as they are made: `async for index, token in answers`.
 
     Ends when all have finished. Raises BackendError where one can't be finished.
     """
@@ -125,9 +108,12 @@ class Answers(Protocol):
 class Backend(Protocol):
     """One base with its prefixes."""
 
-    tokenizer: ChatGLMTokenizer
+    template: Template
     context: int  # tokens of prompt and answer together
     capacity: int  # answers that can run or wait at a time
+
+    def start(self) -> None:
+        """Comes before anything is submitted."""
 
     def served(self) -> list[Served]:
         """The base, then the prefixes by name."""
@@ -139,8 +125,8 @@ class Backend(Protocol):
             UnknownModel: there is none.
         """
 
-    def submit(self, model: str, jobs: Sequence[Job]) -> Answers:
-        """Queues jobs, all of them or none.
+    def submit(self, model: str, requests: Sequence[GenerationRequest]) -> Answers:
+        """Queues requests, all of them or none. The model says which prefix they get; their ids don't count.
 
         Raises:
             UnknownModel, Busy, Unavailable.
@@ -163,7 +149,7 @@ class Backend(Protocol):
     def stats(self) -> Stats: ...
 
     def drain(self) -> None:
-        """Refuses new jobs from now on."""
+        """Refuses new requests from now on."""
 
     def wait_idle(self, seconds: float) -> bool:
         """Blocks until nothing runs or waits, or the time is over. Returns whether it is idle."""

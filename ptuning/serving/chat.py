@@ -1,62 +1,77 @@
 """`ptuning chat`: a dialogue in the terminal, on the engine that serves."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ptuning.checkpoint import read_prefix
+from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError, PTuningError
-from ptuning.generation import Engine, Request, Sampling
+from ptuning.families import Dialogue
+from ptuning.generation import Engine, GenerationRequest, SamplingParams
+from ptuning.methods import read_checkpoint
 from ptuning.serving.backend import BASE, BackendError
 from ptuning.serving.detokenize import AnswerText
-from ptuning.serving.faults import Fault
-from ptuning.serving.limits import Prompts
-from ptuning.serving.models import Loaded, Models
+from ptuning.serving.errors import ApiError
+from ptuning.serving.models import Entry, LoadedModel, Registry
+from ptuning.serving.prompts import PromptBuilder
 
 HELP = "/clear forgets the dialogue, /prefix NAME|DIR|none changes the prefix, /exit leaves."
-_PAST_TOKENS = 8192  # more than any dialogue has; keys and values of earlier turns aren't computed again
+_CACHE_TOKENS = 8192  # more than any dialogue has; keys and values of earlier turns aren't computed again
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How to talk."""
+
+    model_name_or_path: str | None = option(None, "default: the base that the checkpoint names")
+    ptuning_checkpoint: str | None = option(None, "a tuned prefix; /prefix takes it off again")
+    dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    max_new_tokens: int = option(512, "tokens of an answer")
+    temperature: float = option(0.0, "0 is greedy")
+    top_p: float = option(0.8, "of sampling")
 
 
 def chat(argv: Sequence[str]) -> None:
     """Asks until /exit or the end of the input.
 
     Raises:
-        PTuningError: the model or the checkpoint can't be loaded.
+        PTuningError: an option, the model or the checkpoint can't be used.
     """
-    args = _parser().parse_args(argv)
-    if args.ptuning_checkpoint is not None:
-        read_prefix(args.ptuning_checkpoint)  # damaged: say so before the base is loaded
-    models = Models.load(base_of(args.model_name_or_path, args.ptuning_checkpoint), args.dtype)
-    sampling = Sampling(args.temperature, args.top_p) if args.temperature > 0 else Sampling()
-    with Engine(models.model, models.tokenizer.eos_token_id, past_tokens=_PAST_TOKENS) as engine:
-        dialogue = Dialogue(models, engine, sampling, args.max_new_tokens)
-        if args.ptuning_checkpoint is not None:
-            dialogue.choose(args.ptuning_checkpoint)
+    options = parse_options(ChatOptions, argv, "ptuning chat", HELP)
+    if options.ptuning_checkpoint is not None:
+        read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
+    loaded = LoadedModel.load(base_of(options.model_name_or_path, options.ptuning_checkpoint), options.dtype)
+    sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
+    with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
+        conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)
+        if options.ptuning_checkpoint is not None:
+            conversation.choose(options.ptuning_checkpoint)
         print(HELP)
         while (question := _input()) not in (None, "/exit"):
             command, _, rest = question.partition(" ")
             if question == "/clear":
-                dialogue.history.clear()
+                conversation.history.clear()
             elif command == "/prefix":
-                dialogue.change(rest.strip())
+                conversation.change(rest.strip())
             elif question:
-                dialogue.answer(question)
+                conversation.answer(question)
 
 
-class Dialogue:
+class Conversation:
     """Questions and answers so far, and the model that answers.
 
     Args:
-        models: the base and the prefixes chosen so far.
+        loaded: the base.
         engine: entered.
         sampling: how tokens are chosen.
         max_new_tokens: of an answer.
     """
 
-    def __init__(self, models: Models, engine: Engine, sampling: Sampling, max_new_tokens: int):
-        self.models, self.engine, self.sampling, self.max_new_tokens = models, engine, sampling, max_new_tokens
-        self.prompts = Prompts(models.tokenizer, models.model.config.max_position_embeddings)
-        self.model: Loaded = models.base
+    def __init__(self, loaded: LoadedModel, engine: Engine, sampling: SamplingParams, max_new_tokens: int):
+        self.loaded, self.engine, self.sampling, self.max_new_tokens = loaded, engine, sampling, max_new_tokens
+        self.prompts = PromptBuilder(loaded.template, loaded.context)
+        self.registry = Registry(loaded.folder)
+        self.model: Entry = self.registry.base
         self.history: list[tuple[str, str]] = []
 
     def choose(self, name: str) -> None:
@@ -65,14 +80,14 @@ class Dialogue:
         Raises:
             PTuningError: the folder isn't a prefix of this base.
         """
-        known = {loaded.served.name: loaded for loaded in self.models}
+        known = {entry.served.name: entry for entry in self.registry}
         if name in ("none", BASE):
-            self.model = self.models.base
+            self.model = self.registry.base
         elif name in known:
             self.model = known[name]
         else:
-            self.model = self.models.read(_free_name(Path(name).resolve().name, known), name)
-            self.models.add(self.model)
+            self.model = self.loaded.read_prefix(_free_name(Path(name).resolve().name, known), name)
+            self.registry.add(self.model)
 
     def change(self, name: str) -> None:
         """`/prefix`: says what is there, or changes it."""
@@ -81,30 +96,27 @@ class Dialogue:
                 self.choose(name)
             except (PTuningError, BackendError) as error:
                 print(f"error: {error}")
-        print(f"{self.model.served.name} answers; there are {', '.join(loaded.served.name for loaded in self.models)}")
+        print(f"{self.model.served.name} answers; there are {', '.join(entry.served.name for entry in self.registry)}")
 
     def answer(self, question: str) -> None:
         """Prints the answer as it is made."""
-        served = self.model.served
+        dialogue = Dialogue(question, tuple(self.history), source_prefix=self.model.served.source_prefix)
         try:
-            prompt = self.prompts.chat(
-                question, self.history, source_prefix=served.source_prefix, max_new_tokens=self.max_new_tokens
-            )
-        except Fault as fault:
-            print(f"error: {fault.message}")
+            prompt = self.prompts.chat(dialogue, max_new_tokens=self.max_new_tokens)
+        except ApiError as error:
+            print(f"error: {error.message}")
             return
         if prompt.dropped:
             self.history = self.history[prompt.dropped :]
             print(f"({prompt.dropped} old turns no longer fit and are forgotten)")
         print("答：", end="", flush=True)
-        self.engine.add(Request(0, prompt.ids, prompt.max_new_tokens, self.sampling, prefix=self.model.prefix))
-        text, whole = AnswerText(self.models.tokenizer), ""
+        request = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, self.sampling, prefix=self.model.prefix)
+        text, whole = AnswerText(self.loaded.template), ""
         try:
-            while self.engine.has_work:
-                for token in self.engine.step():
-                    part = text.push(token).text
-                    whole += part
-                    print(part, end="", flush=True)
+            for token in self.engine.submit([request]):
+                part = text.push(token).text
+                whole += part
+                print(part, end="", flush=True)
         except KeyboardInterrupt:  # stops the answer, not the dialogue
             self.engine.cancel(0)
         print()
@@ -121,21 +133,10 @@ def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> s
         return model_name_or_path
     if ptuning_checkpoint is None:
         raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-    description = read_prefix(ptuning_checkpoint).description
-    if description is None:
+    manifest = read_checkpoint(ptuning_checkpoint)
+    if manifest is None:
         raise ConfigError(f"{ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
-    return description.base.name_or_path
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ptuning chat", allow_abbrev=False, epilog=HELP)
-    parser.add_argument("--model_name_or_path", help="default: the base that the checkpoint names")
-    parser.add_argument("--ptuning_checkpoint", help="a tuned prefix; /prefix takes it off again")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top_p", type=float, default=0.8)
-    return parser
+    return manifest.base.name_or_path
 
 
 def _input() -> str | None:
@@ -146,6 +147,6 @@ def _input() -> str | None:
         return None
 
 
-def _free_name(name: str, taken: dict[str, Loaded]) -> str:
+def _free_name(name: str, taken: dict[str, Entry]) -> str:
     names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(each for each in names if each not in taken and each not in (BASE, "none"))

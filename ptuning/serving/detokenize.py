@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.families import Template
 from ptuning.generation import Token
 
 _BROKEN = "\ufffd"  # what an unfinished character decodes to
@@ -15,8 +15,8 @@ class Detokenizer:
     Decodes only the tokens since the text before the latest, so that a long answer doesn't cost its square.
     """
 
-    def __init__(self, tokenizer: ChatGLMTokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, template: Template):
+        self.template = template
         self.ids: list[int] = []
         self.context = self.done = 0  # tokens whose text is out, and those before the latest of it
 
@@ -34,8 +34,8 @@ class Detokenizer:
         return self._rest().rstrip(_BROKEN)
 
     def _rest(self) -> str:
-        before = self.tokenizer.decode(self.ids[self.context : self.done])
-        return self.tokenizer.decode(self.ids[self.context :])[len(before) :]
+        before = self.template.decode(self.ids[self.context : self.done])
+        return self.template.decode(self.ids[self.context :])[len(before) :]
 
 
 class StopStrings:
@@ -105,13 +105,13 @@ class AnswerText:
     """Turns an answer's tokens into pieces of text.
 
     Args:
-        tokenizer: the base's.
+        template: of the base.
         stops: strings that end the answer and aren't part of it.
         strip: take blanks off both ends.
     """
 
-    def __init__(self, tokenizer: ChatGLMTokenizer, stops: Sequence[str] = (), strip: bool = True):
-        self._detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(stops)
+    def __init__(self, template: Template, stops: Sequence[str] = (), strip: bool = True):
+        self._detokenizer, self._stops = Detokenizer(template), StopStrings(stops)
         self._blanks = _Blanks() if strip else None
         self._pending: list[tuple[int, Token]] = []  # (start, token) whose text isn't out
         self._made = 0  # characters decoded

@@ -1,20 +1,22 @@
-"""The base and the named prefixes that are served."""
+"""What is served: the base and prefixes by name; and the one that is loaded in this process."""
 
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint import read_full
-from ptuning.checkpoint.base_folder import resolve_base
-from ptuning.checkpoint.description import FILE
+from transformers import PreTrainedModel
+
+from ptuning.checkpoint.base import resolve_base
+from ptuning.checkpoint.manifest import FILE, read_manifest
 from ptuning.errors import CheckpointError, ConfigError
-from ptuning.generation import Prefix
-from ptuning.loading import attach_checkpoint, check_prefix_changes_logits, load_model
+from ptuning.families import Template, family_of
+from ptuning.loading import load_model
+from ptuning.methods import attach_checkpoint, attached, self_test
+from ptuning.methods.prefix.attach import detach_prefix
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
 log = logging.getLogger("ptuning.serving")
@@ -23,44 +25,42 @@ _NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
-    """A model and what the engine needs of it; prefix is None for the base."""
-
-    served: Served
-    prefix: Prefix | None
-
-
-class Models:
-    """One base in memory, and prefixes by name.
+class Entry:
+    """A model that can be asked for.
 
     Args:
-        model: the base, without a prefix attached.
-        tokenizer: of the base.
-        folder: where the base was loaded from.
+        served: what clients see of it.
+        prefix: what a request brings along to be answered by it, in the form that the engine takes; None for the base.
     """
 
-    def __init__(self, model: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer, folder: str | Path):
-        self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder)
-        base = resolve_base(folder)
-        full = read_full(base)
+    served: Served
+    prefix: Any
+
+
+ReadPrefix = Callable[[str, str | Path], Entry]  # (name, folder); raises CheckpointError
+
+
+class Registry:
+    """Names of the base and of prefixes. Holds no model, so that it serves any engine.
+
+    Args:
+        folder: of the base, or its hub id.
+    """
+
+    def __init__(self, folder: str | Path):
+        manifest = read_manifest(resolve_base(folder))
         # A hub id's last part; a local folder's own name, also where it is given as "." or through a link.
-        local = self.folder.expanduser()
-        name = (local.resolve() if local.is_dir() else self.folder).name or BASE
-        source_prefix = full.source_prefix if full else ""
-        self.base = Loaded(Served(name, int(time.time()), source_prefix), None)
-        self._prefixes: dict[str, Loaded] = {}
+        local = Path(folder).expanduser()
+        name = (local.resolve() if local.is_dir() else Path(folder)).name or BASE
+        self.base = Entry(Served(name, int(time.time()), manifest.source_prefix if manifest else ""), None)
+        self._prefixes: dict[str, Entry] = {}
 
-    @classmethod
-    def load(cls, model_name_or_path: str | Path, dtype: str = "auto", device: str | None = None) -> "Models":
-        """Loads a base or a fully tuned model. Errors as in `ptuning.load_model`."""
-        return cls(*load_model(model_name_or_path, dtype=dtype, device=device), model_name_or_path)
-
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[Entry]:
         """The base, then the prefixes by name."""
         yield self.base
-        yield from sorted(self._prefixes.copy().values(), key=lambda loaded: loaded.served.name)
+        yield from sorted(self._prefixes.copy().values(), key=lambda entry: entry.served.name)
 
-    def find(self, name: str) -> Loaded:
+    def find(self, name: str) -> Entry:
         """The model of this name.
 
         Raises:
@@ -68,9 +68,9 @@ class Models:
         """
         if name in (BASE, self.base.served.name):
             return self.base
-        if (loaded := self._prefixes.get(name)) is not None:
-            return loaded
-        names = ", ".join(loaded.served.name for loaded in self)
+        if (entry := self._prefixes.get(name)) is not None:
+            return entry
+        names = ", ".join(entry.served.name for entry in self)
         raise UnknownModel(f"there is no model {name!r}; there are {names}")
 
     def check_name(self, name: str) -> None:
@@ -82,7 +82,74 @@ class Models:
         if name in self._prefixes:
             raise NameTaken(f"there is a prefix {name!r} already; remove it first, or use another name")
 
-    def read(self, name: str, folder: str | Path) -> Loaded:
+    def add(self, entry: Entry) -> None:
+        self._prefixes[entry.served.name] = entry
+
+    def remove(self, name: str) -> Entry:
+        """Takes a prefix out.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            Refused: it is the base.
+        """
+        entry = self.find(name)
+        if entry is self.base:
+            raise Refused(f"{name!r} is the base, which can't be removed; only prefixes can")
+        return self._prefixes.pop(name)
+
+    def add_named(self, prefixes: Sequence[tuple[str, str]], read: ReadPrefix) -> None:
+        """Adds what the command line names.
+
+        Raises:
+            ConfigError: two of the same name, or a name that can't be used.
+            CheckpointError: a folder can't be read.
+        """
+        for name, folder in prefixes:
+            try:
+                self.check_name(name)
+            except (NameTaken, Refused) as error:
+                raise ConfigError(f"--prefix {name}={folder}: {error}") from None
+            self.add(read(name, folder))
+            log.info("prefix loaded", extra={"fields": {"model": name, "folder": str(folder)}})
+
+    def add_found(self, parent: Path, read: ReadPrefix) -> None:
+        """Adds every prefix of this base right under `parent`, and says which of the others it leaves out and why."""
+        for folder in sorted(path.parent for path in parent.glob(f"*/{FILE}")):
+            try:
+                self.check_name(folder.name)
+                self.add(read(folder.name, folder))
+            except (CheckpointError, NameTaken, Refused) as error:
+                log.warning("prefix left out", extra={"fields": {"folder": str(folder), "reason": str(error)}})
+            else:
+                log.info("prefix loaded", extra={"fields": {"model": folder.name, "folder": str(folder)}})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The base in this process.
+
+    Args:
+        model: without anything attached.
+        template: over its tokenizer.
+        folder: where it was loaded from.
+    """
+
+    model: PreTrainedModel
+    template: Template
+    folder: str | Path
+
+    @classmethod
+    def load(cls, model_name_or_path: str | Path, dtype: str = "auto") -> "LoadedModel":
+        """Loads a base or a fully tuned model. Errors as in `ptuning.load_model`."""
+        model, tokenizer = load_model(model_name_or_path, dtype=dtype)
+        return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.model.config.max_position_embeddings
+
+    def read_prefix(self, name: str, folder: str | Path) -> Entry:
         """Reads a prefix, checks that it belongs to the base and changes its logits, and computes its keys and values.
 
         Only the thread that uses the model may call this. The model is left without a prefix.
@@ -90,54 +157,11 @@ class Models:
         Raises:
             CheckpointError: damaged, of another base or template, or without effect.
         """
-        model = self.model
         try:
-            checkpoint = attach_checkpoint(model, folder, self.folder)
-            check_prefix_changes_logits(model)
-            prefix = Prefix.of(name, model.prefix_encoder, model.dtype)
+            manifest = attach_checkpoint(self.model, folder, self.folder)
+            self_test(self.model)
+            prefix = attached(self.model).served(self.model, name)
         finally:
-            if model.prefix_encoder is not None:
-                model.detach_prefix()
-        source_prefix = checkpoint.description.source_prefix if checkpoint.description else ""
-        return Loaded(Served(name, int(time.time()), source_prefix, prefix.length), prefix)
-
-    def add(self, loaded: Loaded) -> None:
-        self._prefixes[loaded.served.name] = loaded
-
-    def remove(self, name: str) -> Loaded:
-        """Takes a prefix out.
-
-        Raises:
-            UnknownModel: there is none of this name.
-            Refused: it is the base.
-        """
-        loaded = self.find(name)
-        if loaded is self.base:
-            raise Refused(f"{name!r} is the base, which can't be removed; only prefixes can")
-        return self._prefixes.pop(name)
-
-    def add_named(self, prefixes: Sequence[tuple[str, str]]) -> None:
-        """Loads what the command line names.
-
-        Raises:
-            ConfigError: two of the same name, or a name that can't be used.
-            CheckpointError: as in `read`.
-        """
-        for name, folder in prefixes:
-            try:
-                self.check_name(name)
-            except (NameTaken, Refused) as error:
-                raise ConfigError(f"--prefix {name}={folder}: {error}") from None
-            self.add(self.read(name, folder))
-            log.info("prefix loaded", extra={"fields": {"model": name, "folder": str(folder)}})
-
-    def add_found(self, parent: Path) -> None:
-        """Loads every prefix of this base right under `parent`, and says which of the others it leaves out and why."""
-        for folder in sorted(path.parent for path in parent.glob(f"*/{FILE}")):
-            try:
-                self.check_name(folder.name)
-                self.add(self.read(folder.name, folder))
-            except (CheckpointError, NameTaken, Refused) as error:
-                log.warning("prefix left out", extra={"fields": {"folder": str(folder), "reason": str(error)}})
-            else:
-                log.info("prefix loaded", extra={"fields": {"model": folder.name, "folder": str(folder)}})
+            detach_prefix(self.model)
+        source_prefix = manifest.source_prefix if manifest else ""
+        return Entry(Served(name, int(time.time()), source_prefix, prefix.length), prefix)

@@ -1,31 +1,32 @@
 """OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions; and /v1/prefixes, in the same style."""
 
+import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ptuning.families.chatglm2.template import split_messages
 from ptuning.errors import DataError
-from ptuning.serving.answering import Asked, EventStream, Services, ask, find, sampling, while_connected
-from ptuning.serving.backend import BackendError, Job
-from ptuning.serving.body import described, read
+from ptuning.families import Dialogue, Template, dialogue_of
+from ptuning.generation import GenerationRequest, Token
+from ptuning.serving.answering import DROPPED, Asked, EventStream, Services, ask, find, sampling_params, while_connected
+from ptuning.serving.backend import BackendError, Served
 from ptuning.serving.detokenize import Piece
-from ptuning.serving.faults import Fault
-from ptuning.serving.limits import Prompt
-from ptuning.serving.openai_format import DONE, TokenTexts, event, model_object
+from ptuning.serving.errors import ApiError, described, read_body
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
+from ptuning.serving.prompts import Prompt
 
-DROPPED = "X-History-Dropped"
+DONE = "data: [DONE]\n\n"
 _COMPLETION_TOKENS = 16  # OpenAI's default on /v1/completions
 
 
 def router(services: Services) -> APIRouter:
     """The routes."""
     routes, backend = APIRouter(), services.backend
-    names = TokenTexts(backend.tokenizer)
+    names = TokenTexts(backend.template)
 
     @routes.get("/v1/models")
     async def models() -> dict:
@@ -40,37 +41,35 @@ def router(services: Services) -> APIRouter:
     @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
     async def chat(request: Request) -> Response:
         """The assistant's next message."""
-        body = await read(request, ChatRequest)
+        body = await read_body(request, ChatRequest)
         served = find(services, request, body.model)
-        system, history, query = _dialogue(body)
-        prompt = services.prompts.chat(
-            query, history, system, source_prefix=served.source_prefix, max_new_tokens=body.max_new_tokens
-        )
-        request.state.prompt = query
+        dialogue = replace(_dialogue(body), source_prefix=served.source_prefix)
+        prompt = services.prompts.chat(dialogue, max_new_tokens=body.max_new_tokens)
+        request.state.prompt = dialogue.prompt
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        asked = ask(services, request, served, _jobs(body, [prompt], logprobs), body.stops, strip=True)
+        asked = ask(services, request, served, _wanted(body, [prompt], logprobs), body.stops, strip=True)
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
     @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
     async def complete(request: Request) -> Response:
         """How a text goes on."""
-        body = await read(request, CompletionRequest)
+        body = await read_body(request, CompletionRequest)
         served = find(services, request, body.model)
         prompts = [services.prompts.plain(text, body.max_tokens or _COMPLETION_TOKENS) for text in body.texts]
         request.state.prompt = body.texts
-        asked = ask(services, request, served, _jobs(body, prompts, body.logprobs), body.stops, strip=False)
+        asked = ask(services, request, served, _wanted(body, prompts, body.logprobs), body.stops, strip=False)
         form = _PlainForm(served.name, asked, names, body.logprobs is not None)
         return await _answer(request, asked, form, body, {})
 
     @routes.post("/v1/prefixes", openapi_extra=described(PrefixRequest))
     async def add_prefix(request: Request) -> dict:
         """Loads a prefix and serves it from now on. Needs the admin key."""
-        body = await read(request, PrefixRequest)
+        body = await read_body(request, PrefixRequest)
         try:
             return model_object(await backend.add_prefix(body.name, body.path))
         except BackendError as error:
-            raise Fault.of(error) from error
+            raise ApiError.of(error) from error
 
     @routes.delete("/v1/prefixes/{name}")
     async def remove_prefix(name: str) -> dict:
@@ -78,42 +77,93 @@ def router(services: Services) -> APIRouter:
         try:
             await backend.remove_prefix(name)
         except BackendError as error:
-            raise Fault.of(error) from error
+            raise ApiError.of(error) from error
         return {"id": name, "object": "model", "deleted": True}
 
     return routes
 
 
-def _dialogue(body: ChatRequest) -> tuple[str, list[tuple[str, str]], str]:
-    """(system, history, newest question)."""
+def _dialogue(body: ChatRequest) -> Dialogue:
     messages = [
         {"role": "system" if message.role == "developer" else message.role, "content": message.text}
         for message in body.messages
     ]
     try:
-        system, history, query, answer = split_messages(messages)
+        dialogue = dialogue_of(messages)
     except DataError as error:
-        raise Fault(400, str(error), param="messages") from None
-    if answer is not None:
+        raise ApiError(400, str(error), param="messages") from None
+    if dialogue.response is not None:
         place = f"messages[{len(messages) - 1}]"
-        raise Fault(400, f"{place}: role is 'assistant'; the last message must be the user's", param="messages")
-    return system, history, query
+        raise ApiError(400, f"{place}: role is 'assistant'; the last message must be the user's", param="messages")
+    return dialogue
 
 
-def _jobs(body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None) -> list[Job]:
+def _wanted(
+    body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None
+) -> list[GenerationRequest]:
     """n answers to each prompt, each with a seed of its own."""
-    jobs = []
+    wanted: list[GenerationRequest] = []
     for prompt in prompts:
         for _ in range(body.count):
-            rule = sampling(
+            rule = sampling_params(
                 body.temperature,
                 body.top_p,
-                seed=None if body.seed is None else body.seed + len(jobs),
+                seed=None if body.seed is None else body.seed + len(wanted),
                 frequency_penalty=body.frequency_penalty or 0.0,
                 presence_penalty=body.presence_penalty or 0.0,
             )
-            jobs.append(Job(prompt.ids, prompt.max_new_tokens, rule, logprobs))
-    return jobs
+            request = GenerationRequest(len(wanted), prompt.ids, prompt.max_new_tokens, rule, logprobs=logprobs)
+            wanted.append(request)
+    return wanted
+
+
+def event(body: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def model_object(served: Served) -> dict[str, Any]:
+    """An entry of /v1/models."""
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "ptuning",
+        "kind": "base" if served.is_base else "prefix",
+        "pre_seq_len": served.pre_seq_len,
+    }
+
+
+class TokenTexts:
+    """Names tokens in log probabilities."""
+
+    def __init__(self, template: Template):
+        self.template = template
+
+    def text(self, token: int) -> str:
+        return self.template.token_bytes(token).decode(errors="replace")
+
+    def chat(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The `logprobs` of a chat choice."""
+        content = [
+            self._entry(token.token, token.logprob) | {"top_logprobs": [self._entry(*top) for top in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def plain(self, piece: Piece) -> dict[str, Any]:
+        """The `logprobs` of a completion's choice."""
+        return {
+            "tokens": [self.text(token.token) for token in piece.tokens],
+            "token_logprobs": [token.logprob for token in piece.tokens],
+            "top_logprobs": [{self.text(t): value for t, value in token.top} for token in piece.tokens],
+            "text_offset": list(piece.starts),
+        }
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        raw = self.template.token_bytes(token)
+        # JSON has no infinity, and -9999 is what OpenAI sends for it.
+        return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
 
 class _Form:
@@ -204,10 +254,10 @@ async def _events(
         async for index, piece in asked.pieces():
             for choice in form.parts(index, piece):
                 yield event(form.chunk([choice]) | usage)
-    except Fault as fault:
+    except ApiError as error:
         # The status is out already; clients of this format look for an error event.
-        request.state.error = fault.code
-        yield event(fault.body())
+        request.state.error = error.code
+        yield event(error.body())
         return
     if body.wants_usage:
         yield event(form.chunk([]) | {"usage": asked.usage.body()})

@@ -1,45 +1,62 @@
 """The options of `ptuning serve`."""
 
-import argparse
 import ipaddress
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 
-MODEL = "models/chatglm2-tiny"
 OUTPUT = "output"
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not equals:
+        name, folder = Path(text).resolve().name, text
+    if not name or not folder:
+        raise ConfigError(f"--prefix {text}: expected NAME=DIR or DIR")
+    return name, folder
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How to serve; `parser` describes each option.
+    """How to serve.
 
     Raises:
         ConfigError: a value or combination that can't be used.
     """
 
-    model: str = MODEL
-    prefix: tuple[tuple[str, str], ...] | None = None  # None: whatever is under output/
-    default_model: str | None = None
-    dtype: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 7030
-    web_port: int = 7020
-    no_page: bool = False
-    api_key: str | None = None
-    admin_key: str | None = None
-    allow_remote: bool = False
-    cors_origin: tuple[str, ...] = ()
-    engine: str = "continuous"
-    max_concurrent: int = 32
-    max_queue: int = 64
-    batch_tokens: int = 65536
-    request_timeout: float = 300.0
-    grace_seconds: float = 30.0
-    log_prompts: bool = False
+    model: str = option(
+        "models/chatglm2-tiny", "base or fully tuned model: folder or hub id", aliases=("--model_name_or_path",)
+    )
+    prefix: tuple[tuple[str, str], ...] | None = option(
+        None, f"a tuned prefix, NAME=DIR or DIR, repeatable; default: all under {OUTPUT}/", parse=_named
+    )
+    default_model: str | None = option(
+        None, "answers REST requests that name none; default: the only prefix, else the base"
+    )
+    dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
+    port: int = option(7030, "of the API")
+    web_port: int = option(7020, "of the page")
+    no_page: bool = option(False, "serve the API alone")
+    # Keys may come from the environment, which `ps` doesn't show.
+    api_key: str | None = option(None, "clients must send it as `Authorization: Bearer KEY`", env="PTUNING_API_KEY")
+    admin_key: str | None = option(None, "allows adding and removing prefixes while serving", env="PTUNING_ADMIN_KEY")
+    allow_remote: bool = option(False, "listen beyond this machine without a key")
+    cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the API, repeatable; none by default")
+    engine: Literal["continuous", "sequential"] = option(
+        "continuous", "sequential: one request at a time, for comparison"
+    )
+    max_concurrent: int = option(32, "answers computed together")
+    max_queue: int = option(64, "answers that may wait; beyond that 429")
+    batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
+    request_timeout: float = option(300.0, "seconds a request may take, waiting included")
+    grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
+    log_prompts: bool = option(False, "write prompts and answers into the log")
 
     def __post_init__(self):
         for name, least in (("port", 0), ("web_port", 1), ("max_concurrent", 1), ("max_queue", 0), ("batch_tokens", 1)):
@@ -71,61 +88,8 @@ class ServeOptions:
 
 
 def parse(argv: Sequence[str]) -> ServeOptions:
-    """Reads the command line; keys may also come from PTUNING_API_KEY and PTUNING_ADMIN_KEY, which `ps` doesn't show.
-
-    Raises:
-        ConfigError: as ServeOptions.
-    """
-    args = vars(parser().parse_args(argv))
-    args["api_key"] = args["api_key"] or os.environ.get("PTUNING_API_KEY") or None
-    args["admin_key"] = args["admin_key"] or os.environ.get("PTUNING_ADMIN_KEY") or None
-    if args["prefix"] is not None:
-        args["prefix"] = tuple(_named(text) for text in args["prefix"])
-    return ServeOptions(**args | {"cors_origin": tuple(args["cors_origin"])})
-
-
-def parser() -> argparse.ArgumentParser:
-    defaults = {field.name: field.default for field in fields(ServeOptions)}
-    made = argparse.ArgumentParser(prog="ptuning serve", allow_abbrev=False)
-
-    def add(name: str, text: str, *aliases: str, **kwargs) -> None:
-        kwargs.setdefault("default", defaults[name])
-        made.add_argument(f"--{name}", *aliases, dest=name, help=text, **kwargs)
-
-    add("model", f"base or fully tuned model: folder or hub id; default {MODEL}", "--model_name_or_path")
-    add("prefix", f"a tuned prefix, NAME=DIR or DIR, repeatable; default: all under {OUTPUT}/", action="append")
-    add("default_model", "answers REST requests that name none; default: the only prefix, else the base")
-    add("dtype", "of the base: auto, float32, bfloat16 or float16")
-    add("host", "address to listen on; beyond this machine only with --api_key")
-    add("port", "of the API; default 7030", type=int)
-    add("web_port", "of the page; default 7020", type=int)
-    add("no_page", "serve the API alone", action="store_true")
-    add("api_key", "clients must send it as `Authorization: Bearer KEY`")
-    add("admin_key", "allows adding and removing prefixes while serving")
-    add("allow_remote", "listen beyond this machine without a key", action="store_true")
-    add(
-        "cors_origin",
-        "web origin whose pages may call the API, repeatable; none by default",
-        action="append",
-        default=[],
-    )
-    add("engine", "sequential: one request at a time, for comparison", choices=["continuous", "sequential"])
-    add("max_concurrent", "answers computed together; default 32", type=int)
-    add("max_queue", "answers that may wait; beyond that 429; default 64", type=int)
-    add("batch_tokens", "prefix, prompt and answer tokens of all running answers; default 65536", type=int)
-    add("request_timeout", "seconds a request may take, waiting included; default 300", type=float)
-    add("grace_seconds", "seconds to finish what runs when stopped; default 30", type=float)
-    add("log_prompts", "write prompts and answers into the log", action="store_true")
-    return made
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, folder = text.partition("=")
-    if not equals:
-        name, folder = Path(text).resolve().name, text
-    if not name or not folder:
-        raise ConfigError(f"--prefix {text}: expected NAME=DIR or DIR")
-    return name, folder
+    """Reads the command line. Errors as `parse_options` and ServeOptions."""
+    return parse_options(ServeOptions, argv, "ptuning serve")
 
 
 def _is_loopback(host: str) -> bool:

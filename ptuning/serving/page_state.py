@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import page_history as history
 import streamlit as st
-from page_client import Api, ApiProblem, Sampling, list_models
-from page_job import Job
+from page_client import Api, ApiProblem, Job, Sampling, list_models
 from page_texts import language_of, text
 
 GONE_S = 5.0  # a browser that connects again within this time keeps its answer going
@@ -38,7 +37,7 @@ class Session:
         changed: set when one of the jobs has something new.
         since: when they were started, and when a run last followed them.
         editing: the index of the turn that is open for editing.
-        fault: the text that says what is wrong in the edit form.
+        mistake: the text that says what is wrong in the edit form.
         models: the names that the API gave last.
     """
 
@@ -48,16 +47,16 @@ class Session:
     since: float = 0.0
     followed: float = 0.0
     editing: int | None = None
-    fault: str = ""
+    mistake: str = ""
     models: list[str] = field(default_factory=list)
 
     def stop(self) -> None:
         """Ends the answers on their way. What came of them becomes part of the turns."""
         for job in self.jobs.values():
             job.stop()
-        self.settle()
+        self.take_answers()
 
-    def settle(self) -> None:
+    def take_answers(self) -> None:
         """Puts what the jobs have brought among the turns."""
         for side, job in self.jobs.items():
             cut = "problem" if job.problem else "length" if job.finish == "length" else ""
@@ -181,7 +180,7 @@ def delete(index: int) -> None:
 def edit(index: int | None) -> None:
     """Opens a turn for editing, or closes the one that is open."""
     session = current()
-    session.editing, session.fault = index, ""
+    session.editing, session.mistake = index, ""
 
 
 def save(index: int, then_ask: bool) -> None:
@@ -189,7 +188,7 @@ def save(index: int, then_ask: bool) -> None:
     state, session = st.session_state, current()
     question = state[f"question_{index}"]
     if not question.strip():
-        session.fault = "empty_question"
+        session.mistake = "empty_question"
         return
     if then_ask:
         ask(question, session.turns[:index])

@@ -7,12 +7,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ptuning.serving.answering import Services, ask, find, sampling, while_connected
-from ptuning.serving.backend import Job
-from ptuning.serving.body import described, read
-from ptuning.serving.faults import REST_ROUTES
-
-DROPPED = "X-History-Dropped"
+from ptuning.families import Dialogue
+from ptuning.generation import GenerationRequest
+from ptuning.serving.answering import DROPPED, Services, ask, find, sampling_params, while_connected
+from ptuning.serving.errors import REST_ROUTES, described, read_body
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -49,15 +47,15 @@ def router(services: Services) -> APIRouter:
 
     async def answer(request: Request) -> JSONResponse:
         """One answer, and the history with it."""
-        body = await read(request, RestRequest)
+        body = await read_body(request, RestRequest)
         served = find(services, request, body.model or services.default_model)
         history = [tuple(turn) for turn in body.history or ()]
-        prompt = services.prompts.chat(
-            body.prompt, history, source_prefix=served.source_prefix, max_length=body.max_length
-        )
+        dialogue = Dialogue(body.prompt, tuple(history), source_prefix=served.source_prefix)
+        prompt = services.prompts.chat(dialogue, max_length=body.max_length)
         request.state.prompt = body.prompt
-        job = Job(prompt.ids, prompt.max_new_tokens, sampling(body.temperature, body.top_p))
-        asked = ask(services, request, served, [job], stops=(), strip=True)
+        rule = sampling_params(body.temperature, body.top_p)
+        wanted = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, rule)
+        asked = ask(services, request, served, [wanted], stops=(), strip=True)
         (piece,) = await while_connected(request, asked, asked.whole())
         request.state.answer = piece.text
         content = {

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,13 +15,11 @@ import uvicorn
 
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
-from ptuning.serving import logs
+from ptuning.serving.access import Metrics, configure_logs
 from ptuning.serving.app import create_app, default_model
-from ptuning.serving.backend import UnknownModel
-from ptuning.serving.metrics import Metrics
-from ptuning.serving.models import Models
+from ptuning.serving.backend import Backend, UnknownModel
+from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.options import OUTPUT, ServeOptions, parse
-from ptuning.serving.page_start import page_command
 from ptuning.serving.worker import Worker
 
 log = logging.getLogger("ptuning.serving")
@@ -35,50 +34,49 @@ def serve(argv: Sequence[str]) -> int:
         PTuningError: options, model or prefix can't be used, or a port is taken.
     """
     options = parse(argv)
-    logs.configure()
-    sockets = [
-        listen(options.host, options.port)
-    ]  # before the model: nobody should load 12 GB to learn of a taken port
+    configure_logs()
+    # Before the model: loading 12 GB takes long, and a taken port is known at once.
+    sockets = [listen(options.host, options.port)]
     page = not options.no_page
     if page:
         listen("127.0.0.1", options.web_port, "--web_port").close()
-    worker, metrics = build(options)
+    backend, metrics = build(options)
     try:
-        default = worker.find(default_model(options, worker.served())).name
+        default = backend.find(default_model(options, backend.served())).name
     except UnknownModel as error:
         raise ConfigError(f"--default_model: {error}") from None
-    worker.start()
+    backend.start()
     address = _address(options.host, sockets[0].getsockname()[1])
-    _greet(options, address, worker, page, default)
-    server = Server(
-        uvicorn.Config(create_app(worker, options, metrics), log_config=None, access_log=False), worker, options
-    )
+    _greet(options, address, backend, page, default)
+    config = uvicorn.Config(create_app(backend, options, metrics), log_config=None, access_log=False)
+    server = Server(config, backend, options)
     with _page(options, address) if page else contextlib.nullcontext():
         try:
             server.run(sockets=sockets)
         finally:
-            worker.close()
+            backend.close()
     return 0
 
 
 def build(options: ServeOptions) -> tuple[Worker, Metrics]:
     """Loads the base and the prefixes, and puts a worker around them that hasn't started."""
-    models = Models.load(options.model, options.dtype)
+    loaded, registry = LoadedModel.load(options.model, options.dtype), Registry(options.model)
     if options.prefix is not None:
-        models.add_named(options.prefix)
+        registry.add_named(options.prefix, loaded.read_prefix)
     else:
-        models.add_found(Path(OUTPUT))
+        registry.add_found(Path(OUTPUT), loaded.read_prefix)
     engine = Engine(
-        models.model,
-        models.tokenizer.eos_token_id,
+        loaded.model,
+        loaded.template.stop_ids,
         batch_tokens=options.batch_tokens,
         max_rows=1 if options.sequential else options.max_concurrent,
-        past_tokens=0 if options.sequential else options.batch_tokens // 4,
+        prefix_cache_tokens=0 if options.sequential else options.batch_tokens // 4,
         notify=log.warning,
     )
     metrics = Metrics()
     queue = options.max_queue + (options.max_concurrent - 1 if options.sequential else 0)
-    return Worker(models, engine, max_queue=queue, timeout=options.request_timeout, metrics=metrics), metrics
+    timeout = options.request_timeout
+    return Worker(loaded, registry, engine, max_queue=queue, timeout=timeout, metrics=metrics), metrics
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
@@ -101,11 +99,11 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Goes on listening while it finishes what runs, so that whoever is new gets a 503 and not a refused connection."""
+    """Goes on listening while it finishes what runs, so that new requests get a 503 and not a refused connection."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, options: ServeOptions):
+    def __init__(self, config: uvicorn.Config, backend: Backend, options: ServeOptions):
         super().__init__(config)
-        self.worker, self.grace = worker, options.grace_seconds
+        self.backend, self.grace = backend, options.grace_seconds
         self.ending: asyncio.Task | None = None
         config.timeout_graceful_shutdown = min(_LAST_SECONDS, self.grace / 2)
 
@@ -115,10 +113,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig, frame) -> None:
         """The first signal ends in peace, the second at once. The exit status is 0: being stopped is no failure."""
-        if self.worker.stats().draining:
+        if self.backend.stats().draining:
             self.force_exit = self.should_exit = True
         else:
-            self.worker.drain()
+            self.backend.drain()
             self.loop.call_soon_threadsafe(self._begin_end)
 
     def _begin_end(self) -> None:
@@ -126,12 +124,28 @@ class Server(uvicorn.Server):
 
     async def _end(self) -> None:
         seconds = self.grace - self.config.timeout_graceful_shutdown
-        log.info("stopping", extra={"fields": {"running": self.worker.stats().running, "grace_seconds": self.grace}})
-        idle = await asyncio.to_thread(self.worker.wait_idle, seconds)
+        log.info("stopping", extra={"fields": {"running": self.backend.stats().running, "grace_seconds": self.grace}})
+        idle = await asyncio.to_thread(self.backend.wait_idle, seconds)
         if not idle:
             log.warning("grace time is over; what still ran got an error")
-            await asyncio.to_thread(self.worker.close)
+            await asyncio.to_thread(self.backend.close)
         self.should_exit = True
+
+
+def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
+    """The command line of the page's process. It takes PTUNING_API and PTUNING_API_KEY from its environment, for other
+    users of the machine can read a command line."""
+    options = {
+        "server.address": host,  # with an address given, Streamlit does not ask the internet for this machine's own
+        "server.port": port,
+        "server.headless": "true",  # opens no browser, asks for no e-mail address
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "viewer",  # no Deploy button
+        "client.showErrorDetails": "none",  # a traceback belongs in the log
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("page.py")), *flags]
 
 
 @contextlib.contextmanager
@@ -159,8 +173,8 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _greet(options: ServeOptions, address: str, worker: Worker, page: bool, default: str) -> None:
-    names = [served.name for served in worker.served()]
+def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, default: str) -> None:
+    names = [served.name for served in backend.served()]
     key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
     print(f"API    {address}   models: {', '.join(names)}; requests that name none get {default}")
     if page:

@@ -12,17 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ptuning.errors import PTuningError
-from ptuning.generation import Engine
-from ptuning.serving.backend import BackendError, Busy, Job, Refused, Served, Stats, Unavailable
-from ptuning.serving.group import Group, call, deliver
-from ptuning.serving.metrics import Metrics
-from ptuning.serving.models import Models
-from ptuning.serving.running import Running
+from ptuning.generation import Engine, GenerationRequest
+from ptuning.serving.access import Metrics
+from ptuning.serving.backend import BackendError, Busy, Refused, Served, Stats, Unavailable
+from ptuning.serving.models import LoadedModel, Registry
+from ptuning.serving.scheduler import AnswerStream, Scheduler, call, deliver
 
 log = logging.getLogger("ptuning.serving")
 
 _STOPPED = "the server is shutting down"
-_PATIENCE = 3.0  # seconds for the step under way at the end; the thread is a daemon and keeps nobody from leaving
+_PATIENCE = 3.0  # seconds for the step under way at the end; the thread is a daemon, so the process can end without it
 
 
 @dataclass(frozen=True)
@@ -35,26 +34,35 @@ class Worker:
     """The Backend on ptuning's own engine. Call `start` before anything else and `close` at the end.
 
     Args:
-        models: the base and its prefixes.
+        loaded: the base.
+        registry: the names of the base and its prefixes.
         engine: not yet entered.
         max_queue: answers that may wait beside the engine's max_rows.
         timeout: seconds that a request may take, waiting included.
         metrics: is told what happens.
     """
 
-    def __init__(self, models: Models, engine: Engine, *, max_queue: int, timeout: float, metrics: Metrics):
-        self.models, self.engine = models, engine
-        self.tokenizer = models.tokenizer
-        self.context = models.model.config.max_position_embeddings
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        registry: Registry,
+        engine: Engine,
+        *,
+        max_queue: int,
+        timeout: float,
+        metrics: Metrics,
+    ):
+        self.loaded, self.registry, self.engine = loaded, registry, engine
+        self.template, self.context = loaded.template, loaded.context
         self.capacity = engine.max_rows + max_queue
-        self._running = Running(engine, timeout, metrics, self._ended)
+        self._scheduler = Scheduler(engine, timeout, metrics, self._ended)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._loading: set[str] = set()
         self._draining = self._closing = False
         self._change = threading.Condition()  # guards what follows
-        self._live = 0  # jobs between submit and their end
-        self._seconds = 1.0  # a job's usual time
-        self._dead: str | None = None  # why, once nobody takes commands any more
+        self._live = 0  # answers between submit and their end
+        self._seconds = 1.0  # an answer's usual time
+        self._dead: str | None = None  # why, once no commands are taken any more
         self._thread = threading.Thread(target=self._run, name="ptuning-worker", daemon=True)
 
     # --- the interface; for any thread with a running event loop --------------------------------------------------------
@@ -63,29 +71,29 @@ class Worker:
         self._thread.start()
 
     def served(self) -> list[Served]:
-        return [loaded.served for loaded in self.models]
+        return [entry.served for entry in self.registry]
 
     def find(self, name: str) -> Served:
-        return self.models.find(name).served
+        return self.registry.find(name).served
 
-    def submit(self, model: str, jobs: Sequence[Job]) -> Group:
-        loaded = self.models.find(model)
+    def submit(self, model: str, requests: Sequence[GenerationRequest]) -> AnswerStream:
+        entry = self.registry.find(model)
         with self._change:
             self._check_open()
-            if self._live + len(jobs) > self.capacity:
+            if self._live + len(requests) > self.capacity:
                 raise Busy(
-                    f"{self._live} answers run or wait and {len(jobs)} more are asked for, the limit is {self.capacity} "
+                    f"{self._live} answers run or wait and {len(requests)} more are asked for, the limit is {self.capacity} "
                     "(--max_concurrent + --max_queue); ask again later",
                     retry_after=int(min(max(self._seconds * self._live / self.engine.max_rows / 2, 1), 60)),
                 )
-            self._live += len(jobs)
-        group = Group(loaded, jobs, self._forget)
-        self._post(lambda: self._running.begin(group), lambda error: self._fail(group, error))
-        return group
+            self._live += len(requests)
+        stream = AnswerStream(entry, requests, self._forget)
+        self._post(lambda: self._scheduler.begin(stream), lambda error: self._fail(stream, error))
+        return stream
 
     async def add_prefix(self, name: str, folder: str) -> Served:
         self._check_open()
-        self.models.check_name(name)
+        self.registry.check_name(name)
         if name in self._loading:
             raise Busy(f"a prefix {name!r} is being loaded already; ask again later", retry_after=1)
         self._loading.add(name)
@@ -95,8 +103,8 @@ class Worker:
             self._loading.discard(name)
 
     async def remove_prefix(self, name: str) -> None:
-        prefix = self.models.remove(name).prefix
-        self._post(lambda: self._running.retire(prefix), _ignore)
+        prefix = self.registry.remove(name).prefix
+        self._post(lambda: self._scheduler.retire(prefix), _ignore)
 
     def stats(self) -> Stats:
         running = len(self.engine.rows)
@@ -121,17 +129,17 @@ class Worker:
         try:
             with self.engine:
                 while not self._closing:
-                    self._obey()
-                    self._running.expire()
+                    self._run_commands()
+                    self._scheduler.expire()
                     if self.engine.has_work and not self._closing:
-                        self._running.step()
+                        self._scheduler.step()
         except BaseException as error:
             log.exception("the worker died")
             self._die(f"the worker died ({type(error).__name__}: {error}); restart the server")
         else:
             self._die(_STOPPED)
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         """Runs the commands that are there; waits for one if there is nothing else to do."""
         if not self.engine.has_work:
             self._commands.get().run()
@@ -142,10 +150,10 @@ class Worker:
         self._closing = True
 
     def _die(self, reason: str) -> None:
-        """Everybody gets the reason: a command that nobody takes would be a request that hangs."""
+        """All get the reason: a command that is never taken would be a request that hangs."""
         with self._change:
             self._dead = reason
-        self._running.fail(Unavailable(reason))
+        self._scheduler.fail(Unavailable(reason))
         while not self._commands.empty():
             self._commands.get().fail(Unavailable(reason))
 
@@ -157,13 +165,13 @@ class Worker:
 
     def _load(self, name: str, folder: str) -> Served:
         try:
-            loaded = self.models.read(name, folder)
+            entry = self.loaded.read_prefix(name, folder)
         except PTuningError as error:
             raise Refused(str(error)) from error
         except Exception as error:  # whatever a strange path or file leads to, the running answers go on
             raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__}: {error})") from error
-        self.models.add(loaded)
-        return loaded.served
+        self.registry.add(entry)
+        return entry.served
 
     # --- between the two ------------------------------------------------------------------------------------------------
 
@@ -180,17 +188,17 @@ class Worker:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
-        def settle(result: Served | None, error: BackendError | None) -> None:
+        def finish(result: Served | None, error: BackendError | None) -> None:
             if not future.done():
                 future.set_exception(error) if error else future.set_result(result)
 
         def run() -> None:
             try:
-                call(loop, settle, work(), None)
+                call(loop, finish, work(), None)
             except BackendError as error:
-                call(loop, settle, None, error)
+                call(loop, finish, None, error)
 
-        self._post(run, lambda error: call(loop, settle, None, error))
+        self._post(run, lambda error: call(loop, finish, None, error))
         return await future
 
     def _check_open(self) -> None:
@@ -199,15 +207,15 @@ class Worker:
         if self._draining:
             raise Unavailable(_STOPPED)
 
-    def _forget(self, group: Group, indices: set[int]) -> None:
-        """Nobody wants these answers any more; their places are free before the next step."""
-        self._post(lambda: self._running.drop(group, indices), _ignore)
+    def _forget(self, stream: AnswerStream, indices: set[int]) -> None:
+        """These answers are no longer wanted; their places are free before the next step."""
+        self._post(lambda: self._scheduler.drop(stream, indices), _ignore)
 
-    def _fail(self, group: Group, error: BackendError) -> None:
-        """A group that never began, because the thread has died."""
-        for _ in group.jobs:
+    def _fail(self, stream: AnswerStream, error: BackendError) -> None:
+        """A stream that never began, because the thread has died."""
+        for _ in stream.requests:
             self._ended(0.0)
-        deliver({group: [error]})
+        deliver({stream: [error]})
 
 
 def _ignore(error: BackendError) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.base_folder import resolve_base
+from ptuning.checkpoint.base import resolve_base
 from ptuning.config import Config, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.loading import resolve_dtype
+from ptuning.methods import Method
 from ptuning.training.deepspeed_file import read_deepspeed
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
@@ -21,20 +22,22 @@ _NO_AUTO = {
 _DEVICES = ("none", "cpu", "nvme")
 
 
-def check_combinations(config: Config) -> None:
+def check_combinations(config: Config, method: Method | None) -> None:
     """Refuses what can't work.
 
     Args:
         config: parsed options; the DeepSpeed file is read again, as it was written.
+        method: what is tuned; None where nothing is.
 
     Raises:
         ConfigError: every problem found, one a line, each with its fix.
     """
     values = read_deepspeed(config.training.deepspeed)
-    problems = list(_precision(config, values))
+    all_weights = config.training.do_train and method is not None and not method.keeps_base
+    problems = list(_precision(config, values)) if all_weights else []
     if values is not None:
         problems += _auto(values)
-        problems += _stage(config, values)
+        problems += _stage(config, values, all_weights)
         problems += _contradictions(config.training, values)
     if problems:
         head = f"--deepspeed {config.training.deepspeed}: " if _named(config.training) else ""
@@ -46,20 +49,13 @@ def _named(training: TuningArguments) -> bool:
     return isinstance(training.deepspeed, str) and not training.deepspeed.lstrip().startswith("{")
 
 
-def _tunes_all(config: Config) -> bool:
-    model = config.model
-    return config.training.do_train and model.pre_seq_len is None and model.ptuning_checkpoint is None
-
-
 def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
     training, model = config.training, config.model
-    if not _tunes_all(config):
-        return
     bits = model.quantization_bit or _quantised(model.model_name_or_path)
     if bits:
         yield (
             f"all weights can't be tuned on a base quantised to {bits} bit: rounded weights can't take small updates. "
-            "Tune a prefix (--pre_seq_len 128), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
+            "Tune a prefix (--method prefix), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
         )
     if model.dtype != "auto":
         device = torch.device("cpu" if training.use_cpu else "cuda")
@@ -109,7 +105,7 @@ def _auto(values: dict[str, Any]) -> Iterator[str]:
             yield f'zero_optimization.{part}.nvme_path is missing; name a folder on a local NVMe disk, e.g. "/local_nvme"'
 
 
-def _stage(config: Config, values: dict[str, Any]) -> Iterator[str]:
+def _stage(config: Config, values: dict[str, Any], all_weights: bool) -> Iterator[str]:
     training, zero = config.training, values.get("zero_optimization") or {}
     stage = zero.get("stage", 0)
     if stage == "auto":
@@ -135,7 +131,15 @@ def _stage(config: Config, values: dict[str, Any]) -> Iterator[str]:
         yield "--save_only_model with --load_best_model_at_end can't load the best state under DeepSpeed; leave one out"
     if stage < 3:
         return
-    if _tunes_all(config) and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+    generation = config.generation
+    for flag, wanted in (("baseline", generation.baseline), ("probe", generation.probe)):
+        if all_weights and wanted and generation.baseline_from is None:
+            yield (
+                f"--{flag} with ZeRO-3 and all weights tuned: the base is gone once training has begun. Evaluate the base "
+                f"first: ptuning evaluate --model_name_or_path {config.model.model_name_or_path} --test_file … --output_dir "
+                "BASE_RUN; then give --baseline_from BASE_RUN"
+            )
+    if all_weights and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         found = zero.get("stage3_gather_16bit_weights_on_model_save", "missing")
         yield (
             f"zero_optimization.stage3_gather_16bit_weights_on_model_save is {found}: no model could be saved; write true "

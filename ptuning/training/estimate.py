@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from ptuning.config import Config, expand_config, parse
 from ptuning.errors import ConfigError
+from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
-from ptuning.training.job import Job, prefix_length
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
+from ptuning.training.workload import Workload
 
 # The estimate is within 15 % of measured peaks, so only what is clearly too much is refused; the rest gets a warning.
 REFUSE_ABOVE = 1.1
@@ -26,13 +27,13 @@ class Estimate:
     """What a run needs and what there is. `str()` is the table to print.
 
     Args:
-        job: the run.
+        work: the run.
         need: its peak.
         machine: what is free.
         process_rss: bytes of a process without data and weights, measured in this one.
     """
 
-    job: Job
+    work: Workload
     need: Need
     machine: Machine
     process_rss: int
@@ -59,10 +60,10 @@ class Estimate:
         yield "disk for checkpoints", self.need.disk_peak, self.machine.disk
 
     def __str__(self) -> str:
-        job, lines = self.job, [f"Estimate for {_describe(self.job)}"]
+        work, lines = self.work, [f"Estimate for {_describe(self.work)}"]
         parts = {
             "memory per GPU": self.need.device,
-            "host memory per node": self.need.host if not job.cpu else self._cpu_parts(),
+            "host memory per node": self.need.host if not work.cpu else self._cpu_parts(),
             "disk for checkpoints": self.need.disk,
         }
         for name, size, free in self._rows():
@@ -73,7 +74,7 @@ class Estimate:
         return "\n".join(lines)
 
     def _cpu_parts(self) -> dict[str, int]:
-        local = self.job.local_processes
+        local = self.work.local_processes
         sizes = {"processes": self.process_rss} | self.need.device
         return {name: local * size for name, size in sizes.items()}
 
@@ -81,13 +82,13 @@ class Estimate:
         rows = list(self._rows())
         if rows[-1][1] > rows[-1][2] * REFUSE_ABOVE and len(self.lacking) == 1:
             return self._disk_advice()
-        for flags, job in _alternatives(self.job):
-            other = replace(self, job=job, need=need(job, self.process_rss))
+        for flags, work in _alternatives(self.work):
+            other = replace(self, work=work, need=need(work, self.process_rss))
             if not any(size > free for _, size, free in list(other._rows())[:-1]):
                 peak = other.need.host_peak if other.machine.gpu is None else other.need.device_peak
                 where = "host memory" if other.machine.gpu is None else "a GPU"
                 return f"The nearest setting that fits: {' '.join(flags)} (about {in_words(peak)} of {where})."
-        smallest = min(need(job, self.process_rss).host_peak for _, job in _alternatives(self.job))
+        smallest = min(need(work, self.process_rss).host_peak for _, work in _alternatives(self.work))
         return (
             f"No setting fits on this machine; the smallest found still needs {in_words(smallest)} "
             "of host memory per node. More GPUs or nodes divide it (--num_gpus), or tune a smaller model."
@@ -100,30 +101,31 @@ class Estimate:
             (f"--save_total_limit 1 {weights_only}", {"checkpoints": 2, "save_optimizer": False}),
             ("--save_strategy no (only the tuned model at the end)", {"checkpoints": 0}),
         ):
-            changed = replace(self.job, **changes)
-            if changed.checkpoints <= self.job.checkpoints and need(changed, 0).disk_peak <= self.machine.disk:
+            changed = replace(self.work, **changes)
+            if changed.checkpoints <= self.work.checkpoints and need(changed, 0).disk_peak <= self.machine.disk:
                 return f"The nearest setting that fits: {flags}; or another disk with --output_dir."
         return "Free some space or choose another disk with --output_dir."
 
 
-def estimate_run(config: Config, machine: Machine | None = None, **job_options) -> Estimate:
+def estimate_run(config: Config, method: Method, machine: Machine | None = None, **figures) -> Estimate:
     """The estimate for a run, from its options and config.json. Reads no weights.
 
     Args:
         config: the options.
+        method: what is tuned.
         machine: what is free; default: this one.
-        **job_options: of `Job.of`, such as the longest row.
+        **figures: of `Workload.of`, such as the longest row.
 
     Raises:
-        ModelError, ConfigError: as `Job.of`. Whether it fits is asked with `require_fit`.
+        ModelError, ConfigError: as `Workload.of`. Whether it fits is asked with `require_fit`.
     """
-    job = Job.of(config, **job_options)
-    rss = rss_ready_to_train() if job.cpu else current_rss()
+    work = Workload.of(config, method, **figures)
+    rss = rss_ready_to_train() if work.cpu else current_rss()
     if machine is None:
-        machine = Machine.here(config.training.output_dir, "cpu" if job.cpu else "cuda")
+        machine = Machine.here(config.training.output_dir, "cpu" if work.cpu else "cuda")
         # This node's processes have taken their own share of what was free before they started.
-        machine = replace(machine, host=machine.host + job.local_processes * rss)
-    return Estimate(job, need(job, rss), machine, rss)
+        machine = replace(machine, host=machine.host + work.local_processes * rss)
+    return Estimate(work, need(work, rss), machine, rss)
 
 
 def estimate_command(argv: list[str]) -> int:
@@ -152,11 +154,14 @@ def estimate_command(argv: list[str]) -> int:
     if own.num_gpus < 1 or own.num_nodes < 1:
         raise ConfigError(f"--num_gpus is {own.num_gpus} and --num_nodes {own.num_nodes}; both are at least 1")
     unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]
-    config, _ = parse(["--do_train", *unused, *rest])
+    if own.deepspeed is not None and not {"--method", "--pre_seq_len", "--ptuning_checkpoint"} & set(rest):
+        rest += ["--method", "full"]  # as a training run takes it
+    config, _ = parse(["--do_train", *unused, *rest], defaults=defaults_of)
+    method = method_of(config.model, trains=True)
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
     elsewhere = own.gpu_memory_gb is not None
     if elsewhere and not (config.training.fp16 or config.training.bf16):
-        config.training.bf16 = prefix_length(config) is None  # what a run on a GPU would choose
+        config.training.bf16 = not method.keeps_base  # what a run on a GPU would choose
     machine = None
     if elsewhere or own.host_memory_gb is not None:
         here = Machine.here(config.training.output_dir, "cpu" if config.training.use_cpu else "cuda")
@@ -164,6 +169,7 @@ def estimate_command(argv: list[str]) -> int:
         machine = replace(here, gpu=gpu, host=int(own.host_memory_gb * 1e9) if own.host_memory_gb else here.host)
     estimate = estimate_run(
         config,
+        method,
         machine,
         deepspeed=read_deepspeed(own.deepspeed),
         processes=processes,
@@ -174,53 +180,57 @@ def estimate_command(argv: list[str]) -> int:
     return 0
 
 
-def _alternatives(job: Job) -> Iterator[tuple[list[str], Job]]:
+def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
-    ways: list[tuple[list[str], Job]] = [([], job)]
-    if not job.cpu:  # on a CPU the offloaded state lies in the same memory
+    ways: list[tuple[list[str], Workload]] = [([], work)]
+    if not work.cpu:  # on a CPU the offloaded state lies in the same memory
         for file, zero in SHIPPED.items():
-            frees_more = job.zero is None or zero.stage > job.zero.stage or zero.offload_param != job.zero.offload_param
-            if frees_more and (job.processes > 1 or zero.offload_optimizer == "cpu"):
-                ways.append(([f"--deepspeed {file}"], replace(job, zero=zero)))
-    elif job.processes > 1 and (job.zero is None or job.zero.stage < 3):
-        ways.append((["--deepspeed configs/zero3.json"], replace(job, zero=SHIPPED["configs/zero3.json"])))
+            frees_more = (
+                work.zero is None or zero.stage > work.zero.stage or zero.offload_param != work.zero.offload_param
+            )
+            if frees_more and (work.processes > 1 or zero.offload_optimizer == "cpu"):
+                ways.append(([f"--deepspeed {file}"], replace(work, zero=zero)))
+    elif work.processes > 1 and (work.zero is None or work.zero.stage < 3):
+        ways.append((["--deepspeed configs/zero3.json"], replace(work, zero=SHIPPED["configs/zero3.json"])))
     for flags, way in ways:
         if flags:
             yield flags, way
         for more, cheaper in _slower(way):
             yield [*flags, *more], cheaper
-    if job.prefix is None:
-        width = 2 * job.shape.layers * job.shape.key
-        for more, cheaper in (([], job), *_slower(job)):
-            frozen = replace(cheaper, weight_bytes=job.compute_bytes, autocast=False, zero=None)
-            yield ["--pre_seq_len 128", *more], replace(frozen, prefix=128, prefix_parameters=128 * width)
+    if not work.frozen:
+        prefix = PrefixMethod(128)
+        terms = prefix.memory(work.shape)
+        for more, cheaper in (([], work), *_slower(work)):
+            frozen = replace(cheaper, weight_bytes=work.compute_bytes, autocast=False, zero=None)
+            tuned = {"method": prefix.describe(), "trained": terms.trained, "positions": terms.positions}
+            yield ["--method prefix --pre_seq_len 128", *more], replace(frozen, frozen=True, **tuned)
 
 
-def _slower(job: Job) -> Iterator[tuple[list[str], Job]]:
+def _slower(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """The same run with less memory and more time."""
-    checkpointing = [] if job.checkpointing else ["--gradient_checkpointing true"]
+    checkpointing = [] if work.checkpointing else ["--gradient_checkpointing true"]
     if checkpointing:
-        yield checkpointing, replace(job, checkpointing=True)
-    batch = job.batch
+        yield checkpointing, replace(work, checkpointing=True)
+    batch = work.batch
     while batch > 1:
-        batch = next(n for n in range(batch // 2, 0, -1) if job.batch % n == 0)  # keeps the effective batch
-        smaller = job.with_batch(batch)
+        batch = next(n for n in range(batch // 2, 0, -1) if work.batch % n == 0)  # keeps the effective batch
+        smaller = work.with_batch(batch)
         flags = [f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {smaller.accumulation}"]
         yield flags, smaller
         if checkpointing:
             yield [*checkpointing, *flags], replace(smaller, checkpointing=True)
 
 
-def _describe(job: Job) -> str:
-    what = f"P-Tuning ({job.prefix} positions)" if job.prefix is not None else "all weights"
-    zero = job.zero
+def _describe(work: Workload) -> str:
+    zero = work.zero
     how = "no DeepSpeed" if zero is None else f"ZeRO-{zero.stage}"
     if zero is not None and zero.offload_optimizer != "none":
         how += f", offload to {zero.offload_optimizer}"
     return (
-        f"{what} of {job.shape.parameters / 1e9:.3g} B parameters, {job.processes} process{'es' * (job.processes > 1)} "
-        f"({job.local_processes} on this node), {how}, {job.batch} rows × {job.length} tokens, gradient checkpointing "
-        f"{'on' if job.checkpointing else 'off'}"
+        f"{work.method}, base of {work.shape.parameters / 1e9:.3g} B parameters, "
+        f"{work.processes} process{'es' * (work.processes > 1)} "
+        f"({work.local_processes} on this node), {how}, {work.batch} rows × {work.length} tokens, gradient checkpointing "
+        f"{'on' if work.checkpointing else 'off'}"
     )
 
 
@@ -229,5 +239,5 @@ def _join(sizes: dict[str, int]) -> str:
 
 
 def in_words(size: int) -> str:
-    """Bytes for people: `12.5 GB` (10^9), MB below 1 GB."""
+    """Bytes in words: `12.5 GB` (10^9), MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

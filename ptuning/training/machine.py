@@ -139,21 +139,16 @@ def rss_ready_to_train() -> int:
 
     with contextlib.suppress(ImportError):
         import deepspeed  # noqa: F401  accelerate imports it where it is installed
-    from ptuning.families.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = ChatGLMConfig(
-        num_layers=1,
-        hidden_size=64,
-        num_attention_heads=2,
-        multi_query_group_num=1,
-        kv_channels=32,
-        ffn_hidden_size=64,
-        padded_vocab_size=64,
-    )
+    from ptuning.families.logits import loss_of
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64}
+    config = LlamaConfig(num_hidden_layers=1, **sizes)
     state = torch.random.get_rng_state()
-    model = ChatGLMForConditionalGeneration(config).train()
+    model = LlamaForCausalLM(config).train()
     torch.random.set_rng_state(state)  # a run's random numbers must not depend on whether it was estimated
     tokens = torch.ones(2, 16, dtype=torch.long)
-    model(input_ids=tokens, labels=tokens, loss_only=True).loss.backward()
+    loss_of(model, tokens, tokens).backward()
     torch.optim.AdamW(model.parameters(), fused=True).step()
     return current_rss()

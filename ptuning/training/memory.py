@@ -5,7 +5,7 @@ Letters: H hidden, Q heads times head dimension, K groups times head dimension, 
 
 from dataclasses import dataclass
 
-from ptuning.training.job import Job
+from ptuning.training.workload import Workload
 
 CUDA_CONTEXT = 600 << 20  # kernels and handles on the GPU; not measured here
 CUDA_HOST = 1 << 30  # of host memory that CUDA takes a process; not measured here
@@ -42,94 +42,98 @@ class Need:
         return sum(self.disk.values())
 
 
-def need(job: Job, process_rss: int) -> Need:
+def need(work: Workload, process_rss: int) -> Need:
     """The memory that a run takes.
 
     Args:
         process_rss: bytes that a process takes without data and weights.
     """
-    fixed, gradients, step, host = _states(job)
-    acting, passing = activations(job) + _momentary(job), layer_activations(job) + _momentary(job)
+    fixed, gradients, step, host = _states(work)
+    acting, passing = activations(work) + _momentary(work), layer_activations(work) + _momentary(work)
     slack = ALLOCATOR_SLACK * acting
-    if job.cpu and job.batch * job.length * 2 * job.shape.ffn * job.compute_bytes <= HEAP_BLOCK:
+    if work.cpu and work.batch * work.length * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
         slack = HEAP_SLACK * passing
-        if job.zero is not None and job.zero.stage == 3:
+        if work.zero is not None and work.zero.stage == 3:
             # Gathered weights and whole gradients come and go in small blocks too; measured: as much again as both.
-            slack += (job.shape.parameters + job.trained) * job.weight_bytes
+            slack += (work.shape.parameters + work.trained) * work.weight_bytes
     # In the backward pass activations go as gradients come. Only what accumulates over micro batches meets both at once.
     # Under stage 3 the gradients' partition is one buffer that is never given back.
-    resting = gradients if job.accumulation > 1 or (job.zero is not None and job.zero.stage == 3) else 0
+    resting = gradients if work.accumulation > 1 or (work.zero is not None and work.zero.stage == 3) else 0
     dynamic = int(max(acting + resting, gradients + passing, gradients + step) + slack)
     device = fixed | {"gradients": gradients, "activations": acting}
     peak = sum(fixed.values()) + dynamic
-    local = job.local_processes
-    if job.cpu:
+    local = work.local_processes
+    if work.cpu:
         everything = {"processes": local * process_rss, "training": local * (peak + sum(host.values()))}
-        return Need(device, peak, everything, _disk(job))
+        return Need(device, peak, everything, _disk(work))
     peak += CUDA_CONTEXT
     device["CUDA context"] = CUDA_CONTEXT
     hosted = {"processes": local * (process_rss + CUDA_HOST)} | {name: local * size for name, size in host.items()}
-    return Need(device, peak, hosted, _disk(job))
+    return Need(device, peak, hosted, _disk(work))
 
 
-def activations(job: Job) -> int:
+def activations(work: Workload) -> int:
     """Bytes that the forward pass keeps for the backward pass.
 
     Counted tensor by tensor with torch's saved-tensor hooks (test_estimate.py holds it to 2 %).
     """
-    s, tokens = job.shape, job.batch * job.length
+    s, tokens = work.shape, work.batch * work.length
     kept = (
-        s.layers * s.hidden * tokens * _residual_bytes(job) if job.checkpointing else s.layers * layer_activations(job)
+        s.layers * s.hidden * tokens * _residual_bytes(work)
+        if work.checkpointing
+        else s.layers * layer_activations(work)
     )
     kept += s.hidden * tokens * 4  # final norm
-    kept += job.batch * job.labels * s.vocab * 4  # log softmax
-    if job.prefix is None:  # inputs of the final norm's weight and of the output layer
-        kept += s.hidden * (tokens * _residual_bytes(job) + job.batch * job.labels * job.compute_bytes)
-    if job.checkpointing:
-        kept += layer_activations(job)
-    if job.prefix is not None:
+    kept += work.batch * work.labels * s.vocab * 4  # log softmax
+    if not work.frozen:  # inputs of the final norm's weight and of the output layer
+        kept += s.hidden * (tokens * _residual_bytes(work) + work.batch * work.labels * work.compute_bytes)
+    if work.checkpointing:
+        kept += layer_activations(work)
+    if work.frozen:
         # every row has a dropout mask of its own on the prefix, and checkpointing keeps what the layers were given
-        kept += job.batch * job.prefix * s.layers * 2 * s.key * job.compute_bytes * (2 if job.checkpointing else 1)
+        kept += (
+            work.batch * work.positions * s.layers * 2 * s.key * work.compute_bytes * (2 if work.checkpointing else 1)
+        )
     return int(kept)
 
 
-def layer_activations(job: Job) -> int:
+def layer_activations(work: Workload) -> int:
     """Bytes that one layer keeps: inputs of the norms in fp32, query, output, keys, values, and the feed-forward part."""
-    s, c = job.shape, job.compute_bytes
-    seen = job.length + (job.prefix or 0)
+    s, c = work.shape, work.compute_bytes
+    seen = work.length + work.positions
     token = 2 * s.hidden * 4 + (2 * s.query + 3 * s.ffn) * c
     # with a prefix there is a mask, and keys and values are repeated for every query head
-    token += 2 * s.query * c * seen / job.length if job.prefix else 2 * s.key * c
-    if job.eager:
+    token += 2 * s.query * c * seen / work.length if work.positions else 2 * s.key * c
+    if work.eager:
         token += s.heads * seen * (4 + c)
-    if job.prefix is None:
+    if not work.frozen:
         # What frozen weights don't need: the inputs of each product, for the weights' gradients
-        token += (2 * s.hidden + s.query + s.ffn) * c + 2 * s.hidden * _residual_bytes(job)
-    return int(token * job.batch * job.length)
+        token += (2 * s.hidden + s.query + s.ffn) * c + 2 * s.hidden * _residual_bytes(work)
+    return int(token * work.batch * work.length)
 
 
-def _residual_bytes(job: Job) -> int:
-    return 4 if job.autocast else job.compute_bytes
+def _residual_bytes(work: Workload) -> int:
+    return 4 if work.autocast else work.compute_bytes
 
 
-def _momentary(job: Job) -> int:
+def _momentary(work: Workload) -> int:
     """What lives for an instant on top of the kept activations: the logits' gradient, or a layer's gradients."""
-    s, c = job.shape, job.compute_bytes
-    logits = job.batch * job.labels * s.vocab * (4 if c == 4 else 4 + c)
-    layer = job.batch * job.length * (5 * s.ffn + 4 * s.hidden) * c
+    s, c = work.shape, work.compute_bytes
+    logits = work.batch * work.labels * s.vocab * (4 if c == 4 else 4 + c)
+    layer = work.batch * work.length * (5 * s.ffn + 4 * s.hidden) * c
     return max(logits, layer)
 
 
-def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
+def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
     """Weights, optimizer and buffers; gradients; what the optimizer's step adds; and what lies in host memory."""
-    total, trained, n, zero = job.shape.parameters, job.trained, job.processes, job.zero
-    base = total * job.weight_bytes
+    total, trained, n, zero = work.shape.parameters, work.trained, work.processes, work.zero
+    base = total * work.weight_bytes
     if zero is None:
-        one = 4 if job.prefix is not None else job.weight_bytes
+        one = 4 if work.frozen else work.weight_bytes
         fixed = {
-            "weights": base + (4 * trained if job.prefix is not None else 0),
-            "16-bit copies": 2 * total if job.autocast else 0,
-            "optimizer": trained * job.optimizer_bytes * one // 4,
+            "weights": base + (4 * trained if work.frozen else 0),
+            "16-bit copies": 2 * total if work.autocast else 0,
+            "optimizer": trained * work.optimizer_bytes * one // 4,
             "DDP buckets": one * trained if n > 1 else 0,
         }
         return {name: size for name, size in fixed.items() if size}, one * trained, 0, {}
@@ -137,9 +141,9 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
     def share(stage: int) -> int:
         return n if zero.stage >= stage else 1
 
-    w = job.weight_bytes
-    weights = (base + (w * trained if job.prefix is not None else 0)) // share(3)
-    bucket = min(zero.bucket or job.shape.hidden**2, trained)
+    w = work.weight_bytes
+    weights = (base + (w * trained if work.frozen else 0)) // share(3)
+    bucket = min(zero.bucket or work.shape.hidden**2, trained)
     fixed = {
         "gathered weights": min(total, zero.live_parameters) * w if zero.stage == 3 else 0,
         "reduce buckets": 2 * bucket * w,
@@ -147,7 +151,7 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
     host = {}
     where = host if zero.offload_param != "none" else fixed
     where["weights"] = weights if zero.offload_param != "nvme" else 5 * 100_000_000 * w  # DeepSpeed's default buffers
-    states = (4 + job.optimizer_bytes) * trained // share(1)  # fp32 master weights and the optimizer's own
+    states = (4 + work.optimizer_bytes) * trained // share(1)  # fp32 master weights and the optimizer's own
     gradients = w * trained // share(2)
     # The step takes fp32 copies of the gradients, and torch's AdamW makes two more of that size (DeepSpeed's own kernels make
     # none): of the whole partition, and under stage 3 of one sub-group at a time.
@@ -168,18 +172,18 @@ def _states(job: Job) -> tuple[dict[str, int], int, int, dict[str, int]]:
     return {name: size for name, size in fixed.items() if size}, gradients, step, host
 
 
-def _disk(job: Job) -> dict[str, int]:
-    total, trained, zero, w = job.shape.parameters, job.trained, job.zero, job.weight_bytes
-    model = 4 * trained if job.prefix is not None else w * total
+def _disk(work: Workload) -> dict[str, int]:
+    total, trained, zero, w = work.shape.parameters, work.trained, work.zero, work.weight_bytes
+    model = 4 * trained if work.frozen else w * total
     one = model
-    if job.save_optimizer:
-        one += job.optimizer_bytes * trained
+    if work.save_optimizer:
+        one += work.optimizer_bytes * trained
         if zero is not None:
             one += 4 * trained  # fp32 master weights
-            one += w * total if zero.stage < 3 or job.prefix is not None else 0  # DeepSpeed's own copy of the model
-    disk = {"checkpoints": job.checkpoints * one, "tuned model": model}
+            one += w * total if zero.stage < 3 or work.frozen else 0  # DeepSpeed's own copy of the model
+    disk = {"checkpoints": work.checkpoints * one, "tuned model": model}
     if zero is not None and zero.offload_optimizer == "nvme":
-        disk["NVMe optimizer"] = (4 + job.optimizer_bytes) * trained
+        disk["NVMe optimizer"] = (4 + work.optimizer_bytes) * trained
     if zero is not None and zero.offload_param == "nvme":
         disk["NVMe weights"] = w * total
     return disk

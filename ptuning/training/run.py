@@ -1,69 +1,97 @@
 """One training run: output folder, trainer, resume, final checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import transformers.trainer
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from ptuning import distributed
-from ptuning.checkpoint import FullDescription, PrefixDescription
+from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.checkpoint.zero_files import known_objects_only
 from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.families import Template
+from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
-from ptuning.runs.resume import chosen_checkpoint
+from ptuning.runs.resume import chosen_checkpoint, is_finished
 from ptuning.training.loss_curve import LossCurve
 from ptuning.training.resume import planned_steps, require_same_run
 from ptuning.training.trainer import TuningTrainer
 
 
-def checkpoint_to_resume(config: Config, now: RunRecord, say: Callable[[str], None]) -> str | None:
-    """Settles what happens to an earlier run in the output folder, before anything expensive.
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint to go on from; `finished`: the run has nothing left to do."""
+
+    checkpoint: Path
+    finished: bool
+
+
+def make_room(config: Config, folder: RunFolder, delete: bool) -> None:
+    """Settles what happens to an earlier run in the folder of a new one. A run that is resumed leaves everything.
+
+    Args:
+        delete: what belonged to the earlier run, just before the new one writes; else only ask whether that may be done.
+
+    Raises:
+        ConfigError: an earlier run is there and no flag says what to do with it, or the new run reads what would be deleted.
+    """
+    if chosen_checkpoint(folder, config.training.resume_from_checkpoint) is not None:
+        return
+    sources = {
+        "--ptuning_checkpoint": config.model.ptuning_checkpoint,
+        "--model_name_or_path": config.model.model_name_or_path,
+        "--baseline_from": config.generation.baseline_from,
+    }
+    folder.require_room(config.training.overwrite_output_dir, sources)
+    if delete:
+        folder.clear()
+
+
+def checkpoint_to_resume(
+    config: Config, folder: RunFolder, now: RunRecord, rows: int, say: Callable[[str], None]
+) -> Resume | None:
+    """The checkpoint that the run goes on from, None for a new run.
 
     Args:
         now: the record of this run.
+        rows: for training.
         say: prints on the main process.
 
-    Returns:
-        The checkpoint to continue from, None for a new run.
-
     Raises:
-        ConfigError: an earlier run is there and no flag says what to do with it, there is nothing to resume, or resuming
-            would not be exact.
+        ConfigError: there is nothing to resume, or resuming would not be exact.
     """
-    training, model = config.training, config.model
-    folder = RunFolder(training.output_dir)
-    checkpoint = chosen_checkpoint(folder, training.resume_from_checkpoint)
+    checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
     if checkpoint is None:
-        sources = {"--ptuning_checkpoint": model.ptuning_checkpoint, "--model_name_or_path": model.model_name_or_path}
-        sources["--baseline_from"] = config.generation.baseline_from
-        folder.require_room(training.overwrite_output_dir, sources)
-        if training.should_save:
-            folder.clear()
         return None
-    for note in require_same_run(checkpoint, now, training):
+    for note in require_same_run(checkpoint, now, config.training):
         say(f"note: {note}")
-    return str(checkpoint)
+    finished = is_finished(checkpoint, planned_steps(config.training, rows))
+    if finished:
+        say(f"{checkpoint} is the end of a finished run; nothing is left to do")
+    return Resume(checkpoint, finished)
 
 
 def build_trainer(
     config: Config,
-    model: ChatGLMForConditionalGeneration,
-    tokenizer: ChatGLMTokenizer,
-    rows: dict[str, list[EncodedRow]],
-    description: PrefixDescription | FullDescription,
+    model: PreTrainedModel,
+    template: Template,
+    method: Method | None,
+    rows: dict[str, Sequence[EncodedRow]],
+    manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
     Args:
         rows: split name → encoded rows; train and validation are used where they are there.
-        description: of the prefix or of the fully tuned model.
+        method: what is tuned.
+        manifest: written into every checkpoint.
         score_answers: see TuningTrainer.
     """
     args, data = config.training, config.data
@@ -73,8 +101,9 @@ def build_trainer(
     trainer = TuningTrainer(
         model=model,
         args=args,
-        tokenizer=tokenizer,
-        description=description,
+        template=template,
+        method=method,
+        manifest=manifest,
         pad_to=data.max_source_length + data.max_target_length + 1 if data.pad_to_max_length else None,
         train_dataset=RowDataset(rows["train"]) if "train" in rows else None,
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
@@ -103,8 +132,7 @@ def train(
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
-    what = "model" if trainer.model.prefix_encoder is None else "prefix"
-    say(f"Saved the tuned {what} in {args.output_dir}")
+    say(f"Saved the tuned {trainer.method.noun} in {args.output_dir}")
 
 
 @contextmanager
@@ -113,7 +141,7 @@ def _deepspeed_files(trainer: TuningTrainer) -> Iterator[None]:
     load = transformers.trainer.deepspeed_load_checkpoint
 
     def load_what_was_tuned(engine, path, load_module_strict=True):
-        load(engine, path, load_module_strict=trainer.model.prefix_encoder is None)
+        load(engine, path, load_module_strict=not trainer.method.keeps_base)
 
     transformers.trainer.deepspeed_load_checkpoint = load_what_was_tuned
     try:

@@ -1,4 +1,4 @@
-"""transformers' Trainer for a prefix (or all weights): exact resume, atomic checkpoints, no silent NaN."""
+"""transformers' Trainer for any method: exact resume, atomic checkpoints, no silent NaN."""
 
 import math
 import shutil
@@ -8,19 +8,21 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.checkpoint import FullDescription, PrefixDescription, read_prefix, save_prefix
-from ptuning.checkpoint.partitioned import gathered
+from ptuning.checkpoint.manifest import Manifest
+from ptuning.checkpoint.model_folder import require_space
+from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
-from ptuning.errors import TrainingError
 from ptuning.distributed import raise_together
+from ptuning.errors import TrainingError
+from ptuning.families import Template
+from ptuning.families.logits import label_loss, label_positions, logits_at
+from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING
-from ptuning.training.saving import require_space, save_full_model
 from ptuning.training.throughput import Throughput
 
 
@@ -28,8 +30,9 @@ class TuningTrainer(Trainer):
     """Trains what requires grad and saves what was tuned.
 
     Args:
-        tokenizer: saved beside full-parameter checkpoints.
-        description: written into every checkpoint.
+        method: says what is saved and restored; None where nothing is trained.
+        template: of the base; its tokenizer is saved beside a complete model.
+        manifest: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
         score_answers: generates and scores answers to the validation rows; its figures join those of `evaluate` during
             training, so that the best checkpoint can be chosen by them.
@@ -39,15 +42,18 @@ class TuningTrainer(Trainer):
     def __init__(
         self,
         *,
-        tokenizer: ChatGLMTokenizer,
-        description: PrefixDescription | FullDescription | None,
+        method: Method | None,
+        template: Template,
+        manifest: Manifest | None,
         pad_to: int | None = None,
         score_answers: Callable[[], dict[str, float]] | None = None,
         **kwargs,
     ):
-        collator = PadRight(tokenizer.pad_token_id, pad_to)
-        super().__init__(processing_class=tokenizer, data_collator=collator, **kwargs)
-        self.description, self.score_answers = description, score_answers
+        collator = PadRight(template.pad_id, pad_to)
+        super().__init__(
+            processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
+        )
+        self.method, self.manifest, self.score_answers = method, manifest, score_answers
         self._throughput = Throughput(self.args.world_size)
         self.add_callback(SamplerEpoch())
 
@@ -66,7 +72,8 @@ class TuningTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         rows = inputs.pop("row")
-        loss = super().compute_loss(model, inputs | {"loss_only": True}, num_items_in_batch=num_items_in_batch)
+        with logits_at(model, label_positions(inputs["labels"])):
+            loss = super().compute_loss(model, inputs | {"use_cache": False}, num_items_in_batch=num_items_in_batch)
         if model.training:
             problem = None
             if not torch.isfinite(loss):
@@ -81,7 +88,7 @@ class TuningTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
             self._step_rate = super()._get_learning_rate()
-        self._throughput.count(inputs["input_ids"], self.processing_class.pad_token_id)
+        self._throughput.count(inputs["input_ids"], self.data_collator.pad_token_id)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _get_learning_rate(self) -> float:
@@ -166,22 +173,10 @@ class TuningTrainer(Trainer):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        encoder, folder = self._encoder(), Path(output_dir or self.args.output_dir)
-        if encoder is None:
-            save_full_model(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                self.description,
-                folder,
-                writes=self.args.should_save,
-                device=self.args.device,
-                step=self.state.global_step,
-            )
-            return
-        with gathered(encoder.parameters()):
-            tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
-        if self.args.should_save:
-            save_prefix(folder, tensors, self.description)
+        target = SaveTarget(
+            Path(output_dir or self.args.output_dir), self.args.should_save, self.args.device, self.state.global_step
+        )
+        self.method.save(self._bare_model(), self.processing_class, self.manifest, target)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes into a staging folder and renames it, so that a `checkpoint-N` folder is always complete."""
@@ -190,15 +185,15 @@ class TuningTrainer(Trainer):
 
     def _save_staged(self, model, trial) -> None:
         run = Path(self.args.output_dir)
-        if self._encoder() is None:
-            require_space(
-                run,
-                self.model,
-                optimizer=not self.args.save_only_model,
-                deepspeed=self.is_deepspeed_enabled,
-                device=self.args.device,
-                checks=self.args.should_save,
-            )
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        require_space(
+            run,
+            self.method.saved_bytes(self._bare_model()),
+            0 if self.args.save_only_model else sum(whole_shape(p).numel() for p in trained),
+            deepspeed=self.is_deepspeed_enabled,
+            device=self.args.device,
+            checks=self.args.should_save,
+        )
         staging, name = run / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -228,8 +223,8 @@ class TuningTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled and self._encoder() is not None:
-            # Each checkpoint of a prefix would hold the frozen base too: 12 GB.
+        if self.is_deepspeed_enabled and self.method.keeps_base:
+            # Each checkpoint would hold the frozen base too: 12 GB.
             self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         else:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -242,12 +237,7 @@ class TuningTrainer(Trainer):
         return self._staging or super()._get_output_dir(trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        encoder = self._encoder()
-        if encoder is None:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
-            return
-        encoder.load_state_dict(read_prefix(resume_from_checkpoint).tensors)
+        self.method.restore(self._bare_model(), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
@@ -255,8 +245,13 @@ class TuningTrainer(Trainer):
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    def _encoder(self) -> nn.Module | None:
-        return self.accelerator.unwrap_model(self.model).prefix_encoder
+    def _bare_model(self) -> PreTrainedModel:
+        """Without what wraps it for several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
 class SamplerEpoch(TrainerCallback):

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from ptuning.config import DataArguments
 from ptuning.data.encode import Encoder, Lengths
-from ptuning.data.formats import Layout
+from ptuning.data.guess import FormatOptions
 from ptuning.data.problems import Problem
 from ptuning.errors import ConfigError
-from ptuning.loading import load_tokenizer
+from ptuning.loading import load_template
 from ptuning.validation import report
 from ptuning.validation.fix import plan_outputs, write_clean
 from ptuning.validation.survey import survey_file
@@ -38,12 +38,12 @@ def validate_command(argv: list[str]) -> int:
     repeated = sorted({file for file in args.files if args.files.count(file) > 1})
     if repeated:
         raise ConfigError(f"{repeated[0]} is given {args.files.count(repeated[0])} times; give each file once")
-    layout = Layout(args.data_format, args.prompt_column, args.response_column, args.history_column)
+    options = FormatOptions(args.data_format, args.prompt_column, args.response_column, args.history_column)
     lengths = Lengths(args.max_source_length, args.max_target_length)
     outputs = None if args.fix is None else plan_outputs(args.files, args.fix)
     encoder = None
     if args.model_name_or_path is not None:
-        encoder = Encoder(load_tokenizer(args.model_name_or_path), lengths, args.source_prefix)
+        encoder = Encoder(load_template(args.model_name_or_path), lengths, args.source_prefix)
     say = _silent if args.json else print
     kept: list[Problem] = []
 
@@ -55,7 +55,7 @@ def validate_command(argv: list[str]) -> int:
 
     surveys = []
     for file in args.files:
-        survey = survey_file(file, layout, encoder, tell)
+        survey = survey_file(file, options, encoder, tell)
         surveys.append(survey)
         if survey.failure:
             say(survey.failure)

@@ -7,10 +7,8 @@ from typing import Any
 
 from ptuning.data.encode import Lengths
 from ptuning.data.problems import Problem
-from ptuning.validation.histogram import Histogram
-from ptuning.validation.keys import Overlap, overlap
-from ptuning.validation.oddities import MEANING
-from ptuning.validation.survey import FileSurvey
+from ptuning.validation.lint import MEANING, Overlap, overlap
+from ptuning.validation.survey import FileSurvey, Histogram
 
 _SHOWN = 5  # lines named in one sentence
 
@@ -52,9 +50,9 @@ def _notes(survey: FileSurvey) -> list[str]:
         lines = survey.keys.lines
         pairs = [f"line {lines[n]} = line {lines[f]}" for n, f in zip(numbers[:_SHOWN], firsts[:_SHOWN], strict=True)]
         notes.append(f"{_rows(len(numbers), 'repeats', 'repeat')} an earlier row: {_some(pairs, len(numbers))}")
-    for kind, odd in survey.odd.items():
-        shown = [str(line) for line in odd.lines]
-        notes.append(f"{_rows(odd.count)}: {MEANING[kind]}: lines {_some(shown, odd.count)}")
+    for kind, found in survey.lint.items():
+        shown = [str(line) for line in found.lines]
+        notes.append(f"{_rows(found.count)}: {MEANING[kind]}: lines {_some(shown, found.count)}")
     for count, line in _frequent_answers(survey):
         notes.append(f"{count:,} rows have the same answer, the first at line {line}")
     return notes
@@ -135,7 +133,7 @@ def file_values(survey: FileSurvey, lengths: Lengths, problems: list[Problem]) -
         "answer_tokens": survey.answers.to_dict(lengths.max_target_length) if survey.answers else None,
         "repeated_rows": len(numbers),
         "repeated": [[lines[n], lines[f]] for n, f in zip(numbers[:100], firsts[:100], strict=True)],
-        "odd": {kind: {"rows": odd.count, "lines": odd.lines} for kind, odd in survey.odd.items()},
+        "odd": {kind: {"rows": found.count, "lines": found.lines} for kind, found in survey.lint.items()},
         "frequent_answers": [{"rows": count, "line": line} for count, line in _frequent_answers(survey)],
     }
 

@@ -10,22 +10,71 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ptuning.data.encode import Encoder
-from ptuning.data.formats import Found, Layout, find_format
+from ptuning.data.formats import Record
+from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
-from ptuning.data.record import Record
 from ptuning.data.records import iterate_records
 from ptuning.errors import DataError
-from ptuning.validation.histogram import Histogram
-from ptuning.validation.keys import RowKeys
-from ptuning.validation.oddities import TRAINED_LENGTH, oddities
+from ptuning.validation.lint import TRAINED_LENGTH, RowKeys, lint
 
+_STEP = 16  # suggested lengths are multiples of this
 _BATCH = 1024  # rows tokenised at once
-_LINES = 20  # lines listed for each kind of oddity
+_LINES = 20  # lines listed for each kind of finding
 
 
 @dataclass
-class Oddity:
-    """How many rows are odd in one way, and where the first of them are."""
+class Histogram:
+    """How often each length occurs: what a million rows need to give their percentiles. Distinct lengths are few."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    longest: int = 0
+    longest_line: int = 0
+
+    def add(self, length: int, line: int) -> None:
+        self.counts[length] += 1
+        if length > self.longest:
+            self.longest, self.longest_line = length, line
+
+    def merge(self, other: Histogram) -> None:
+        """Adds the other's counts; the line of the longest loses its meaning."""
+        self.counts.update(other.counts)
+        self.longest = max(self.longest, other.longest)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def percentile(self, percent: float) -> int:
+        """The least length that at least so many percent of the rows don't exceed."""
+        wanted, seen = len(self) * percent / 100, 0
+        for length in sorted(self.counts):
+            seen += self.counts[length]
+            if seen >= wanted:
+                return length
+        return 0
+
+    def above(self, limit: int) -> int:
+        """Rows longer than the limit."""
+        return sum(count for length, count in self.counts.items() if length > limit)
+
+    def suggested(self) -> int:
+        """A limit that 99 % of the rows keep, or all of them where that costs at most a quarter more."""
+        most, every = (-(-length // _STEP) * _STEP for length in (self.percentile(99), self.longest))
+        return max(every if every <= 1.25 * most else most, _STEP)
+
+    def to_dict(self, limit: int) -> dict[str, int]:
+        """Percentiles, and the rows that `limit` cuts."""
+        named = {f"p{percent}": self.percentile(percent) for percent in (50, 90, 95, 99)}
+        return named | {
+            "longest": self.longest,
+            "longest_line": self.longest_line,
+            "limit": limit,
+            "cut": self.above(limit),
+        }
+
+
+@dataclass
+class LintCount:
+    """How many rows look wrong in one way, and where the first of them are."""
 
     count: int = 0
     lines: list[int] = field(default_factory=list)
@@ -57,7 +106,7 @@ class FileSurvey:
     systems: int = 0
     prompts: Histogram = field(default_factory=Histogram)
     answers: Histogram = field(default_factory=Histogram)
-    odd: dict[str, Oddity] = field(default_factory=dict)
+    lint: dict[str, LintCount] = field(default_factory=dict)
     keys: RowKeys = field(default_factory=RowKeys)
 
     @property
@@ -65,21 +114,23 @@ class FileSurvey:
         return self.rows - self.bad_rows
 
     def note(self, kind: str, line: int) -> None:
-        self.odd.setdefault(kind, Oddity()).add(line)
+        self.lint.setdefault(kind, LintCount()).add(line)
 
 
-def survey_file(file: str, layout: Layout, encoder: Encoder | None, tell: Callable[[Problem], None]) -> FileSurvey:
+def survey_file(
+    file: str, options: FormatOptions, encoder: Encoder | None, tell: Callable[[Problem], None]
+) -> FileSurvey:
     """Reads the file once, with a progress bar on a terminal's stderr.
 
     Args:
         file: its path.
-        layout: what is known of its format.
+        options: what is known of its format.
         encoder: measures prompts and answers; None leaves their lengths out.
         tell: is given each problem when it is found.
     """
     survey = FileSurvey(file)
     try:
-        survey.found = find_format(file, layout)
+        survey.found = find_format(file, options)
         size = Path(file).stat().st_size
         with tqdm(total=size, desc=Path(file).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             _read(survey, encoder, tell, lambda position: bar.update(position - bar.n))
@@ -116,7 +167,7 @@ def _count(survey: FileSurvey, batch: list[tuple[int, Record]], encoder: Encoder
         survey.turns[len(record.history) + 1] += 1
         survey.systems += record.system is not None
         survey.keys.add(record, line)
-        for kind in oddities(record):
+        for kind in lint(record):
             survey.note(kind, line)
     if encoder is None:
         return

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from ptuning.checkpoint import PrefixCheckpoint, describe_prefix, read_prefix
+from ptuning.checkpoint.manifest import Manifest, describe
+from ptuning.methods.prefix.checkpoint import PrefixCheckpoint
+from ptuning.methods.prefix.read import read_prefix
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +32,12 @@ def official(golden_dir, variant) -> PrefixCheckpoint:
 
 
 @pytest.fixture(scope="session")
-def description(load_tiny, base_dir):
+def manifest(base_dir) -> Manifest:
     """Of the golden prefix without projection."""
-    return describe_prefix(
-        load_tiny("embedding"),
+    return describe(
         base_dir,
+        "prefix",
+        {"pre_seq_len": 8, "prefix_projection": False},
         max_source_length=64,
         max_target_length=32,
         source_prefix="写广告：",
@@ -43,9 +46,10 @@ def description(load_tiny, base_dir):
 
 
 @pytest.fixture
-def described(description, official):
+def described(manifest, official) -> Manifest:
     """Of the variant under test."""
-    return dataclasses.replace(description, prefix_projection=official.prefix_projection)
+    settings = manifest.settings | {"prefix_projection": official.prefix_projection}
+    return dataclasses.replace(manifest, settings=settings)
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from ptuning.families.chatglm2 import ChatGLMConfig
-from ptuning.checkpoint import export_official, export_peft, for_base, read_prefix, save_prefix
-from ptuning.checkpoint.prefix import materialise
 from ptuning.errors import CheckpointError
-from ptuning.loading import attach_checkpoint
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.methods import attach_checkpoint
+from ptuning.methods.prefix.checkpoint import for_base, materialise, save_prefix
+from ptuning.methods.prefix.export import export_official, export_peft
+from ptuning.methods.prefix.read import read_prefix
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -51,7 +52,7 @@ def test_peft_generates_the_same(peft_model, golden, variant):
 def test_without_the_rotation_peft_computes_something_else(
     tmp_path, official, base_config, load_tiny, golden, variant, monkeypatch
 ):
-    monkeypatch.setattr("ptuning.checkpoint.export.rotate_rows", lambda rows, offset, config: rows)
+    monkeypatch.setattr("ptuning.methods.prefix.export.rotate_rows", lambda rows, offset, config: rows)
     folder = export_peft(official, base_config, tmp_path / "unrotated")
     logits = PeftModel.from_pretrained(load_tiny(), str(folder)).eval()(input_ids=golden["full.input_ids"]).logits
     assert (logits - golden[f"prefix_{variant}.full.logits"]).abs().max() > 0.1

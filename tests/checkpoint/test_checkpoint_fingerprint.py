@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptuning.checkpoint import base_fingerprint
+from ptuning.checkpoint.base import base_fingerprint
 from ptuning.errors import ModelError
 
 EMBEDDING = "transformer.embedding.word_embeddings.weight"

@@ -1,4 +1,4 @@
-"""Complete model folders: shards written tensor by tensor, the description, unknown objects in DeepSpeed files."""
+"""Complete model folders: shards written tensor by tensor, and unknown objects in DeepSpeed files."""
 
 import json
 
@@ -7,23 +7,18 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from ptuning.checkpoint.full import (
-    FILE,
-    describe_full,
-    inverse_frequencies,
-    official_layout,
-    official_tensors,
-    read_full,
-)
+from ptuning.checkpoint.model_folder import file_layout, file_tensors
 from ptuning.checkpoint.shards import INDEX, ShardWriter
 from ptuning.checkpoint.zero_files import known_objects_only, merge_zero, zero_folder
 from ptuning.errors import CheckpointError
+from ptuning.families import family_of
 
 
 def save(model, folder, limit, stop_after=None, tag="", dtype=None) -> ShardWriter:
     parameters = {name: p if dtype is None else p.to(dtype) for name, p in model.named_parameters()}
-    writer = ShardWriter(folder, official_layout(parameters, model.config), limit, tag)
-    for number, (name, tensor) in enumerate(official_tensors(parameters, model.config)):
+    shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in parameters.items()}
+    writer = ShardWriter(folder, file_layout(shapes, model.config), limit, tag)
+    for number, (name, tensor) in enumerate(file_tensors(parameters, model.config)):
         if number == stop_after:
             return writer
         writer.write(name, tensor)
@@ -52,9 +47,14 @@ def test_what_is_written_is_read_back(tmp_path, load_tiny, golden_dir, limit, dt
 def test_names_are_those_of_the_official_checkpoint(load_tiny, golden_dir):
     model = load_tiny()
     index = json.loads((golden_dir / "chatglm2-tiny" / "pytorch_model.bin.index.json").read_text())
-    assert set(official_layout(dict(model.named_parameters()), model.config)) == set(index["weight_map"])
+    shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
+    layout = file_layout(shapes, model.config)
+    written = dict(file_tensors(dict(model.named_parameters()), model.config))
+    assert list(layout) == list(written) and set(layout) == set(index["weight_map"])
+    assert layout == {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in written.items()}
     first = torch.load(golden_dir / "chatglm2-tiny" / "pytorch_model-00001-of-00002.bin", weights_only=True)
-    assert torch.equal(inverse_frequencies(model.config), first["transformer.rotary_pos_emb.inv_freq"])
+    (frequencies,) = family_of(model.config).extra_tensors(model.config).values()
+    assert torch.equal(frequencies, first["transformer.rotary_pos_emb.inv_freq"])
 
 
 def test_a_kill_while_saving_leaves_the_old_model_whole(tmp_path, load_tiny, golden_dir):
@@ -81,26 +81,6 @@ def test_the_writer_refuses_another_order_and_an_incomplete_model(tmp_path):
     writer.write("a", torch.zeros(2))
     with pytest.raises(ValueError, match="1 tensors were not written, the first is b"):
         writer.finish()
-
-
-def test_description_round_trip_and_damage(tmp_path, golden_dir):
-    assert read_full(tmp_path) is None
-    description = describe_full(golden_dir / "chatglm2-tiny", max_source_length=64, max_target_length=32)
-    path = tmp_path / FILE
-    path.write_text(description.to_json())
-    assert read_full(tmp_path) == description
-    values = json.loads(path.read_text())
-    for change, text in (
-        ({"format": "x"}, "format is 'x', expected 'ptuning-full'"),
-        ({"format_version": 9}, "format_version is 9, and this ptuning"),
-        ({"template": "chatglm3"}, "was trained with the prompt template 'chatglm3'"),
-    ):
-        path.write_text(json.dumps(values | change))
-        with pytest.raises(CheckpointError, match=text):
-            read_full(tmp_path)
-    path.write_text("{")
-    with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
-        read_full(tmp_path)
 
 
 class Evil:

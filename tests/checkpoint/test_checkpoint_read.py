@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptuning.families.chatglm2 import ChatGLMConfig
-from ptuning.checkpoint import for_base, read_prefix
 from ptuning.errors import CheckpointError
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.methods.prefix.checkpoint import for_base
+from ptuning.methods.prefix.read import read_prefix
 
 NAME = "transformer.prefix_encoder.embedding.weight"
 
@@ -18,7 +19,7 @@ NAME = "transformer.prefix_encoder.embedding.weight"
 def test_official_folder(official, variant, golden_dir):
     saved = torch.load(golden_dir / f"prefix-{variant}" / "pytorch_model.bin", weights_only=True)
     assert official.kind == "official"
-    assert official.description is None
+    assert official.manifest is None
     assert official.pre_seq_len == 8
     assert official.prefix_projection == (variant == "projection")
     assert len(official.tensors) == len(saved)

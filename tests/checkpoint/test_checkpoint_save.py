@@ -1,4 +1,4 @@
-"""Saving and reading our own folders, and what a kill in the middle leaves."""
+"""Saving and reading our own prefix folders, and what a kill in the middle leaves."""
 
 import json
 import os
@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptuning.checkpoint import read_prefix, save, save_prefix
 from ptuning.errors import CheckpointError
+from ptuning.methods.prefix import checkpoint
+from ptuning.methods.prefix.attach import prefix_of
+from ptuning.methods.prefix.checkpoint import save_prefix
+from ptuning.methods.prefix.read import read_prefix
 
 
 def files_of(folder: Path) -> list[str]:
@@ -29,9 +32,9 @@ def test_round_trip(tmp_path, official, described):
     assert back.tensors.keys() == official.tensors.keys()
     assert all(torch.equal(back.tensors[name], official.tensors[name]) for name in official.tensors)
     for name in ("base", "template", "max_source_length", "max_target_length", "source_prefix", "loss_on", "versions"):
-        assert getattr(back.description, name) == getattr(described, name)
-    assert back.description.source_prefix == "写广告："
-    assert set(back.description.versions) == {"ptuning", "torch", "transformers", "python"}
+        assert getattr(back.manifest, name) == getattr(described, name)
+    assert back.manifest.source_prefix == "写广告："
+    assert set(back.manifest.versions) >= {"ptuning", "torch", "transformers", "python"}
 
 
 def test_file_has_official_names_in_fp32(tmp_path, official, described):
@@ -42,9 +45,9 @@ def test_file_has_official_names_in_fp32(tmp_path, official, described):
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
-def test_saves_an_encoder(tmp_path, load_tiny, description):
-    encoder = load_tiny("embedding").prefix_encoder
-    save_prefix(tmp_path, encoder, description)
+def test_saves_an_encoder(tmp_path, load_tiny, manifest):
+    encoder = prefix_of(load_tiny("embedding"))
+    save_prefix(tmp_path, encoder, manifest)
     assert torch.equal(read_prefix(tmp_path).tensors["embedding.weight"], encoder.embedding.weight)
 
 
@@ -82,8 +85,8 @@ def kill_at(monkeypatch, k: int) -> list[str]:
     monkeypatch.setattr(Path, "unlink", dying("unlink", Path.unlink))
     monkeypatch.setattr(os, "fsync", dying("fsync", os.fsync))
     write_half = Path.write_bytes
-    torn = dying("save_file", save.save_file, lambda tensors, path, **_: write_half(path, b"\x08half"))
-    monkeypatch.setattr(save, "save_file", torn)
+    torn = dying("save_file", checkpoint.save_file, lambda tensors, path, **_: write_half(path, b"\x08half"))
+    monkeypatch.setattr(checkpoint, "save_file", torn)
     torn = dying("write", Path.write_text, lambda path, text, **_: write_half(path, text[: len(text) // 2].encode()))
     monkeypatch.setattr(Path, "write_text", torn)
     return done
@@ -152,60 +155,34 @@ def test_a_file_outside_the_folder_is_refused(tmp_path, official, described):
         read_prefix(tmp_path)
 
 
-def test_newer_format_names_the_version_to_install(tmp_path, official, described):
+@pytest.mark.parametrize("said", [9, "8", None])
+def test_a_manifest_that_contradicts_the_tensors_is_refused(tmp_path, golden_dir, manifest, said):
+    save_prefix(tmp_path, read_prefix(golden_dir / "prefix-embedding").tensors, manifest)
+    edit(tmp_path, settings={"pre_seq_len": said, "prefix_projection": False})
+    with pytest.raises(CheckpointError, match=rf"\({said!r}, False\) and the tensors say \(8, False\)"):
+        read_prefix(tmp_path)
+
+
+def test_another_methods_folder_is_refused(tmp_path, official, described):
     save_prefix(tmp_path, official.tensors, described)
-    edit(tmp_path, format_version=2, versions={"ptuning": "3.1.4"})
-    with pytest.raises(
-        CheckpointError, match=r"format_version is 2, .* reads up to 1. It was written by ptuning 3\.1\.4"
-    ):
+    edit(tmp_path, method="full")
+    with pytest.raises(CheckpointError, match=r"method is 'full', so it is not a prefix. Expected a folder with"):
         read_prefix(tmp_path)
 
 
-def test_unknown_keys_are_ignored(tmp_path, official, described):
-    save_prefix(tmp_path, official.tensors, described)
-    edit(tmp_path, colour="blue")
-    assert read_prefix(tmp_path).description.template == "chatglm2"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"pre_seq_len": "8"}, "pre_seq_len is '8', expected int"),
-        ({"base": None}, "base is None, expected an object"),
-        ({"base": {"name_or_path": "x"}}, "base.fingerprint is missing"),
-        ({"format": "other"}, "format is 'other', expected 'ptuning-prefix'"),
-        ({"format_version": "1"}, "format_version is '1'"),
-        ({"pre_seq_len": 9}, r"\(9, False\) and the tensors say \(8, False\)"),
-    ],
-)
-def test_wrong_description_is_refused(tmp_path, golden_dir, description, changes, message):
-    save_prefix(tmp_path, read_prefix(golden_dir / "prefix-embedding").tensors, description)
-    edit(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=message):
-        read_prefix(tmp_path)
-
-
-def test_description_that_is_not_json(tmp_path):
-    (tmp_path / "ptuning_config.json").write_text('{"format": "ptun')
-    with pytest.raises(CheckpointError, match="not valid JSON"):
-        read_prefix(tmp_path)
-
-
-def test_saving_refuses_what_could_not_be_read_again(tmp_path, golden_dir, description):
+def test_saving_refuses_what_could_not_be_read_again(tmp_path, golden_dir, manifest):
     tensors = read_prefix(golden_dir / "prefix-embedding").tensors
-    with pytest.raises(
-        CheckpointError, match=r"\(7, 192, False\) in the tensors, \(8, 192, False\) in the description"
-    ):
-        save_prefix(tmp_path, {"embedding.weight": tensors["embedding.weight"][:7]}, description)
+    with pytest.raises(CheckpointError, match=r"\(7, 192, False\) in the tensors, \(8, 192, False\) in the manifest"):
+        save_prefix(tmp_path, {"embedding.weight": tensors["embedding.weight"][:7]}, manifest)
     diverged = tensors["embedding.weight"].clone()
     diverged[0, :3] = float("nan")
     with pytest.raises(CheckpointError, match="3 of 1536 numbers that are NaN or infinite"):
-        save_prefix(tmp_path, {"embedding.weight": diverged}, description)
+        save_prefix(tmp_path, {"embedding.weight": diverged}, manifest)
     assert files_of(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, golden_dir, description):
+def test_a_folder_that_cannot_be_written(tmp_path, golden_dir, manifest):
     (tmp_path / "file").write_text("")
     tensors = read_prefix(golden_dir / "prefix-embedding").tensors
     with pytest.raises(CheckpointError, match="the prefix can't be written"):
-        save_prefix(tmp_path / "file" / "folder", tensors, description)
+        save_prefix(tmp_path / "file" / "folder", tensors, manifest)

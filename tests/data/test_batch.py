@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.families.logits import loss_of
 
 
 def random_rows(count: int, longest: int = 60, vocabulary: int = 300) -> list[EncodedRow]:
@@ -40,16 +41,13 @@ def test_rows_are_padded_to_their_own_longest():
 
 
 @pytest.mark.parametrize("prefix", [None, "embedding"])
-@pytest.mark.parametrize("loss_only", [True, False])
 @torch.no_grad()
-def test_a_padded_batchs_loss_is_its_rows_one_by_one(load_tiny, prefix, loss_only):
+def test_a_padded_batchs_loss_is_its_rows_one_by_one(load_tiny, prefix):
     model, rows, collate = load_tiny(prefix), RowDataset(random_rows(6)), PadRight(0)
 
     def loss(indices, items):
         batch = collate([rows[index] for index in indices])
-        return model(
-            batch["input_ids"], labels=batch["labels"], loss_only=loss_only, num_items_in_batch=items
-        ).loss.item()
+        return loss_of(model, batch["input_ids"], batch["labels"], items).item()
 
     items = sum(label != IGNORE for row in rows.rows for label in row.labels)
     assert loss(range(6), items) == pytest.approx(sum(loss([index], items) for index in range(6)), rel=1e-5)
@@ -69,6 +67,30 @@ def test_the_order_is_a_permutation_with_the_short_batch_last(count, batch_size)
         assert len({pool_of[row] for row in order[start : start + batch_size]}) == 1
     if count % batch_size:
         assert {pool_of[row] for row in order[-(count % batch_size) :]} == {(count - 1) // (4 * batch_size)}
+
+
+def order_in_lists(lengths: list[int], batch_size: int, seed: int, epoch: int, pool: int) -> list[int]:
+    """The same order, written with lists: what earlier runs had, and a resumed one must have."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), pool * batch_size):
+        chosen = sorted(order[start : start + pool * batch_size], key=lengths.__getitem__)
+        batches += [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    short = [batch for batch in batches if len(batch) < batch_size]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    shuffled = [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
+    return [row for batch in shuffled + short for row in batch]
+
+
+@pytest.mark.parametrize(("batch_size", "pool"), [(1, 4), (3, 2), (8, 32), (16, 1)])
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 1003])
+def test_the_order_is_what_it_always_was(count, batch_size, pool):
+    lengths = [len(row.input_ids) for row in random_rows(count, longest=12)]  # many of the same length
+    for seed, epoch in ((0, 0), (42, 1), (42, 2)):
+        sampler = LengthGroupedSampler(lengths, batch_size, seed, pool)
+        sampler.set_epoch(epoch)
+        assert list(sampler) == order_in_lists(lengths, batch_size, seed, epoch, pool)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

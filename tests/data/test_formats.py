@@ -3,15 +3,18 @@
 import csv
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from ptuning.families.chatglm2.template import build_prompt, split_messages
 from ptuning.data.encode import Encoder, Lengths
-from ptuning.data.formats import Layout, find_format
-from ptuning.data.load import read_split
-from ptuning.data.records import Columns, Record, read_records
+from ptuning.data.formats import FORMATS, Columns, Record
+from ptuning.data.guess import FormatOptions, find_format
+from ptuning.data.records import read_records
+from ptuning.data.splits import load_split
 from ptuning.errors import ConfigError, DataError
+from ptuning.families import dialogue_of
+from ptuning.families.chatglm2.template import ChatGLM2Template, build_prompt
 
 HISTORY = [["早", "早！"], ["有裙子吗？", "有。"]]
 MESSAGES = [
@@ -24,7 +27,7 @@ MESSAGES = [
 ]
 SYSTEM = {"role": "system", "content": "你是店员。"}
 NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
-GUESSED = Layout()
+GUESSED = FormatOptions()
 
 
 def sharegpt(messages: list[dict]) -> list[dict]:
@@ -37,12 +40,12 @@ def write(folder: Path, *rows: object, name: str = "a.jsonl") -> Path:
     return path
 
 
-def only_record(path: Path, layout: Layout = GUESSED) -> Record:
+def only_record(path: Path, layout: FormatOptions = GUESSED) -> Record:
     (record,), _ = read_records(path, layout)
     return record
 
 
-def refusal(path: Path, layout: Layout | Columns = GUESSED, **options) -> str:
+def refusal(path: Path, layout: FormatOptions | Columns = GUESSED, **options) -> str:
     with pytest.raises(DataError) as caught:
         read_records(path, layout, **options)
     return str(caught.value)
@@ -73,7 +76,7 @@ def test_one_conversation_in_each_format_is_the_same_record_and_the_same_ids(tmp
     record = only_record(path)
     expected = Record("红的", "也有", tuple(map(tuple, HISTORY)), f"{path}:{2 if name == 'a.csv' else 1}")
     assert record == expected
-    encoder = Encoder(tiny_tokenizer, Lengths(200, 20), loss_on="all")
+    encoder = Encoder(ChatGLM2Template(tiny_tokenizer), Lengths(200, 20), loss_on="all")
     assert encoder.training_rows([record])[0] == encoder.training_rows([expected])[0]
 
 
@@ -89,7 +92,7 @@ def test_one_conversation_in_each_format_is_the_same_record_and_the_same_ids(tmp
 def test_a_system_text_stands_in_front_of_the_prompt(tmp_path, tiny_tokenizer, row):
     record = only_record(write(tmp_path, row))
     assert record.system == "你是店员。"
-    (encoded,), _ = Encoder(tiny_tokenizer, Lengths(300, 20)).prompt_rows([record])
+    (encoded,), _ = Encoder(ChatGLM2Template(tiny_tokenizer), Lengths(300, 20)).prompt_rows([record])
     assert encoded.input_ids == tiny_tokenizer(build_prompt("红的", HISTORY, "你是店员。")).input_ids
     assert encoded.input_ids == tiny_tokenizer.apply_chat_template([SYSTEM, *MESSAGES[:-1]])
 
@@ -102,15 +105,14 @@ def test_a_blank_system_text_is_none(tmp_path, system):
 
 def test_messages_mean_what_the_chat_template_takes_them_for(tmp_path):
     record = only_record(write(tmp_path, {"messages": [SYSTEM, *MESSAGES]}))
-    system, history, query, answer = split_messages([SYSTEM, *MESSAGES])
-    assert (record.system, list(record.history), record.prompt, record.response) == (system, history, query, answer)
+    assert record.dialogue() == dialogue_of([SYSTEM, *MESSAGES])
 
 
 def test_an_alpaca_input_follows_the_instruction_on_a_line_of_its_own(tmp_path):
     path = write(
         tmp_path, {"instruction": "翻译", "input": "red", "output": "红"}, {"instruction": "你好", "output": "好"}
     )
-    records, _ = read_records(path, Layout())
+    records, _ = read_records(path, FormatOptions())
     assert [r.prompt for r in records] == ["翻译\nred", "你好"]
 
 
@@ -210,34 +212,83 @@ def test_a_conversation_in_csv_that_is_not_json(tmp_path):
 )
 def test_what_is_guessed_is_said(tmp_path, row, found):
     path = write(tmp_path, row)
-    split = read_split("train", str(path), Layout())
+    split = load_split("train", str(path), FormatOptions())
     assert str(split).startswith(f"train: 1 rows of {path} ({found}")
 
 
 def test_what_is_named_is_not_guessed(tmp_path):
     path = write(tmp_path, {"prompt": "a", "response": "b", "question": "c", "answer": "d", "history": [["e", "f"]]})
-    split = read_split("train", str(path), Layout(prompt="question", response="answer"))
+    split = load_split("train", str(path), FormatOptions(prompt="question", response="answer"))
     assert str(split) == f"train: 1 rows of {path}"
     assert split.records == [Record("c", "d", (), f"{path}:1")]
-    assert only_record(path, Layout(prompt="prompt", response="response", history="history")).history == (("e", "f"),)
-    half = find_format(path, Layout(prompt="prompt", response="answer"))
+    assert only_record(path, FormatOptions(prompt="prompt", response="response", history="history")).history == (
+        ("e", "f"),
+    )
+    half = find_format(path, FormatOptions(prompt="prompt", response="answer"))
     assert half.shape == Columns("prompt", "answer") and not half.guessed
 
 
 def test_the_column_that_is_not_named_is_guessed(tmp_path):
     path = write(tmp_path, {"frage": "a", "answer": "b"})
-    assert only_record(path, Layout(prompt="frage")).response == "b"
+    assert only_record(path, FormatOptions(prompt="frage")).response == "b"
     path = write(tmp_path, {"question": "a", "antwort": "b"})
-    assert only_record(path, Layout(response="antwort")).prompt == "a"
+    assert only_record(path, FormatOptions(response="antwort")).prompt == "a"
 
 
 def test_a_guessed_history_may_begin_after_the_first_rows(tmp_path):
     path = write(
         tmp_path, *[{"prompt": "a", "response": "b"}] * 150, {"prompt": "a", "response": "b", "history": HISTORY}
     )
-    split = read_split("train", str(path), Layout())
+    split = load_split("train", str(path), FormatOptions())
     assert split.records[-1].history == tuple(map(tuple, HISTORY))
     assert str(split).endswith("(columns prompt 'prompt', response 'response', guessed)")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_one_bad_history_is_named_and_the_others_are_kept(tmp_path, name):
+    rows = [{"prompt": "a", "response": "b", "history": HISTORY} for _ in range(50)]
+    rows[20]["history"] = "古代"
+    path = write(tmp_path, *rows)
+    if name == "a.csv":
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["prompt", "response", "history"]])
+            csv.writer(file).writerows(
+                [row["prompt"], row["response"], h if isinstance(h := row["history"], str) else json.dumps(h)]
+                for row in rows
+            )
+    line = 22 if name == "a.csv" else 21
+    assert f"\n  {path}:{line}: history: " in refusal(path)
+    records, problems = read_records(path, FormatOptions(), skip_invalid=True)
+    assert len(records) == 49 and len(problems) == 1
+    assert all(record.history == tuple(map(tuple, HISTORY)) for record in records)
+
+
+def test_a_new_format_is_one_class_and_its_name(tmp_path, monkeypatch):
+    class Dolly:
+        owns_columns = False
+        json_columns: ClassVar = {}
+        needed: ClassVar = [("--data_format", "say"), ("--data_format", "reply")]
+
+        def __str__(self):
+            return "Dolly say, reply"
+
+        def fits(self, rows):
+            return any("say" in row for row in rows)
+
+        def read(self, row, source):
+            return Record(row["say"], row["reply"], (), source)
+
+    monkeypatch.setitem(FORMATS, "dolly", Dolly())
+    path = write(tmp_path, {"say": "a", "reply": "b"})
+    assert str(load_split("train", str(path), FormatOptions())).endswith("(Dolly say, reply, guessed)")
+    assert only_record(path, FormatOptions("dolly")) == Record("a", "b", (), f"{path}:1")
+    assert "set --data_format to sharegpt, openai, alpaca or dolly" in refusal(write(tmp_path, {"x": "y"}))
+
+
+def test_a_format_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"^--data_format is 'sharegp', use one of auto, columns, .*mean sharegpt\?$"):
+        FormatOptions("sharegp")
 
 
 def test_columns_that_cannot_be_guessed_are_listed_with_the_flags(tmp_path):
@@ -246,8 +297,10 @@ def test_columns_that_cannot_be_guessed_are_listed_with_the_flags(tmp_path):
         f"{path}:1: row: no known prompt and response column, the columns are 'frage', 'antwort': name them with "
         "--prompt_column and --response_column, or set --data_format to sharegpt, openai or alpaca"
     )
-    assert refusal(path, Layout("columns")).endswith("name them with --prompt_column and --response_column")
-    assert "no known response column, the columns are 'frage', 'antwort'" in refusal(path, Layout(prompt="frage"))
+    assert refusal(path, FormatOptions("columns")).endswith("name them with --prompt_column and --response_column")
+    assert "no known response column, the columns are 'frage', 'antwort'" in refusal(
+        path, FormatOptions(prompt="frage")
+    )
 
 
 def test_columns_that_can_be_read_in_two_ways_are_not_guessed(tmp_path):
@@ -261,11 +314,11 @@ def test_columns_that_can_be_read_in_two_ways_are_not_guessed(tmp_path):
 
 def test_a_named_column_that_is_nowhere(tmp_path):
     path = write(tmp_path, {"question": "a", "answer": "b"})
-    assert refusal(path, Layout(prompt="questions")) == (
+    assert refusal(path, FormatOptions(prompt="questions")) == (
         f"{path}:1: questions: no row has this column, the columns are 'question', 'answer': set --prompt_column to the name "
         "it has in the file, maybe 'question'"
     )
-    assert refusal(path, Layout("openai")) == (
+    assert refusal(path, FormatOptions("openai")) == (
         f"{path}:1: messages: no row has this column, the columns are 'question', 'answer': set --data_format to the format "
         "of the file, or leave it out to have it guessed"
     )
@@ -275,7 +328,7 @@ def test_a_chat_format_has_no_columns_to_name():
     with pytest.raises(
         ConfigError, match=r"^--data_format openai with --prompt_column q: that format has its own column"
     ):
-        Layout("openai", prompt="q")
+        FormatOptions("openai", prompt="q")
 
 
 def test_rows_that_are_all_broken_are_reported_as_such(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from ptuning.data import json_array
 from ptuning.data.json_array import array_values
-from ptuning.data.syntax import bad_json
+from ptuning.data.problems import bad_json
 from ptuning.errors import DataError
 
 VALUES = ['衣服 "引号" \\ \n 😀', -12.5e3, 1234567, True, None, {"a": ["b", {}]}, [], "", {"键": "值" * 9}]

@@ -8,12 +8,11 @@ import pytest
 
 from ptuning.config import parse
 from ptuning.config.mix import parse_mix
-from ptuning.data.formats import Layout
-from ptuning.data.load import Split, read_split
-from ptuning.data.mix import mixed
+from ptuning.data.guess import FormatOptions
+from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import ConfigError, DataError
 
-LAYOUT = Layout(prompt="content", response="summary")
+LAYOUT = FormatOptions(prompt="content", response="summary")
 
 
 def write(folder: Path, name: str, count: int, columns: tuple[str, str] = ("content", "summary")) -> str:
@@ -25,7 +24,7 @@ def write(folder: Path, name: str, count: int, columns: tuple[str, str] = ("cont
 
 @pytest.fixture
 def train(tmp_path) -> Split:
-    return read_split("train", write(tmp_path, "train.jsonl", 50), LAYOUT)
+    return load_split("train", write(tmp_path, "train.jsonl", 50), LAYOUT)
 
 
 def test_ratio_rows_for_each_training_row(tmp_path, train):

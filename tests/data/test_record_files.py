@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ptuning.data.records import Columns, data_fingerprint, read_records
+from ptuning.data.files import data_fingerprint
+from ptuning.data.formats import Columns
+from ptuning.data.records import read_records
 from ptuning.errors import DataError
 
 COLUMNS = Columns("prompt", "response")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ptuning.data.records import Columns, read_records
+from ptuning.data.formats import Columns
+from ptuning.data.records import read_records
 from ptuning.errors import DataError
 
 CHAT = Columns("prompt", "response", "history")

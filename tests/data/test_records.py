@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ptuning.data.records import Columns, Problem, Record, read_records
+from ptuning.data.formats import Columns, Record
+from ptuning.data.problems import Problem
+from ptuning.data.records import read_records
 from ptuning.errors import ConfigError, DataError
 
 COLUMNS = Columns("prompt", "response")

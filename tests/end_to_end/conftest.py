@@ -80,6 +80,7 @@ def full_flags(output_dir, **more) -> list[str]:
     data = ROOT / "data" / "advertise"
     options = {
         "do_train": True,
+        "method": "full",
         "model_name_or_path": MODEL,
         "train_file": data / "train.json",
         "prompt_column": "content",

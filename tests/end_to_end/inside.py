@@ -12,7 +12,8 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import ptuning.main as entry  # noqa: E402
-from ptuning.training import saving, trainer  # noqa: E402
+from ptuning.checkpoint import model_folder  # noqa: E402
+from ptuning.methods import full  # noqa: E402
 from ptuning.training.trainer import TuningTrainer  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -62,12 +63,12 @@ def poison(folder: Path) -> None:
 def full_disk(folder: Path) -> None:
     """The disk has filled up since the estimate: nothing is free when a checkpoint is due."""
     usage = shutil.disk_usage(folder)
-    saving.shutil = types.SimpleNamespace(disk_usage=lambda path: usage._replace(free=1000))
+    model_folder.shutil = types.SimpleNamespace(disk_usage=lambda path: usage._replace(free=1000))
 
 
 def measure(folder: Path) -> None:
     """Anonymous memory before and after loading, its peak, and the peak while saving: one line a process."""
-    load, save = entry.load_base, saving.save_full_model
+    load, save = entry.load_base, full.save_model_folder
     figures = {}
 
     def load_base(*args, **kwargs):
@@ -78,7 +79,7 @@ def measure(folder: Path) -> None:
         figures["load_after"] = memory("VmRSS")["VmRSS"] - before
         return model
 
-    def save_full_model(*args, **kwargs):
+    def save_model_folder(*args, **kwargs):
         before = memory("VmRSS")["VmRSS"]
         reset_peak()
         save(*args, **kwargs, max_shard_bytes=16 * 2**20)
@@ -86,7 +87,7 @@ def measure(folder: Path) -> None:
         (folder / f"memory-{RANK}.txt").write_text(" ".join(f"{k}={v}" for k, v in figures.items()))
 
     entry.load_base = load_base
-    trainer.save_full_model = save_full_model
+    full.save_model_folder = save_model_folder
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ptuning import load_model
-from ptuning.checkpoint import read_full
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.errors import CheckpointError
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import BIN, MODEL, ROOT, full_flags, losses
 from tests.end_to_end.inside import IDS
 
@@ -68,18 +69,18 @@ def test_zero3_under_the_deepspeed_launcher(tmp_path, run_main, one_process, fre
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
             assert torch.equal(model(IDS).logits, expected)
-    description = read_full(tmp_path / "run" / "checkpoint-4")
-    assert (description.step, description.base_name_or_path) == (4, str(MODEL))
+    description = read_manifest(tmp_path / "run" / "checkpoint-4")
+    assert (description.step, description.base.name_or_path) == (4, str(MODEL))
     assert (description.max_source_length, description.template) == (48, "chatglm2")
     model, _ = load_model(tmp_path / "run")
-    model.attach_prefix(4)  # a tuned model is a base like any other
+    attach_prefix(model, 4)  # a tuned model is a base like any other
 
 
 @pytest.mark.slow
 def test_a_tuned_model_is_the_base_of_a_prefix(tmp_path, run_main, train_flags, one_process):
     run_main(*train_flags(tmp_path / "prefix", model_name_or_path=one_process, max_steps=1))
     model, _ = load_model(one_process, tmp_path / "prefix")
-    assert model.prefix_encoder.pre_seq_len == 8
+    assert prefix_of(model).pre_seq_len == 8
     with pytest.raises(CheckpointError, match="fingerprint"):  # and of no other
         load_model(MODEL, tmp_path / "prefix")
 
@@ -119,7 +120,7 @@ def test_one_process_with_deepspeed_and_no_launcher(tmp_path, run_main, one_proc
 
 @pytest.mark.slow
 def test_prefix_under_zero_equals_one_process(tmp_path, run_main, free_port):
-    prefix = {"pre_seq_len": 8, "prefix_dropout": 0, "learning_rate": 2e-2, "save_steps": 100}
+    prefix = {"method": "prefix", "pre_seq_len": 8, "prefix_dropout": 0, "learning_rate": 2e-2, "save_steps": 100}
     run_main(*full_flags(tmp_path / "one", per_device_train_batch_size=4, **prefix))
     launcher = (BIN / "torchrun", "--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port}")
     for config in ("zero2", "zero3"):

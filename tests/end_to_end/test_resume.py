@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from ptuning.checkpoint import read_prefix
+from ptuning.methods.prefix.read import read_prefix
 from tests.end_to_end.conftest import BIN, ROOT, losses
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
-from ptuning.evaluation.best import settle_best, write_best
+from ptuning.evaluation.best import resolve_best_metric, write_best
 
 
 def config_with(tmp_path, *flags):
@@ -18,9 +18,9 @@ def config_with(tmp_path, *flags):
     return parse([*command.split(), *flags])[0]
 
 
-def test_nothing_is_settled_where_nothing_was_asked(tmp_path):
+def test_nothing_is_changed_where_nothing_was_asked(tmp_path):
     config = config_with(tmp_path)
-    assert settle_best(config) is False
+    assert resolve_best_metric(config.training) is False
     assert not config.training.load_best_model_at_end
 
 
@@ -38,7 +38,7 @@ def test_nothing_is_settled_where_nothing_was_asked(tmp_path):
 )
 def test_every_score_knows_its_direction(tmp_path, name, metric, greater, must_score):
     config = config_with(tmp_path, "--metric_for_best_model", name)
-    assert settle_best(config) is must_score
+    assert resolve_best_metric(config.training) is must_score
     args = config.training
     assert (args.metric_for_best_model, args.greater_is_better) == (metric, greater)
     assert args.load_best_model_at_end
@@ -46,7 +46,7 @@ def test_every_score_knows_its_direction(tmp_path, name, metric, greater, must_s
 
 def test_patience_alone_watches_the_loss(tmp_path):
     config = config_with(tmp_path, "--early_stopping_patience", "3")
-    assert settle_best(config) is False
+    assert resolve_best_metric(config.training) is False
     assert config.training.metric_for_best_model == "eval_loss"
 
 
@@ -61,7 +61,7 @@ def test_patience_alone_watches_the_loss(tmp_path):
 )
 def test_what_can_not_work_is_refused(tmp_path, flags, message):
     with pytest.raises(ConfigError, match=message):
-        settle_best(config_with(tmp_path, *flags))
+        resolve_best_metric(config_with(tmp_path, *flags).training)
 
 
 def test_it_needs_rows_to_evaluate_on():
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_due_at_every_evaluation(tmp_path):
     command = "--do_train --model_name_or_path m --train_file t --validation_file v --pre_seq_len 8 --eval_steps 7"
     config = parse([*command.split(), "--output_dir", str(tmp_path), "--metric_for_best_model", "chrf"])[0]
     assert config.training.save_steps == 7
-    settle_best(config)
+    resolve_best_metric(config.training)
 
 
 def test_the_best_is_named(tmp_path):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ptuning.evaluation import bootstrap
-from ptuning.evaluation.bootstrap import percentile_interval, ratio, resampled_sums
+from ptuning.evaluation import corpus
+from ptuning.evaluation.corpus import percentile_interval, ratio, resampled_sums
 
 
 def mean_interval(values):
@@ -27,7 +27,7 @@ def test_the_same_every_time_and_whatever_the_block(monkeypatch):
     first = resampled_sums(table)
     assert first.shape == (1000, 3)
     assert (resampled_sums(table) == first).all()
-    monkeypatch.setattr(bootstrap, "_BLOCK", 100)
+    monkeypatch.setattr(corpus, "_BLOCK", 100)
     assert np.allclose(resampled_sums(table), first, atol=1e-12)
     assert not np.allclose(resampled_sums(table, seed=1), first)
 

@@ -7,8 +7,7 @@ import pytest
 
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.compare import FEWEST_ROWS, MORE, NOT_MORE, TOO_FEW, compare, compare_command
-from ptuning.evaluation.metrics import row_scores
-from ptuning.evaluation.summary import FIGURES, summarise
+from ptuning.evaluation.metrics import METRICS, row_scores, summarise
 
 WORDS = ["白色", "红色", "棉布", "宽松", "修身", "简约", "复古", "外套", "长裙", "衬衫"]
 
@@ -64,7 +63,7 @@ def test_a_better_run(runs, capsys):
     result = as_json(capsys, "worse", "better")
     assert (result["a"], result["b"]) == ("worse/predictions.jsonl", "better/predictions.jsonl")
     assert result["rows"] == 60
-    assert list(result["metrics"]) == list(FIGURES)
+    assert list(result["metrics"]) == list(METRICS)
     for name in ("bleu-4", "rouge-l", "corpus_bleu", "chrf", "token_f1", "answer_loss", "answer_perplexity"):
         one = result["metrics"][name]
         assert (one["verdict"], one["better"]) == (MORE, "b"), name
@@ -129,7 +128,7 @@ def test_the_table(runs, capsys):
     out = capsys.readouterr().out
     assert out.startswith("A: worse/predictions.jsonl\nB: better/predictions.jsonl\n60 rows\n")
     rows = {line[:14].strip(): line for line in out.splitlines() if line.endswith(("noise", "better"))}
-    assert set(rows) == {metric.label for metric in FIGURES.values()}
+    assert set(rows) == {metric.label for metric in METRICS.values()}
     assert rows["BLEU-4"].endswith("more than noise: B is better")
     assert rows["empty %"].endswith("  not more than noise")
     assert rows["length ratio"].split("]")[1].strip() in (MORE, NOT_MORE)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ptuning.data.encode import IGNORE, EncodedRow
-from ptuning.evaluation.losses import answer_losses, number_of_batches
+from ptuning.evaluation.answers import answer_losses, number_of_batches
+from ptuning.methods.prefix.attach import prefix_of
 
 PAD = 0
 
@@ -95,7 +96,7 @@ def test_further_calls_keep_processes_together(load_tiny, calls):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_put_back(load_tiny, training):
     model = load_tiny("embedding").train(training)
-    model.prefix_encoder.dropout.p = 0.5
+    prefix_of(model).dropout.p = 0.5
     first, second = (answer_losses(model, ROWS, PAD, 64) for _ in range(2))
     assert first == second  # no dropout
     assert model.training is training

@@ -6,23 +6,27 @@ from collections import Counter
 
 import pytest
 import torch
+from ptuning.evaluation.resumable import write_lines
 
 from ptuning import load_model
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.errors import DataError
-from ptuning.evaluation.losses import answer_losses
+from ptuning.evaluation.answers import answer_losses
 from ptuning.evaluation.probe import (
+    BASE_FILE,
     KINDS,
     ProbeQuestion,
-    probe_lines,
+    Prober,
+    probe_base,
     probe_records,
     probe_rows,
     probe_summary,
+    probe_tuned,
     read_probe,
+    read_probe_base,
+    side_by_side,
 )
-from ptuning.evaluation.probe_run import Prober, probe_base, probe_tuned, read_probe_base
-from ptuning.runs.folder import PROBE_BASE
-from ptuning.runs.lines import write_lines
+from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
 from tests.conftest import REPO
 
 QUESTIONS = [ProbeQuestion(kind, f"问题{i}？", f"probe.jsonl:{i + 1}") for i, kind in enumerate(KINDS)]
@@ -85,14 +89,14 @@ def encoder(base_model):
 
 def test_an_answer_that_was_cut_has_no_end_token(encoder):
     answers = ["白色。", "白色的衣", ""]
-    rows = probe_rows(encoder, QUESTIONS[:3], answers, [True, False, True])
+    rows = probe_rows(prober(None, encoder, [], QUESTIONS[:3]), answers, [True, False, True])
     eos = encoder.tokenizer.eos_token_id
     labels = [[label for label in row.labels if label != IGNORE] for row in rows]
     texts = encoder.tokenizer.encode_text(answers)
     assert labels == [[*texts[0], eos], texts[1], [eos]]
     assert all(len(row.labels) == len(row.input_ids) for row in rows)
     assert rows[0].source == "probe.jsonl:1"
-    (empty,) = probe_rows(encoder, QUESTIONS[:1], [""], [False])
+    (empty,) = probe_rows(prober(None, encoder, [], QUESTIONS[:1]), [""], [False])
     assert set(empty.labels) == {IGNORE}
 
 
@@ -103,8 +107,20 @@ def test_records():
 
 
 def lines():
-    base, tuned = [(2.0, 4), (3.0, 3), (0.0, 0), (1.0, 10)], [(6.0, 4), (6.0, 3), (0.0, 0), (1.0, 10)]
-    return probe_lines(QUESTIONS, ["甲", "乙", "", "丁"], ["甲", "巳", "午", "丁"], base, tuned)
+    base = [
+        {
+            "index": i,
+            "kind": question.kind,
+            "prompt": question.prompt,
+            "base": text,
+            "finished": True,
+            "base_loss": loss,
+        }
+        for i, (question, text, loss) in enumerate(
+            zip(QUESTIONS, ["甲", "乙", "", "丁"], [0.5, 1, None, 0.1], strict=True)
+        )
+    ]
+    return side_by_side(base, ["甲", "巳", "午", "丁"], [(6.0, 4), (6.0, 3), (0.0, 0), (1.0, 10)])
 
 
 def test_answers_side_by_side():
@@ -149,10 +165,11 @@ def test_summary():
         probe_summary([])
 
 
-def prober(model, encoder, answers):
+def prober(model, encoder, answers, questions=QUESTIONS):
     return Prober(
-        QUESTIONS,
+        questions,
         encoder,
+        encoder.tokenizer.eos_token_id,
         answer=lambda records: answers[: len(records)],
         losses=lambda rows: answer_losses(model, rows, encoder.tokenizer.pad_token_id, 256),
     )
@@ -162,14 +179,14 @@ def prober(model, encoder, answers):
 def model(base_model):
     """With a fresh prefix, which stands for a tuned one."""
     model = base_model[0].eval()
-    model.attach_prefix(8)
+    attach_prefix(model, 8)
     yield model
-    model.detach_prefix()
+    detach_prefix(model)
 
 
 def test_before_and_after(model, encoder, tmp_path):
     said = [("白色。", True), ("白色的", False), ("", True), ("简约", True)]
-    prefix = model.detach_prefix()
+    prefix = detach_prefix(model)
     base = probe_base(prober(model, encoder, said))
     assert [line["base_tokens"] for line in base] == [
         len(encoder.tokenizer.encode_text(text)) + ended for text, ended in said
@@ -186,12 +203,12 @@ def test_before_and_after(model, encoder, tmp_path):
     _, summary = probe_tuned(prober(model, encoder, said), base)
     assert summary["same"] == 100 and summary["change"] == pytest.approx(0, abs=1e-4)
 
-    model.attach_encoder(prefix)
+    attach_encoder(model, prefix)
     tuned, summary = probe_tuned(prober(model, encoder, [("红色。", True), *said[1:]]), base)
     assert summary["same"] == 75 and abs(summary["change"]) > 1e-3
     assert [line["base"] for line in tuned] == [text for text, _ in said]
     assert [line["base_loss"] for line in tuned] == pytest.approx([line["base_loss"] for line in base], abs=1e-6)
-    (row,) = probe_rows(encoder, QUESTIONS[:1], ["白色。"], [True])
+    (row,) = probe_rows(prober(model, encoder, [], QUESTIONS[:1]), ["白色。"], [True])
     with torch.no_grad():
         expected = model(torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
     assert tuned[0]["tuned_loss"] == pytest.approx(float(expected), abs=1e-5)
@@ -201,7 +218,7 @@ def test_before_and_after(model, encoder, tmp_path):
 def test_the_bases_half_is_read_back(model, encoder, tmp_path):
     assert read_probe_base(tmp_path, QUESTIONS) is None
     base = probe_base(prober(model, encoder, [("白色。", True)] * 4))
-    path = tmp_path / PROBE_BASE
+    path = tmp_path / BASE_FILE
     write_lines(path, base)
     assert read_probe_base(tmp_path, QUESTIONS) == base
 

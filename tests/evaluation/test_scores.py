@@ -14,11 +14,11 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
 from ptuning.errors import DataError
-from ptuning.evaluation.scores import METRICS, mean_scores, score
+from ptuning.evaluation.scores import OFFICIAL, mean_scores, official_scores
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 ROWS = [json.loads(line) for line in (GOLDEN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-ZERO = dict.fromkeys(METRICS, 0.0)
+ZERO = dict.fromkeys(OFFICIAL, 0.0)
 
 
 def official(prediction: str, reference: str) -> dict[str, float]:
@@ -31,13 +31,15 @@ def official(prediction: str, reference: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_golden_rows(row):
-    assert score(row["predict"], row["label"]) == {name: row[name] for name in METRICS}
+    assert official_scores(row["predict"], row["label"]) == {name: row[name] for name in OFFICIAL}
 
 
 def test_golden_mean_of_the_rows_rounded_scores():
     expected = json.loads((GOLDEN / "metrics_mean.json").read_text(encoding="utf-8"))
-    assert set(expected) == set(METRICS)
-    assert mean_scores(score(row["predict"], row["label"]) for row in ROWS) == pytest.approx(expected, abs=1e-12)
+    assert set(expected) == set(OFFICIAL)
+    assert mean_scores(official_scores(row["predict"], row["label"]) for row in ROWS) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_equal_to_the_official_code_on_texts_with_odd_spaces_and_sentence_ends():
@@ -46,20 +48,20 @@ def test_equal_to_the_official_code_on_texts_with_odd_spaces_and_sentence_ends()
     texts = ("".join(generator.choices(alphabet, k=generator.randint(1, 25))) for _ in range(3000))
     pairs = [(a, b) for a, b in zip(texts, texts, strict=False) if a.strip() and b.strip()]
     assert len(pairs) > 1400
-    assert [score(a, b) for a, b in pairs] == [official(a, b) for a, b in pairs]
+    assert [official_scores(a, b) for a, b in pairs] == [official(a, b) for a, b in pairs]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000\x85\x1c"])
 def test_a_blank_text_scores_zero_where_the_official_code_crashes(blank):
     with pytest.raises(ValueError, match="Hypothesis is empty"):
         official(blank, "白色的衣服")
-    assert score(blank, "白色的衣服") == ZERO
-    assert score("白色的衣服", blank) == ZERO
-    assert score(blank, blank) == ZERO
+    assert official_scores(blank, "白色的衣服") == ZERO
+    assert official_scores("白色的衣服", blank) == ZERO
+    assert official_scores(blank, blank) == ZERO
 
 
 def test_the_order_of_prediction_and_reference_matters():
-    assert score("白色", "白色的衣服")["bleu-4"] < score("白色的衣服", "白色")["bleu-4"]
+    assert official_scores("白色", "白色的衣服")["bleu-4"] < official_scores("白色的衣服", "白色")["bleu-4"]
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,9 @@ def test_the_order_of_prediction_and_reference_matters():
     ],
 )
 def test_long_texts_take_no_time(prediction, reference, rouge_l):
-    score("好", "好")  # loads the dictionary
+    official_scores("好", "好")  # loads the dictionary
     start = time.perf_counter()
-    scores = score(prediction, reference)
+    scores = official_scores(prediction, reference)
     assert time.perf_counter() - start < 5  # rouge_chinese alone: about a minute and 4 GB for the last one
     if rouge_l is None:
         # jieba makes of n words 2n - 1 tokens, the spaces, which rouge_chinese drops: 4,000 and 2,000 words in common.
@@ -82,7 +84,7 @@ def test_long_texts_take_no_time(prediction, reference, rouge_l):
 
 
 def test_mean_takes_each_metric_by_its_name():
-    rows = [dict(zip(METRICS, (1.0, 2.0, 3.0, 4.0), strict=True)), {**ZERO, "seconds": 9.0}]
+    rows = [dict(zip(OFFICIAL, (1.0, 2.0, 3.0, 4.0), strict=True)), {**ZERO, "seconds": 9.0}]
     assert mean_scores(rows) == {"bleu-4": 0.5, "rouge-1": 1.0, "rouge-2": 1.5, "rouge-l": 2.0}
 
 
@@ -94,10 +96,10 @@ def test_mean_of_no_rows():
 def test_libraries_are_imported_on_first_use_and_print_nothing(tmp_path):
     program = """
 import io, sys
-from ptuning.evaluation.scores import score
+from ptuning.evaluation.scores import official_scores
 assert not {"jieba", "nltk", "rouge_chinese"} & set(sys.modules), "not lazy"
 sys.stdout = sys.stderr = io.StringIO()
-score("a", "b"), score("衣", "衣服")
+official_scores("a", "b"), official_scores("衣", "衣服")
 printed, sys.stdout = sys.stdout.getvalue(), sys.__stdout__
 assert "jieba" in sys.modules
 print(repr(printed))

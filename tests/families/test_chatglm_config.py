@@ -1,4 +1,4 @@
-"""config.json: official names outside, transformers' names inside, other architectures refused by name."""
+"""config.json: official names outside, transformers' names inside, other architectures refused by content."""
 
 import json
 
@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from ptuning.checkpoint.base import read_base_config
+from ptuning.errors import ModelError
+from ptuning.families import family_of
 from ptuning.families.chatglm2.config import OFFICIAL_NAMES, ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.errors import ModelError
+from ptuning.loading import load_base, load_tokenizer
 
 
 @pytest.fixture
@@ -93,20 +96,63 @@ def test_codegeex2(tmp_path, official):
         ({"add_bias_linear": True}, ["add_bias_linear=True means biases in the dense layers"]),
         ({"post_layer_norm": False}, ["post_layer_norm=False means no final layer norm"]),
         ({"original_rope": False}, ["original_rope=False means a rotary embedding that is not"]),
-        ({"_name_or_path": "THUDM/chatglm3-6b"}, ["THUDM/chatglm3-6b: ChatGLM3 and GLM-4 use another chat template"]),
-        ({"_name_or_path": "THUDM/glm-4-9b-chat"}, ["THUDM/glm-4-9b-chat: ChatGLM3 and GLM-4"]),
+        (
+            {"_name_or_path": "THUDM/chatglm3-6b"},
+            [
+                "config.json says _name_or_path THUDM/chatglm3-6b, so it is ChatGLM3 or GLM-4, which use another chat template"
+            ],
+        ),
+        ({"_name_or_path": "THUDM/glm-4-9b-chat"}, ["_name_or_path THUDM/glm-4-9b-chat, so it is ChatGLM3 or GLM-4"]),
+        ({"_name_or_path": "/data/my-ChatGLM3/"}, ["_name_or_path /data/my-ChatGLM3/, so it is ChatGLM3 or GLM-4"]),
+        ({"padded_vocab_size": 151552}, ["padded_vocab_size is 151552, so it is ChatGLM3 or GLM-4"]),
     ],
 )
-def test_other_architectures_are_refused_by_name(tmp_path, official, change, words):
+def test_other_architectures_are_refused_by_content(tmp_path, official, change, words):
     with pytest.raises(ModelError) as caught:
         read(tmp_path / "some-model", official | change)
     message = str(caught.value)
     for word in [*words, "Supported: chatglm2-6b, chatglm2-6b-32k and codegeex2-6b"]:
         assert word in message
-    assert "some-model" in message or "THUDM" in message
+    assert "some-model" in message
+    with pytest.raises(ModelError) as caught:
+        read_base_config(tmp_path / "some-model")
+    assert str(caught.value) == message
 
 
-def test_a_folder_named_chatglm3_is_refused_but_not_a_model_inside_one(tmp_path, official):
-    with pytest.raises(ModelError, match="ChatGLM3"):
-        read(tmp_path / "chatglm3-6b", official)
-    assert read(tmp_path / "after-chatglm3" / "chatglm2-6b", official).num_layers == 3
+@pytest.mark.parametrize("folder", ["chatglm2-not-chatglm3", "chatglm3-6b", "chatglm3-6b/chatglm2-6b", "glm-4/tuned"])
+def test_a_folders_name_says_nothing(tmp_path, official, folder):
+    assert read(tmp_path / folder, official).num_layers == 3
+    assert family_of(read_base_config(tmp_path / folder)).name == "chatglm2"
+    named = official | {"_name_or_path": "/models/chatglm3-6b/chatglm2-not-chatglm3"}  # as older transformers saved it
+    assert read(tmp_path / folder, named).num_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "seen"),
+    [
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"64795": {"content": "<|user|>"}}}',
+            "has the token <|user|>",
+        ),
+        (
+            "special_tokens_map.json",
+            '{"additional_special_tokens": ["<|observation|>"]}',
+            "has the token <|observation|>",
+        ),
+        ("tokenization_chatglm.py", 'role_special_tokens = ["<|system|>", "<|user|>"]', "has the token <|user|>"),
+        ("tokenizer_config.json", '{"name_or_path": "THUDM/chatglm3-6b"}', "says name_or_path THUDM/chatglm3-6b"),
+    ],
+)
+def test_chatglm3_under_an_innocent_name_is_refused(tmp_path, official, file, text, seen):
+    """Its config.json has the same keys, so that without this it would load and answer with the wrong template."""
+    folder = tmp_path / "my-model"
+    read(folder, official)
+    assert read_base_config(folder)
+    (folder / file).write_text(text, encoding="utf-8")
+    for load in (load_base, load_tokenizer):
+        with pytest.raises(ModelError) as caught:
+            load(folder)
+        message = str(caught.value)
+        assert f"{folder}: {file} {seen}, so it is ChatGLM3 or GLM-4, which use another chat template" in message
+        assert "Supported: chatglm2-6b, chatglm2-6b-32k and codegeex2-6b" in message

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ptuning.families.chatglm2.template import build_prompt, split_messages
-from ptuning.families.chatglm2.tokenizer import CONTROL_TOKENS, ChatGLMTokenizer
 from ptuning.errors import DataError
+from ptuning.families.chatglm2.template import build_prompt
+from ptuning.families.chatglm2.tokenizer import CONTROL_TOKENS, ChatGLMTokenizer
+from ptuning.families.template import Dialogue, dialogue_of
 
 SPELLED = ["[gMASK]", "sop", "</s>", "<unk>", "<s>", "[MASK]", "[sMASK]", "eop", "a [gMASK] sop b</s>", "<0x0A>"]
 HISTORY = [("你好", "你好！"), ("sop", "[gMASK]</s>")]
@@ -205,10 +206,10 @@ def test_truncation_is_refused(tiny_tokenizer):
         tiny_tokenizer.apply_chat_template(DIALOGUE, truncation=True, max_length=8)
 
 
-def test_split_messages():
-    assert split_messages(DIALOGUE) == ("", HISTORY, "再见", None)
+def test_messages_as_a_dialogue():
+    assert dialogue_of(DIALOGUE) == Dialogue("再见", tuple(HISTORY))
     system = {"role": "system", "content": "短答"}
-    assert split_messages([system, *DIALOGUE[:4]]) == ("短答", HISTORY[:1], "sop", "[gMASK]</s>")
+    assert dialogue_of([system, *DIALOGUE[:4]]) == Dialogue("sop", tuple(HISTORY[:1]), "短答", response="[gMASK]</s>")
 
 
 @pytest.mark.parametrize(
@@ -227,5 +228,5 @@ def test_split_messages():
 )
 def test_messages_that_are_no_dialogue_are_refused(messages, words):
     with pytest.raises(DataError) as caught:
-        split_messages(messages)
+        dialogue_of(messages)
     assert words in str(caught.value)

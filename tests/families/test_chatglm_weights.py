@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix, prefix_of
 
 
 def official_keys(layers: int) -> set[str]:
@@ -93,7 +94,7 @@ def test_save_pretrained_writes_the_official_format(tmp_path, golden, load_tiny,
     if max_shard_size == "50KB":
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))
         assert set(index["weight_map"]) == set(original)
-    model.detach_prefix()
+    detach_prefix(model)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         logits = [one(golden["full.input_ids"]).logits for one in (model, again)]
@@ -112,7 +113,7 @@ def test_prefix_tensors_in_an_official_checkpoint_are_left_out(tmp_path, golden_
     saved = torch.load(golden_dir / "prefix-embedding" / "pytorch_model.bin", weights_only=True)
     torch.save(original | saved, tmp_path / "pytorch_model.bin")
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert model.prefix_encoder is None
+    assert prefix_of(model) is None
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
@@ -127,7 +128,7 @@ def test_a_missing_tensor_is_not_silent(tmp_path, golden_dir, original):
 def test_the_6b_shape(tmp_path):
     with torch.device("meta"):
         model = ChatGLMForConditionalGeneration(ChatGLMConfig())
-        model.attach_prefix(128)
+        attach_prefix(model, 128)
     count = {name: parameter.numel() for name, parameter in model.named_parameters()}
     prefix = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert prefix == {"prefix_encoder.embedding.weight": 1_835_008}

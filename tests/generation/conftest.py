@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from ptuning.generation import GenerationRequest, Generator, Prefix
+from ptuning.methods.prefix.attach import attach_encoder, detach_prefix
 from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
-from ptuning.generation import Engine, Prefix, Request
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,12 @@ def prefixes(model, encoders) -> dict[int, Prefix]:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(model, encoders) -> Callable[[Request], list[int]]:
+def one_by_one(model, encoders) -> Callable[[GenerationRequest], list[int]]:
     """The greedy answer of transformers' own generate."""
 
-    def answer(request: Request) -> list[int]:
+    def answer(request: GenerationRequest) -> list[int]:
         if request.prefix is not None:
-            model.attach_encoder(encoders[request.prefix.length])
+            attach_encoder(model, encoders[request.prefix.length])
         try:
             out = model.generate(
                 torch.tensor([request.ids]),
@@ -47,20 +48,17 @@ def one_by_one(model, encoders) -> Callable[[Request], list[int]]:
             )
         finally:
             if request.prefix is not None:
-                model.detach_prefix()
+                detach_prefix(model)
         ids = out[0, len(request.ids) :].tolist()
         return ids[: ids.index(2)] if 2 in ids else ids
 
     return answer
 
 
-def answers(engine: Engine, requests: list[Request]) -> dict[object, list[int]]:
-    """Runs them to the end. Request id → tokens."""
+def answers(generator: Generator, requests: list[GenerationRequest]) -> dict[object, list[int]]:
+    """Runs them to the end. GenerationRequest id → tokens."""
     found = {request.id: [] for request in requests}
-    for request in requests:
-        engine.add(request)
-    while engine.has_work:
-        for event in engine.step():
-            if event.token is not None:
-                found[event.id].append(event.token)
+    for token in generator.submit(requests):
+        if token.token is not None:
+            found[token.id].append(token.token)
     return found

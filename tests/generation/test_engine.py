@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from ptuning.errors import GenerationError
-from ptuning.generation import Engine, Prefix, Request
+from ptuning.generation import Engine, GenerationRequest, Prefix
+from ptuning.methods.prefix.attach import prefix_of
 from tests.generation.conftest import answers
 
 
-def some_requests(prefixes, count: int = 24, seed: int = 0) -> list[Request]:
+def some_requests(prefixes, count: int = 24, seed: int = 0) -> list[GenerationRequest]:
     draw = random.Random(seed)
     kinds = [None, *prefixes.values()]
     return [
-        Request(
+        GenerationRequest(
             id=index,
             ids=[draw.randrange(3, 320) for _ in range(draw.randrange(1, 30))],
             max_new_tokens=draw.randrange(1, 25),
@@ -28,10 +29,12 @@ def some_requests(prefixes, count: int = 24, seed: int = 0) -> list[Request]:
 @pytest.mark.parametrize("name", ["base", "prefix_embedding", "prefix_projection"])
 def test_golden_greedy_tokens(golden, load_tiny, name):
     model = load_tiny(name.removeprefix("prefix_") if name != "base" else None)
-    prefix = None if name == "base" else Prefix.of(name, model.prefix_encoder, model.dtype)
+    prefix = None if name == "base" else Prefix.of(name, prefix_of(model), model.dtype)
     rows = zip(golden["padded.input_ids"], golden["padded.attention_mask"], strict=True)
-    requests = [Request(i, ids[mask.bool()].tolist(), 24, prefix=prefix) for i, (ids, mask) in enumerate(rows)]
-    with Engine(model, 2) as engine:
+    requests = [
+        GenerationRequest(i, ids[mask.bool()].tolist(), 24, prefix=prefix) for i, (ids, mask) in enumerate(rows)
+    ]
+    with Engine(model, [2]) as engine:
         found = answers(engine, requests)
     for index, ids in enumerate(golden[f"{name}.padded.greedy"][:, -24:].tolist()):
         assert found[index] == (ids[: ids.index(2)] if 2 in ids else ids)
@@ -42,7 +45,7 @@ def test_any_mixture_equals_one_by_one(model, prefixes, one_by_one, max_rows, ba
     requests = some_requests(prefixes)
     draw, waiting, found = random.Random(1), list(requests), {request.id: [] for request in requests}
     widest = 0
-    with Engine(model, 2, max_rows=max_rows, batch_tokens=batch_tokens) as engine:
+    with Engine(model, [2], max_rows=max_rows, batch_tokens=batch_tokens) as engine:
         while waiting or engine.has_work:
             while waiting and draw.random() < 0.5:
                 engine.add(waiting.pop(0))
@@ -57,23 +60,51 @@ def test_any_mixture_equals_one_by_one(model, prefixes, one_by_one, max_rows, ba
 
 
 def test_the_last_token_says_why_it_ended(model, one_by_one):
-    request = Request(0, [5, 6, 7], 4)
-    with Engine(model, None) as engine:
+    request = GenerationRequest(0, [5, 6, 7], 4)
+    with Engine(model, []) as engine:
         engine.add(request)
         events = [event for _ in range(4) for event in engine.step()]
     assert [event.finish for event in events] == [None, None, None, "length"]
     eos = events[1].token
-    with Engine(model, eos) as engine:
+    with Engine(model, [eos]) as engine:
         engine.add(request)
         events = [event for _ in range(2) for event in engine.step()]
         assert not engine.has_work
     assert (events[1].token, events[1].finish) == (None, "stop")
 
 
+def test_each_stop_token_ends_an_answer(model):
+    request = GenerationRequest(0, [5, 6, 7], 12)
+    with Engine(model, []) as engine:
+        free = answers(engine, [request])[0]
+    assert len(free) == 12
+    first = free[4]
+    second = next(token for token in free[:4] if free.index(token) < free.index(first))
+    for stops in ([first, second], [second, first], (319, second)):
+        with Engine(model, stops) as engine:
+            *before, last = engine.submit([request])
+        assert (last.token, last.finish) == (None, "stop")
+        assert [token.token for token in before] == free[: free.index(second)]
+
+
+def test_submit_computes_idle_steps_while_others_have_work(model, monkeypatch):
+    """Under ZeRO-3 every process takes part in each forward call."""
+    calls, others = [], iter([True] * 3)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **kwargs: calls.append(1) or forward(**kwargs))
+
+    def anywhere(here: bool) -> bool:
+        return here or next(others, False)
+
+    with Engine(model, []) as engine:
+        tokens = list(engine.submit([GenerationRequest(0, [5, 6], 2)], anywhere))
+    assert len(tokens) == 2 and len(calls) == 2 + 3
+
+
 def test_cancelled_rows_leave_at_once_and_the_others_go_on(model, prefixes, one_by_one):
     requests = some_requests(prefixes, 5)
     requests = [replace(request, max_new_tokens=12) for request in requests]
-    with Engine(model, None, max_rows=4) as engine:
+    with Engine(model, [], max_rows=4) as engine:
         for request in requests:
             engine.add(request)
         found = {request.id: [] for request in requests}
@@ -85,7 +116,7 @@ def test_cancelled_rows_leave_at_once_and_the_others_go_on(model, prefixes, one_
                 found[event.id].append(event.token)
         assert not engine.cancel(1)
     assert len(found[1]) < 12 and found[4] == []
-    with Engine(model, None) as engine:
+    with Engine(model, []) as engine:
         alone = answers(engine, [requests[i] for i in (0, 2, 3)])
     assert {i: found[i] for i in (0, 2, 3)} == alone
 
@@ -100,26 +131,26 @@ def test_a_second_turn_computes_only_what_is_new(model, prefixes, monkeypatch):
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(model, "forward", watched)
-    with Engine(model, None, past_tokens=1000) as engine:
-        answer = answers(engine, [Request("one", first, 6, prefix=prefix)])["one"]
+    with Engine(model, [], prefix_cache_tokens=1000) as engine:
+        answer = answers(engine, [GenerationRequest("one", first, 6, prefix=prefix)])["one"]
         second = first + answer + [7, 8, 9]
         widths.clear()
-        reused = answers(engine, [Request("two", second, 6, prefix=prefix)])["two"]
+        reused = answers(engine, [GenerationRequest("two", second, 6, prefix=prefix)])["two"]
         assert widths[0] == len(answer) + 3 - 5  # the last token of the answer was never computed
         widths.clear()
-        assert answers(engine, [Request("base", second, 6)])["base"] != reused
+        assert answers(engine, [GenerationRequest("base", second, 6)])["base"] != reused
         assert widths[0] == len(second)  # another prefix has other keys and values
-    with Engine(model, None) as engine:
-        assert answers(engine, [Request("two", second, 6, prefix=prefix)])["two"] == reused
+    with Engine(model, []) as engine:
+        assert answers(engine, [GenerationRequest("two", second, 6, prefix=prefix)])["two"] == reused
 
 
 def test_what_is_kept_of_the_past_is_bounded(model):
-    with Engine(model, None, past_tokens=100) as engine:
+    with Engine(model, [], prefix_cache_tokens=100) as engine:
         for start in range(5):
-            answers(engine, [Request(start, [start + 3] * 40, 3)])
-            assert engine.past.tokens <= 100
-        assert engine.past.longest(None, [7] * 40) is not None
-        assert engine.past.longest(None, [3] * 40) is None
+            answers(engine, [GenerationRequest(start, [start + 3] * 40, 3)])
+            assert engine.prefix_cache.tokens <= 100
+        assert engine.prefix_cache.longest(None, [7] * 40) is not None
+        assert engine.prefix_cache.longest(None, [3] * 40) is None
 
 
 def out_of_memory_above(rows: int, forward):
@@ -133,11 +164,11 @@ def out_of_memory_above(rows: int, forward):
 
 def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(model, prefixes, monkeypatch):
     requests = some_requests(prefixes, 12)
-    with Engine(model, 2) as engine:
+    with Engine(model, [2]) as engine:
         expected = answers(engine, requests)
     monkeypatch.setattr(model, "forward", out_of_memory_above(4, model.forward))
     said = []
-    with Engine(model, 2, notify=said.append) as engine:
+    with Engine(model, [2], notify=said.append) as engine:
         assert answers(engine, requests) == expected
     assert said and "memory ran out with 12 rows; the batch is now at most" in said[0]
 
@@ -153,14 +184,14 @@ def test_a_request_that_never_fits_is_named_and_the_engine_goes_on(model, monkey
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(model, "forward", small)
-    with Engine(model, None) as engine:
-        engine.add(Request("long", [5] * 30, 3))
+    with Engine(model, []) as engine:
+        engine.add(GenerationRequest("long", [5] * 30, 3))
         with pytest.raises(
             GenerationError, match=r"30 tokens with 3 new ones doesn't fit into memory even alone"
         ) as error:
             engine.step()
         assert error.value.request == "long"
-        assert len(answers(engine, [Request("short", [5] * 10, 3)])["short"]) == 3
+        assert len(answers(engine, [GenerationRequest("short", [5] * 10, 3)])["short"]) == 3
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(model, monkeypatch):
@@ -168,8 +199,8 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model, monkeypatch):
         raise RuntimeError("shapes don't match")
 
     monkeypatch.setattr(model, "forward", broken)
-    with Engine(model, None) as engine:
-        engine.add(Request(0, [5], 1))
+    with Engine(model, []) as engine:
+        engine.add(GenerationRequest(0, [5], 1))
         with pytest.raises(RuntimeError, match="shapes don't match"):
             engine.step()
 
@@ -184,16 +215,16 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model, monkeypatch):
     ],
 )
 def test_bad_requests_are_refused_before_they_reach_the_batch(model, ids, new, message):
-    with Engine(model, None) as engine:
+    with Engine(model, []) as engine:
         with pytest.raises(ValueError, match=message):
-            engine.add(Request("bad", ids, new))
+            engine.add(GenerationRequest("bad", ids, new))
         assert not engine.has_work
 
 
 def test_log_probabilities_are_the_models_own(model):
-    with Engine(model, None) as engine:
-        engine.add(Request(0, [5, 6, 7], 1, logprobs=3))
-        engine.add(Request(1, [5, 6], 1))
+    with Engine(model, []) as engine:
+        engine.add(GenerationRequest(0, [5, 6, 7], 1, logprobs=3))
+        engine.add(GenerationRequest(1, [5, 6], 1))
         asked, other = engine.step()
     expected = model(torch.tensor([[5, 6, 7]])).logits[0, -1].log_softmax(-1)
     assert asked.logprob == pytest.approx(float(expected[asked.token].detach()), abs=1e-5)
@@ -204,8 +235,8 @@ def test_log_probabilities_are_the_models_own(model):
 def test_the_model_is_left_as_it_was(load_tiny):
     model = load_tiny("embedding")
     before = model(torch.tensor([[5, 6, 7]])).logits
-    with Engine(model, None) as engine:
-        answers(engine, [Request(0, [5, 6, 7], 3)])
+    with Engine(model, []) as engine:
+        answers(engine, [GenerationRequest(0, [5, 6, 7], 3)])
         engine.idle_step()
     assert model.config._attn_implementation == "prefix_sdpa"
     assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from ptuning.generation import GREEDY, OFFICIAL, Engine, Request, Sampling
+from ptuning.generation import GREEDY, OFFICIAL, Engine, GenerationRequest, SamplingParams
 from ptuning.generation.sampling import Chooser, choose
 from tests.generation.conftest import answers
 
 
 def sampled(model, max_rows: int, batch_tokens: int = 16384) -> dict:
     requests = [
-        Request(seed, [5 + seed, 6, 7] * (1 + seed % 3), 12, Sampling(temperature=1.5, top_p=0.95, seed=seed))
+        GenerationRequest(
+            seed, [5 + seed, 6, 7] * (1 + seed % 3), 12, SamplingParams(temperature=1.5, top_p=0.95, seed=seed)
+        )
         for seed in range(10)
     ]
-    with Engine(model, 2, max_rows=max_rows, batch_tokens=batch_tokens) as engine:
+    with Engine(model, [2], max_rows=max_rows, batch_tokens=batch_tokens) as engine:
         return answers(engine, requests)
 
 
@@ -24,15 +26,15 @@ def test_the_same_seed_gives_the_same_answer_whatever_the_batch(model):
 
 
 def test_without_a_seed_two_answers_differ(model):
-    rule = Sampling(temperature=2.0)
-    with Engine(model, None) as engine:
-        found = answers(engine, [Request(i, [5, 6, 7], 20, rule) for i in range(2)])
+    rule = SamplingParams(temperature=2.0)
+    with Engine(model, []) as engine:
+        found = answers(engine, [GenerationRequest(i, [5, 6, 7], 20, rule) for i in range(2)])
     assert found[0] != found[1]
 
 
 def test_drawn_frequencies_are_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
-    chooser = Chooser(Sampling(temperature=1.0, seed=1))
+    chooser = Chooser(SamplingParams(temperature=1.0, seed=1))
     counts = torch.zeros(4)
     for _ in range(4000):
         counts[choose(logits[None].clone(), [chooser])[0]] += 1
@@ -41,7 +43,8 @@ def test_drawn_frequencies_are_the_distribution():
 
 
 @pytest.mark.parametrize(
-    "rule", [Sampling(1.0, top_k=1, seed=3), Sampling(1.0, top_p=1e-6, seed=3), Sampling(0.01, seed=3)]
+    "rule",
+    [SamplingParams(1.0, top_k=1, seed=3), SamplingParams(1.0, top_p=1e-6, seed=3), SamplingParams(0.01, seed=3)],
 )
 def test_narrow_rules_are_greedy(rule):
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
@@ -50,7 +53,7 @@ def test_narrow_rules_are_greedy(rule):
 
 def test_top_p_keeps_what_together_has_that_probability():
     logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
-    chooser = Chooser(Sampling(1.0, top_p=0.8, seed=0))
+    chooser = Chooser(SamplingParams(1.0, top_p=0.8, seed=0))
     drawn = {choose(logits.clone(), [chooser])[0] for _ in range(200)}
     assert drawn == {0, 1}
 
@@ -62,7 +65,7 @@ def test_greedy_and_sampled_rows_stand_side_by_side():
 
 
 def test_penalties_are_openais():
-    chooser = Chooser(Sampling(frequency_penalty=0.5, presence_penalty=0.25))
+    chooser = Chooser(SamplingParams(frequency_penalty=0.5, presence_penalty=0.25))
     logits = torch.tensor([[2.0, 1.9, 0.0]])
     chosen = [choose(logits.clone(), [chooser])[0] for _ in range(4)]
     # 0 at 2.0, then 1.25; 1 at 1.9, then 1.15; 0 again, then 0.75; 1.

@@ -2,9 +2,9 @@
 
 import json
 
-from ptuning.families.chatglm2.template import build_prompt
 from ptuning.data.encode import Encoder, Lengths
-from ptuning.data.records import Record
+from ptuning.data.formats import Record
+from ptuning.families.chatglm2.template import ChatGLM2Template, build_prompt
 
 
 def read_lines(path):
@@ -31,7 +31,7 @@ def test_preprocess(golden_dir, real_tokenizer):
         for i, row in enumerate(rows, start=1)
     ]
     assert any(record.history for record in records)
-    encoded, report = Encoder(real_tokenizer, Lengths(4096, 4096)).training_rows(records)
+    encoded, report = Encoder(ChatGLM2Template(real_tokenizer), Lengths(4096, 4096)).training_rows(records)
     for row, record, (ids, labels) in zip(rows, records, ((r.input_ids, r.labels) for r in encoded), strict=True):
         assert build_prompt(record.prompt, record.history) == row["prompt_text"]
         assert ids == row["input_ids"]

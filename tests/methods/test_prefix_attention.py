@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from ptuning.methods.prefix import attention as attention_module
 from ptuning.families.chatglm2.model import positions_of
+from ptuning.methods.prefix import attention as attention_module
+from ptuning.methods.prefix.attach import detach_prefix, prefix_of
 
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"]
 CACHES = ["dynamic", "static"]
@@ -115,8 +116,8 @@ def test_a_given_four_dimensional_mask(golden, load):
 @torch.no_grad()
 def test_a_prefix_given_per_call_equals_the_attached_one(golden, load, implementation):
     model = load(implementation)
-    prefix = model.prefix_encoder(2, torch.float32)
-    encoder = model.detach_prefix()
+    prefix = prefix_of(model)(2, torch.float32)
+    encoder = detach_prefix(model)
     model.config._attn_implementation = attention_module.prefixed_name(implementation)
     bare = model(golden["full.input_ids"]).logits
     assert (bare - golden["base.full.logits"]).abs().max() <= TOLERANCE, "without a prefix it is plain attention"
@@ -129,12 +130,8 @@ def test_a_prefix_given_per_call_equals_the_attached_one(golden, load, implement
     assert (logits[0] - golden["prefix_embedding.full.logits"][0]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("given", ["attached", "per call"])
-def test_an_implementation_that_would_ignore_the_prefix_raises(golden, load, given):
+def test_an_implementation_that_would_ignore_the_prefix_raises(golden, load):
     model = load("sdpa")
-    prefix = model.prefix_encoder(1, torch.float32) if given == "per call" else None
-    if given == "per call":
-        model.detach_prefix()
     model.config._attn_implementation = "sdpa"
     with pytest.raises(RuntimeError, match="'sdpa' would ignore the prefix; set it to 'prefix_sdpa'"):
-        model(golden["full.input_ids"], prefix=prefix)
+        model(golden["full.input_ids"])

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
 
-from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape, rotate_keys
+from ptuning.families.chatglm2.family import rotate_interleaved
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix, prefix_of
+from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 
 SHAPE = PrefixShape(num_layers=3, num_key_value_heads=2, head_dim=4, hidden_size=10)
 T = 5
@@ -78,9 +80,9 @@ def test_no_dropout_in_eval():
 def test_rotating_forth_and_back_is_the_identity(offset):
     inv_freq = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
     keys = torch.randn(128, 2, 128, generator=torch.Generator().manual_seed(offset))
-    there = rotate_keys(keys, offset, inv_freq)
+    there = rotate_interleaved(keys, offset, inv_freq)
     assert not torch.allclose(there, keys, atol=1e-2)
-    assert torch.allclose(rotate_keys(there, -offset, inv_freq), keys, atol=1e-6)
+    assert torch.allclose(rotate_interleaved(there, -offset, inv_freq), keys, atol=1e-6)
     assert torch.equal(there[..., 64:], keys[..., 64:]), "the second half of a head carries no rotary"
     assert torch.allclose(there.norm(dim=-1), keys.norm(dim=-1), atol=1e-4)
 
@@ -91,7 +93,7 @@ def test_rotating_equals_the_models_own_rotary(load_tiny, offset):
     keys = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(1))
     cos, sin = rotary(keys, torch.full((1, 8), offset))
     _, expected = apply_rotary_pos_emb(keys, keys, cos, sin)
-    assert torch.allclose(rotate_keys(keys, offset, rotary.inv_freq), expected, atol=1e-5)
+    assert torch.allclose(rotate_interleaved(keys, offset, rotary.inv_freq), expected, atol=1e-5)
 
 
 def test_attach_and_detach(golden, load_tiny):
@@ -100,11 +102,11 @@ def test_attach_and_detach(golden, load_tiny):
         "prefix_encoder.embedding.weight"
     ]
     assert model.config._attn_implementation == "prefix_sdpa"
-    encoder = model.detach_prefix()
+    encoder = detach_prefix(model)
     assert isinstance(encoder, PrefixEncoder)
-    assert model.prefix_encoder is None and model.config._attn_implementation == "sdpa"
+    assert prefix_of(model) is None and model.config._attn_implementation == "sdpa"
     with torch.no_grad():
         assert (model(golden["full.input_ids"]).logits - golden["base.full.logits"]).abs().max() <= 1e-6
-    assert model.attach_prefix(4).training is model.training
-    assert model.train().attach_prefix(4).training is True
+    assert attach_prefix(model, 4).training is model.training
+    assert attach_prefix(model.train(), 4).training is True
     assert model.config._attn_implementation == "prefix_sdpa", "attaching twice must not stack the name"

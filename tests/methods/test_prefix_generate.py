@@ -89,12 +89,3 @@ def test_sampling_is_repeatable_and_sees_the_prefix(batch, load_tiny):
         torch.manual_seed(3)
         drawn.append(load_tiny(prefix).generate(**batch, **options(do_sample=True))[:, -NEW:].tolist())
     assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_a_prefix_given_per_call_reaches_every_step(batch, load_tiny):
-    model = load_tiny("embedding")
-    expected = model.generate(**batch, **options())
-    prefix = [tuple(part.detach() for part in pair) for pair in model.prefix_encoder(1, torch.float32)]
-    model.detach_prefix()
-    model.config._attn_implementation = "prefix_sdpa"
-    assert torch.equal(model.generate(**batch, **options(), prefix=prefix), expected)

@@ -5,13 +5,15 @@ import torch
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.logits import loss_of
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix, prefix_of
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_a_bf16_base_keeps_an_fp32_prefix(golden, load_tiny, attention):
     model = load_tiny("embedding", attention, dtype=torch.bfloat16)
-    assert model.prefix_encoder.embedding.weight.dtype == torch.float32
+    assert prefix_of(model).embedding.weight.dtype == torch.float32
     logits = model(golden["full.input_ids"]).logits
     assert logits.dtype == torch.bfloat16
     exact = golden["prefix_embedding.full.logits"]
@@ -23,32 +25,32 @@ def test_a_bf16_base_keeps_an_fp32_prefix(golden, load_tiny, attention):
 def test_an_fp32_prefix_given_to_a_bf16_base_is_cast(golden, load_tiny, attention):
     model = load_tiny("embedding", attention, dtype=torch.bfloat16)
     expected = model(golden["full.input_ids"]).logits
-    given = model.prefix_encoder(1, torch.float32)
+    given = prefix_of(model)(1, torch.float32)
     assert torch.equal(model(golden["full.input_ids"], prefix=given).logits, expected)
 
 
 def test_autocast_casts_the_prefix_to_the_keys_dtype(golden, load_tiny):
     model = load_tiny("embedding")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(golden["train.input_ids"], labels=golden["train.labels"], loss_only=True)
-    output.loss.backward()
-    assert output.loss.item() == pytest.approx(golden["train.prefix_embedding.losses"][0].item(), rel=0.01)
-    gradient, exact = model.prefix_encoder.embedding.weight.grad, golden["train.prefix_embedding.grad0"]
+        loss = loss_of(model, golden["train.input_ids"], golden["train.labels"])
+    loss.backward()
+    assert loss.item() == pytest.approx(golden["train.prefix_embedding.losses"][0].item(), rel=0.01)
+    gradient, exact = prefix_of(model).embedding.weight.grad, golden["train.prefix_embedding.grad0"]
     assert gradient.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0) > 0.99
 
 
 def prefix_gradient(model, golden):
     model.zero_grad()
-    model(golden["train.input_ids"], labels=golden["train.labels"], loss_only=True).loss.backward()
-    return model.prefix_encoder.embedding.weight.grad.clone()
+    loss_of(model, golden["train.input_ids"], golden["train.labels"]).backward()
+    return prefix_of(model).embedding.weight.grad.clone()
 
 
 @pytest.mark.parametrize("how", [None, {"use_reentrant": False}])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
 def test_gradient_checkpointing_changes_no_gradient(golden, load, implementation, how):
     model = load(implementation).train()
-    model.prefix_encoder.eval()
+    prefix_of(model).eval()
     plain = prefix_gradient(model, golden)
     assert (plain - golden["train.prefix_embedding.grad0"]).abs().max() <= 1e-6
     model.activation_checkpointing_enable(how)  # None is what the Trainer gives when its user says nothing
@@ -85,7 +87,7 @@ def test_compiled_forward(golden):
         "padded_vocab_size": 320,
     }
     model = ChatGLMForConditionalGeneration(ChatGLMConfig(num_layers=1, **sizes)).eval()
-    model.attach_prefix(8)
+    attach_prefix(model, 8)
     inputs, mask = golden["padded.input_ids"], golden["padded.attention_mask"]
     with torch.no_grad():
         expected = model(inputs, attention_mask=mask, use_cache=False).logits
@@ -93,6 +95,6 @@ def test_compiled_forward(golden):
             logits = torch.compile(model)(inputs, attention_mask=mask, use_cache=False).logits
         except torch._inductor.exc.InductorError as error:
             pytest.skip(f"no working compiler here: {str(error).splitlines()[0]}")
-        prefix = model.detach_prefix()
+        prefix = detach_prefix(model)
         assert (model(inputs, attention_mask=mask).logits - expected).abs().max() > 1e-3, f"{prefix} has an effect"
     assert ((logits - expected) * mask[:, :, None]).abs().max() <= 2e-5

@@ -13,10 +13,12 @@ import torch
 import uvicorn
 from hypothesis import settings
 
-from ptuning.checkpoint import describe_prefix, save_prefix
+from ptuning.checkpoint.manifest import describe
 from ptuning.loading import load_base
+from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
+from ptuning.methods.prefix.checkpoint import save_prefix
+from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app
-from ptuning.serving.metrics import Metrics
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from ptuning.serving.worker import Worker
@@ -45,11 +47,12 @@ def prefix_folders(tmp_path_factory) -> dict[str, Path]:
     model = load_base(BASE, device="cpu")
     for seed, (name, (length, projection)) in enumerate(PREFIXES.items()):
         torch.manual_seed(seed)
-        encoder = model.attach_prefix(length, projection)
+        encoder = attach_prefix(model, length, projection)
         with torch.no_grad():  # strong enough that each changes greedy answers
             (encoder.trans[2] if projection else encoder.embedding).weight.mul_(20 if projection else 4)
-        save_prefix(parent / name, encoder, describe_prefix(model, BASE))
-        model.detach_prefix()
+        settings = {"pre_seq_len": length, "prefix_projection": projection}
+        save_prefix(parent / name, encoder, describe(BASE, "prefix", settings))
+        detach_prefix(model)
     return {name: parent / name for name in PREFIXES}
 
 

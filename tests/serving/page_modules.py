@@ -10,9 +10,8 @@ sys.path.insert(0, str(FOLDER))
 try:
     import page_client as client
     import page_history as history
-    import page_job as job
     import page_texts as texts
 finally:
     sys.path.remove(str(FOLDER))
 
-__all__ = ["FOLDER", "client", "history", "job", "texts"]
+__all__ = ["FOLDER", "client", "history", "texts"]

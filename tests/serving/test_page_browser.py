@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ptuning.serving.page_start import page_command
+from ptuning.serving.server import page_command
 from tests.serving.page_fake_api import FakeApi
 
 ADVERT = "类型#上衣*材质#牛仔布*颜色#白色*风格#简约"

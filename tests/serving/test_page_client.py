@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from tests.serving.page_fake_api import FakeApi
-from tests.serving.page_modules import client, job, texts
+from tests.serving.page_modules import client, texts
 
 QUESTION = [{"role": "user", "content": "你好"}]
 
@@ -190,8 +190,8 @@ def test_a_proxy_is_not_asked_for_this_machine(api, monkeypatch):
     assert client.list_models(client.Api(api.url)) == api.models
 
 
-def make_job(api: FakeApi, changed: threading.Event) -> job.Job:
-    return job.Job(client.Api(api.url), "adgen", QUESTION, client.Sampling(), changed)
+def make_job(api: FakeApi, changed: threading.Event) -> client.Job:
+    return client.Job(client.Api(api.url), "adgen", QUESTION, client.Sampling(), changed)
 
 
 def test_a_job_ends_by_itself(api):
@@ -227,7 +227,7 @@ def test_a_stop_before_the_server_answers():
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        made = job.Job(client.Api(url), "adgen", QUESTION, client.Sampling(), threading.Event())
+        made = client.Job(client.Api(url), "adgen", QUESTION, client.Sampling(), threading.Event())
         connection, _ = silent.accept()
         with connection:
             assert connection.recv(10)

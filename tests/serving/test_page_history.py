@@ -6,7 +6,8 @@ import string
 
 import pytest
 
-from ptuning.data.records import Columns, read_records
+from ptuning.data.formats import Columns
+from ptuning.data.records import read_records
 from tests.serving.page_modules import FOLDER, history, texts
 
 Reply, Turn = history.Reply, history.Turn

@@ -17,9 +17,9 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from ptuning.families.chatglm2.template import build_prompt
-from ptuning.serving import auth, body
+from ptuning.serving import access, errors
+from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app
-from ptuning.serving.metrics import Metrics
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from tests.serving.conftest import ADMIN, BASE, PREFIXES, running, wait_until
@@ -102,8 +102,8 @@ def test_malformed_bodies(server, route, name):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_oversize_bodies(server, route):
-    answer = server.post(route, b'{"prompt": "' + b"a" * body.LIMIT + b'"}', headers=KEY)
-    assert answer.status_code == 413 and str(body.LIMIT) in answer.text
+    answer = server.post(route, b'{"prompt": "' + b"a" * errors.BODY_LIMIT + b'"}', headers=KEY)
+    assert answer.status_code == 413 and str(errors.BODY_LIMIT) in answer.text
 
     def chunks():
         for _ in range(100):
@@ -114,7 +114,7 @@ def test_oversize_bodies(server, route):
 
 
 def test_a_body_that_dawdles(server, monkeypatch):
-    monkeypatch.setattr(body, "SECONDS", 0.2)
+    monkeypatch.setattr(errors, "BODY_SECONDS", 0.2)
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(b"POST /chatglm HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -150,7 +150,7 @@ def test_half_a_request_and_gone(server):
     ],
 )
 def test_text_stays_text(server, text):
-    tokenizer = server.worker.tokenizer
+    tokenizer = server.worker.template.tokenizer
     ids = tokenizer.encode_text(build_prompt(text))
     assert not set(ids) & {0, 1, 2, *tokenizer.control_ids.values()}
     answer = server.chat(text, max_tokens=5)
@@ -226,8 +226,8 @@ def test_no_admin_key_no_changes():
 
 def test_keys_are_compared_in_constant_time(monkeypatch):
     seen = []
-    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: seen.append((a, b)) or False)
-    assert not auth._same("given", "needed")
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: seen.append((a, b)) or False)
+    assert not access._same("given", "needed")
     assert seen == [(b"given", b"needed")]
 
 
@@ -280,5 +280,5 @@ def test_200_at_once_with_random_disconnects(prefix_folders):
         asyncio.run(crowd())
         assert set(counts) == {200, "left"} and sum(counts.values()) == 200 and counts["left"] > 5
         wait_until(lambda: server.worker._live == 0, "every place is free")
-        assert not server.worker.engine.has_work and not server.worker._running._answers
+        assert not server.worker.engine.has_work and not server.worker._scheduler._answers
         assert server.chat().json()["choices"][0]["message"]["content"].startswith("你好！")

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.generation import Token
 from ptuning.serving.detokenize import AnswerText, Detokenizer, StopStrings
 
 
 def pieces(tokenizer, ids, stops=(), strip=False, finish="stop"):
-    text = AnswerText(tokenizer, stops, strip)
+    text = AnswerText(ChatGLM2Template(tokenizer), stops, strip)
     made = []
     for token in ids:
         made.append(text.push(Token(0, token)))
@@ -60,7 +61,7 @@ def test_control_tokens_have_no_text(tiny_tokenizer):
 
 
 def test_decoding_does_not_grow_with_the_answer(tiny_tokenizer):
-    text = Detokenizer(tiny_tokenizer)
+    text = Detokenizer(ChatGLM2Template(tiny_tokenizer))
     for token in tiny_tokenizer.encode_text("你好 " * 200):
         text.push(token)
         assert len(text.ids) - text.context <= 12

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from ptuning.families.chatglm2.template import build_prompt
-from ptuning.generation import Engine, Request
+from ptuning.generation import Engine, GenerationRequest
 from tests.serving.conftest import PREFIXES, running, wait_until
 
 QUESTIONS = ["你好", "再见", "类型#上衣*材质#牛仔布*颜色#白色", "1", "请介绍一下自己。" * 8, "类型#裙*风格#简约"]
@@ -21,20 +21,17 @@ def body(content: str, model: str = "base", **more) -> dict:
     return {"model": model, "messages": messages, "temperature": 0, "max_tokens": 16} | more
 
 
-def one_by_one(models, requests) -> list[str]:
+def one_by_one(worker, requests) -> list[str]:
     """What the engine answers when it has one request at a time, and nothing kept between them."""
-    texts = []
+    texts, template = [], worker.template
     for request in requests:
-        ids = models.tokenizer.prefix_ids() + models.tokenizer.encode_text(
-            build_prompt(request["messages"][0]["content"])
-        )
-        engine, made = Engine(models.model, models.tokenizer.eos_token_id), []
-        prefix = models.find(request["model"]).prefix
-        engine.add(Request(0, ids, request["max_tokens"], prefix=prefix))
-        with engine:
-            while engine.has_work:
-                made += [token.token for token in engine.step() if token.token is not None]
-        texts.append(models.tokenizer.decode(made).strip())
+        text = build_prompt(request["messages"][0]["content"])
+        ids = [*template.begin_ids, *template.encode_text([text])[0]]
+        prefix = worker.registry.find(request["model"]).prefix
+        with Engine(worker.loaded.model, template.stop_ids) as engine:
+            tokens = engine.submit([GenerationRequest(0, ids, request["max_tokens"], prefix=prefix)])
+            made = [token.token for token in tokens if token.token is not None]
+        texts.append(template.decode(made).strip())
     return texts
 
 
@@ -46,7 +43,7 @@ def test_any_mixture_answers_as_one_by_one(prefix_folders):
         for i in range(24)
     ]
     with running(prefix_folders) as server:
-        expected = one_by_one(server.worker.models, requests)  # before anything is asked, the worker's thread is idle
+        expected = one_by_one(server.worker, requests)  # before anything is asked, the worker's thread is idle
 
         async def ask(client, request, delay):
             await asyncio.sleep(delay)
@@ -204,12 +201,12 @@ def test_memory_is_bounded_by_the_token_budget(prefix_folders):
         assert len(asyncio.run(ask_all())) == 8
         rows, columns = engine.cache.store.shape[2], engine.cache.store.shape[4]
         assert rows * columns <= 700 + 128 * rows  # columns come in steps of 128
-        assert engine.past.tokens <= 700 // 4
+        assert engine.prefix_cache.tokens <= 700 // 4
 
 
 def test_a_dialogue_computes_only_what_is_new(prefix_folders):
     with running(prefix_folders) as server:
-        model, sizes = server.worker.models.model, []
+        model, sizes = server.worker.loaded.model, []
         forward = model.forward
 
         def counted(*args, **kwargs):
@@ -226,7 +223,7 @@ def test_a_dialogue_computes_only_what_is_new(prefix_folders):
             ).json()
             second = {"prompt": "再见", "model": name, "temperature": 0, "history": first["history"], "max_length": 400}
             answer = server.post("/chatglm", second).json()
-            encode = server.worker.tokenizer.encode_text
+            encode = server.worker.template.tokenizer.encode_text
             before = len(encode(build_prompt(question))) + 2
             after = len(encode(build_prompt("再见", [tuple(first["history"][0])]))) + 2
             assert sizes[0] == before and sizes[1] <= after - before + 2
@@ -267,13 +264,13 @@ def test_a_request_that_does_not_fit_into_memory_fails_alone(gated):
         def no_memory():
             if not once:
                 once.append(1)
-                forward = server.worker.models.model.forward
+                forward = server.worker.loaded.model.forward
 
                 def fail(*args, **kwargs):
-                    server.worker.models.model.forward = forward
+                    server.worker.loaded.model.forward = forward
                     raise MemoryError("out of memory")
 
-                server.worker.models.model.forward = fail
+                server.worker.loaded.model.forward = fail
             return step()
 
         gate._step = no_memory
@@ -290,7 +287,7 @@ def test_sequential_answers_one_at_a_time(gated):
         wait_until(lambda: server.worker._live == 4, "all are there")
         gate.open()
         assert [ask.result().status_code for ask in asked] == [200] * 4
-        assert gate.steps == 12 and server.worker.engine.past.capacity == 0
+        assert gate.steps == 12 and server.worker.engine.prefix_cache.capacity == 0
 
 
 def test_figures(server):

@@ -7,9 +7,10 @@ import shutil
 import httpx
 import pytest
 
+from ptuning.checkpoint.base import resolve_base
 from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.checkpoint import export_official, export_peft, read_prefix
-from ptuning.checkpoint.base_folder import resolve_base
+from ptuning.methods.prefix.export import export_official, export_peft
+from ptuning.methods.prefix.read import read_prefix
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from tests.serving.conftest import ADMIN, BASE, running, wait_until
@@ -60,7 +61,7 @@ def test_what_runs_finishes_when_its_prefix_is_removed(gated):
         # Nothing of the removed prefix stays in memory.
         wait_until(lambda: not server.worker.engine.has_work, "nothing runs")
         assert server.chat().status_code == 200
-        kept = [entry.prefix.name for entry in server.worker.engine.past._entries.values() if entry.prefix]
+        kept = [entry.prefix.name for entry in server.worker.engine.prefix_cache._entries.values() if entry.prefix]
         assert "ads" not in kept
 
 

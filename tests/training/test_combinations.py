@@ -6,6 +6,7 @@ import pytest
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
+from ptuning.methods import method_of
 from ptuning.training import deepspeed_file
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import ZeroSettings, check_deepspeed_file, read_deepspeed
@@ -14,6 +15,7 @@ from tests.conftest import REPO
 BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
 REQUIRED = ["--do_train", "--train_file", "x", "--prompt_column", "a", "--response_column", "b"]
 REQUIRED += ["--output_dir", "out", "--report_to", "none"]
+FULL = ["--method", "full"]
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def refusal(tmp_path, monkeypatch):
     """Checks flags with configs/zero3.json as changed: `{"zero_optimization.stage": 2}`; None deletes. Returns the message."""
 
     def refuse(changes=None, *flags, file="zero3.json", base=BASE) -> str:
-        config, _ = parse(["--model_name_or_path", str(base), *REQUIRED, *map(str, flags)])
+        method = [] if "--pre_seq_len" in flags else FULL
+        config, _ = parse(["--model_name_or_path", str(base), *REQUIRED, *method, *map(str, flags)])
         if changes is not None:
             values = json.loads((REPO / "configs" / file).read_text())
             for key, value in changes.items():
@@ -35,7 +38,7 @@ def refusal(tmp_path, monkeypatch):
             # Not through the flag: TrainingArguments would make a process group.
             config.training.deepspeed = str(path)
         with pytest.raises(ConfigError) as error:
-            check_combinations(config)
+            check_combinations(config, method_of(config.model, trains=True))
         return str(error.value)
 
     return refuse
@@ -43,9 +46,9 @@ def refusal(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", [None, "zero2.json", "zero3.json", "zero3_offload.json", "zero3_nvme.json"])
 def test_the_shipped_files_pass(file):
-    config, _ = parse(["--model_name_or_path", str(BASE), *REQUIRED])
+    config, _ = parse(["--model_name_or_path", str(BASE), *REQUIRED, *FULL])
     config.training.deepspeed = file and str(REPO / "configs" / file)
-    check_combinations(config)
+    check_combinations(config, method_of(config.model, trains=True))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_the_prefix_needs_no_gathered_save(tmp_path):
     del values["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
     config, _ = parse(["--model_name_or_path", str(BASE), *REQUIRED, "--pre_seq_len", "8"])
     config.training.deepspeed = values
-    check_combinations(config)
+    check_combinations(config, method_of(config.model, trains=True))
 
 
 def test_several_problems_come_together(refusal):
@@ -165,7 +168,7 @@ def test_full_tuning_of_a_quantised_base(refusal, tmp_path):
     config = json.loads((BASE / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_bit": 4}))
     assert "base quantised to 4 bit" in refusal(base=tmp_path)
-    assert "--pre_seq_len 128" in refusal(base=tmp_path)
+    assert "Tune a prefix (--method prefix), or use the 16-bit base" in refusal(base=tmp_path)
     assert "can't divide weights quantised to 4 bit; use stage 2" in refusal({}, "--pre_seq_len", 8, base=tmp_path)
 
 
@@ -182,7 +185,7 @@ def test_full_tuning_of_16_bit_weights(refusal, dtype, said):
 
 def test_a_16_bit_base_under_a_prefix_passes():
     config, _ = parse(["--model_name_or_path", str(BASE), *REQUIRED, "--pre_seq_len", "8", "--dtype", "bfloat16"])
-    check_combinations(config)
+    check_combinations(config, method_of(config.model, trains=True))
 
 
 def test_the_deepspeed_file_itself(tmp_path, monkeypatch):

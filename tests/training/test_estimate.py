@@ -10,17 +10,23 @@ import pytest
 import torch
 
 from ptuning import cli
-from ptuning.families.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from ptuning.config import parse
 from ptuning.errors import ConfigError
+from ptuning.families import family_of
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.logits import loss_of
+from ptuning.methods import FullMethod, PrefixMethod, method_of
+from ptuning.methods.prefix.attach import attach_prefix
 from ptuning.training.estimate import Estimate, estimate_run
-from ptuning.training.job import Job, Shape
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
 from ptuning.training.memory import activations, layer_activations, need
+from ptuning.training.workload import Workload
 from tests.conftest import REPO
 
 TINY = REPO / "tests" / "golden" / "chatglm2-tiny"
 REQUIRED = ["--do_train", "--train_file", "x", "--prompt_column", "a", "--response_column", "b", "--report_to", "none"]
+FULL = ["--method", "full"]
 GB = 10**9
 OFFICIAL = {  # THUDM/chatglm2-6b's widths
     "num_layers": 28,
@@ -44,10 +50,10 @@ TWELVE = {
 # Trains random full-length rows in a process of its own and prints estimate and measured peak, both in bytes.
 RUN = """
 import json, random, sys
-from ptuning.main import build_model
-from ptuning.checkpoint import describe_prefix
+from ptuning.main import build_model, manifest_of
 from ptuning.config import parse
 from ptuning.data.encode import IGNORE, EncodedRow
+from ptuning.methods import method_of
 from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import peak_rss
 from ptuning.training.run import build_trainer
@@ -56,20 +62,16 @@ class Tokenizer:
     pad_token_id, model_input_names = 0, ["input_ids"]
 
 config, _ = parse(sys.argv[1:])
-estimate = estimate_run(config)
+method = method_of(config.model, trains=True)
+estimate = estimate_run(config, method)
 estimate.require_fit()
-draw, length, source = random.Random(0), estimate.job.length, config.data.max_source_length
+draw, length, source = random.Random(0), estimate.work.length, config.data.max_source_length
 rows = []
 for _ in range(16):
-    ids = [draw.randrange(3, estimate.job.shape.vocab) for _ in range(length)]
+    ids = [draw.randrange(3, estimate.work.shape.vocab) for _ in range(length)]
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
-model = build_model(config, print)
-description = None
-if model.prefix_encoder is not None:
-    base = config.model.model_name_or_path
-    description = describe_prefix(
-        model, base, max_source_length=source, max_target_length=1, source_prefix="", loss_on="last")
-build_trainer(config, model, Tokenizer(), {"train": rows}, description).train()
+model = build_model(config, method, print)
+build_trainer(config, model, Tokenizer(), method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
 print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
 """
 
@@ -91,9 +93,19 @@ def official(tmp_path):
 
 
 def config_of(base, output_dir, *flags):
+    """All weights, unless the flags say otherwise."""
     lengths = ["--max_source_length", "64", "--max_target_length", "128"]
     where = ["--model_name_or_path", str(base), "--output_dir", str(output_dir)]
-    return parse([*where, *REQUIRED, *lengths, *map(str, flags)])[0]
+    method = [] if {"--pre_seq_len", "--method"} & set(flags) else FULL
+    return parse([*where, *REQUIRED, *method, *lengths, *map(str, flags)])[0]
+
+
+def estimate_of(config, *args, **figures) -> Estimate:
+    return estimate_run(config, method_of(config.model, trains=True), *args, **figures)
+
+
+def work_of(config, **figures) -> Workload:
+    return Workload.of(config, method_of(config.model, trains=True), **figures)
 
 
 def zero(name: str) -> dict:
@@ -108,7 +120,7 @@ def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, 
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
-    flags += [] if prefix is None else ["--pre_seq_len", prefix]
+    flags += FULL if prefix is None else ["--pre_seq_len", prefix]
     done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -122,7 +134,7 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
     model = ChatGLMForConditionalGeneration(config)
     if prefix is not None:
-        model.attach_prefix(prefix)
+        attach_prefix(model, prefix)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -139,25 +151,29 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     labels = ids.clone()
     labels[:, :40] = -100
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(input_ids=ids, labels=labels, loss_only=True)
+        loss_of(model, ids, labels)
     measured = sum(size for size, _ in saved.values())
-    job = replace(small_job(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
-    counted = activations(job)
+    work = replace(small_work(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
+    counted = activations(work)
     if checkpointing:  # the hook sees neither the layer that is computed again nor what the checkpoints were given
-        counted -= layer_activations(job)
+        counted -= layer_activations(work)
         measured += 0 if prefix is None else 2 * prefix * 3 * 2 * 128 * 4
     assert counted == pytest.approx(measured, rel=0.02)
     base = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("prefix_encoder."))
-    assert job.shape.parameters == base
-    if prefix is not None:
-        assert job.prefix_parameters == sum(p.numel() for p in model.prefix_encoder.parameters())
+    assert work.shape.parameters == base
+    assert work.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def small_job(config, prefix) -> Job:
-    return Job(
-        shape=Shape.of(config),
-        prefix=prefix,
-        prefix_parameters=0 if prefix is None else prefix * config.num_hidden_layers * 2 * 128,
+def small_work(config, prefix) -> Workload:
+    shape = family_of(config).dimensions(config)
+    method = FullMethod() if prefix is None else PrefixMethod(prefix)
+    terms = method.memory(shape)
+    return Workload(
+        shape=shape,
+        method=method.describe(),
+        trained=terms.trained,
+        frozen=terms.frozen_base,
+        positions=terms.positions,
         weight_bytes=4,
         compute_bytes=4,
         autocast=False,
@@ -180,20 +196,20 @@ def small_job(config, prefix) -> Job:
 def test_known_figures_of_the_6b_model(official, tmp_path):
     """12.5 GB of bf16 weights; 16 bytes a parameter for full tuning, divided by ZeRO-3."""
     config = config_of(official, tmp_path, "--pre_seq_len", 128, "--gradient_checkpointing", "true")
-    job = Job.of(config, device_type="cuda", processes=(1, 1))
-    assert job.shape.parameters == 6_243_584_000
-    assert job.prefix_parameters == 1_835_008
-    assert need(job, 0).device["weights"] == pytest.approx(12.5 * GB, rel=0.01)
-    full = replace(Job.of(config_of(official, tmp_path), device_type="cuda", processes=(8, 8)), weight_bytes=2)
+    work = work_of(config, device_type="cuda", processes=(1, 1))
+    assert work.shape.parameters == 6_243_584_000
+    assert work.trained == 1_835_008
+    assert need(work, 0).device["weights"] == pytest.approx(12.5 * GB, rel=0.01)
+    full = replace(work_of(config_of(official, tmp_path), device_type="cuda", processes=(8, 8)), weight_bytes=2)
 
     def states(name, processes=8) -> float:
-        job = Job.of(config_of(official, tmp_path), deepspeed=zero(name), device_type="cuda", processes=(8, 8))
-        needed = need(replace(job, weight_bytes=2, compute_bytes=2, processes=processes), 0)
+        work = work_of(config_of(official, tmp_path), deepspeed=zero(name), device_type="cuda", processes=(8, 8))
+        needed = need(replace(work, weight_bytes=2, compute_bytes=2, processes=processes), 0)
         return sum(needed.device.get(k, 0) for k in ("weights", "optimizer", "gradients")) / full.shape.parameters
 
     assert states("zero3.json") == pytest.approx(16 / 8, rel=0.01)
     assert states("zero2.json") == pytest.approx(2 + 14 / 8, rel=0.01)
-    offload = Job.of(
+    offload = work_of(
         config_of(official, tmp_path), deepspeed=zero("zero3_offload.json"), device_type="cuda", processes=(1, 1)
     )
     hosted = need(replace(offload, weight_bytes=2), 0).host
@@ -205,13 +221,13 @@ def test_known_figures_of_the_6b_model(official, tmp_path):
     [
         (24, ["--pre_seq_len", 128, "--per_device_train_batch_size", 32], "--gradient_checkpointing true"),
         (80, ["--bf16", "true"], "--deepspeed configs/zero3_offload.json"),
-        (30, ["--bf16", "true"], "--pre_seq_len 128"),
+        (30, ["--bf16", "true"], "--method prefix --pre_seq_len 128"),
     ],
 )
 def test_names_the_nearest_setting_that_fits(official, tmp_path, gpu_gb, flags, fix):
     machine = Machine(host=(400 if gpu_gb == 80 else 30) * GB, disk=10**13, gpu=gpu_gb * GB)
     config = config_of(official, tmp_path, *flags)
-    estimate = estimate_run(config, machine, device_type="cuda", processes=(1, 1))
+    estimate = estimate_of(config, machine, device_type="cuda", processes=(1, 1))
     with pytest.raises(ConfigError, match=r"this run can't fit: it needs memory per GPU .* of .* GB free") as error:
         estimate.require_fit()
     assert fix in str(error.value)
@@ -223,10 +239,10 @@ def test_the_nearest_setting_really_fits(official, tmp_path):
     machine = Machine(host=64 * GB, disk=10**13, gpu=16 * GB)
     flags = ["--pre_seq_len", 128, "--per_device_train_batch_size", 64, "--max_source_length", 512]
     with pytest.raises(ConfigError) as error:
-        estimate_run(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1)).require_fit()
+        estimate_of(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1)).require_fit()
     advice = str(error.value).split("nearest setting that fits: ")[1].split(" (about")[0].split()
     config = config_of(official, tmp_path, *flags, *advice)
-    estimate_run(config, machine, device_type="cuda", processes=(1, 1)).require_fit()
+    estimate_of(config, machine, device_type="cuda", processes=(1, 1)).require_fit()
     effective = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
     assert effective == 64
 
@@ -234,24 +250,24 @@ def test_the_nearest_setting_really_fits(official, tmp_path):
 def test_too_little_disk(official, tmp_path):
     machine = Machine(host=400 * GB, disk=200 * GB, gpu=10**12)
     flags = ["--max_steps", 3000, "--save_steps", 500]
-    estimate = estimate_run(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1))
+    estimate = estimate_of(config_of(official, tmp_path, *flags), machine, device_type="cuda", processes=(1, 1))
     with pytest.raises(ConfigError, match=r"disk for checkpoints .* of 200\.0 GB free.*--save_total_limit 1"):
         estimate.require_fit()
 
 
 def test_nothing_fits(official, tmp_path):
     machine = Machine(host=2 * GB, disk=10**13, gpu=None)
-    estimate = estimate_run(config_of(official, tmp_path), machine, processes=(1, 1))
+    estimate = estimate_of(config_of(official, tmp_path), machine, processes=(1, 1))
     with pytest.raises(ConfigError, match="No setting fits on this machine; the smallest found still needs"):
         estimate.require_fit()
 
 
 def test_a_run_that_fits_says_what_it_takes(tmp_path):
-    estimate = estimate_run(config_of(TINY, tmp_path, "--pre_seq_len", 8), processes=(2, 2))
+    estimate = estimate_of(config_of(TINY, tmp_path, "--pre_seq_len", 8), processes=(2, 2))
     assert isinstance(estimate, Estimate)
     estimate.require_fit()
     text = str(estimate)
-    assert "P-Tuning (8 positions)" in text
+    assert "prefix of 8, base of" in text
     assert "2 processes" in text
     for row in ("host memory per node", "disk for checkpoints"):
         assert row in text
@@ -260,7 +276,7 @@ def test_a_run_that_fits_says_what_it_takes(tmp_path):
 
 def test_a_real_longest_row_counts_instead_of_the_limit(tmp_path):
     config = config_of(TINY, tmp_path, "--max_source_length", 4096)
-    assert activations(Job.of(config, longest=(100, 50))) < activations(Job.of(config)) / 10
+    assert activations(work_of(config, longest=(100, 50))) < activations(work_of(config)) / 10
 
 
 def write(path, text):
@@ -318,13 +334,15 @@ def test_the_command(official, capsys, tmp_path):
     zero3 = ["--deepspeed", str(REPO / "configs" / "zero3.json"), "--save_total_limit", "1", "--max_steps", "10"]
     status = cli.main([*flags, *elsewhere, *zero3, "--save_strategy", "no"])
     printed = capsys.readouterr()
-    assert "all weights of 6.24 B parameters, 8 processes (8 on this node), ZeRO-3" in printed.out
+    assert "all weights, base of 6.24 B parameters, 8 processes (8 on this node), ZeRO-3" in printed.out
     assert "of   80.0 GB free" in printed.out
     assert status == 0, printed.err
-    assert cli.main([*flags, "--gpu_memory_gb", "24", "--host_memory_gb", "32", "--save_strategy", "no"]) == 2
+    assert cli.main([*flags, *FULL, "--gpu_memory_gb", "24", "--host_memory_gb", "32", "--save_strategy", "no"]) == 2
     printed = capsys.readouterr()
     assert "too much" in printed.out
-    assert "nearest setting that fits: --pre_seq_len 128" in printed.err
+    assert "nearest setting that fits: --method prefix --pre_seq_len 128" in printed.err
+    assert cli.main([*flags, "--gpu_memory_gb", "40", "--host_memory_gb", "32", "--save_strategy", "no"]) == 0
+    assert "Estimate for prefix of 128, base of 6.24 B parameters, 1 process" in capsys.readouterr().out
     assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
     assert "--num_gpus is 0" in capsys.readouterr().err
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ptuning.checkpoint import describe_prefix, read_prefix
+from ptuning.checkpoint.manifest import describe
 from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
+from ptuning.methods import PrefixMethod
+from ptuning.methods.prefix.attach import prefix_of
+from ptuning.methods.prefix.read import read_prefix
 from ptuning.runs import RunFolder
 from ptuning.runs.folder import STAGING
 from ptuning.training.loss_curve import LossCurve
@@ -39,7 +42,8 @@ def build(golden_dir, tmp_path):
         base = golden_dir / "chatglm2-tiny"
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model.attach_prefix(8)
+        method = PrefixMethod(8)
+        method.start(model)
         settings = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 4,
@@ -54,7 +58,8 @@ def build(golden_dir, tmp_path):
             model=model,
             args=TuningArguments(**settings | options),
             tokenizer=Tokenizer(),
-            description=describe_prefix(model, base),
+            method=method,
+            manifest=describe(base, method.name, method.settings()),
             train_dataset=RowDataset(rows),
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=list(callbacks),
@@ -78,7 +83,7 @@ def test_checkpoints_are_complete_and_staging_is_gone(build, tmp_path):
     assert [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))] == ["checkpoint-4"]
     assert not (tmp_path / "run" / STAGING).exists()
     saved = read_prefix(tmp_path / "run" / "checkpoint-4").tensors["embedding.weight"]
-    assert torch.equal(saved, trainer.model.prefix_encoder.embedding.weight)
+    assert torch.equal(saved, prefix_of(trainer.model).embedding.weight)
     for file in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         assert (tmp_path / "run" / "checkpoint-4" / file).is_file()
     assert not list((tmp_path / "run").rglob("training_args.bin"))  # a pickle that nothing needs
@@ -107,7 +112,7 @@ def test_non_finite_loss_stops_and_names_step_and_samples(build, tmp_path):
     def poisoned(*args, **kwargs):
         outputs = inner(*args, **kwargs)
         if trainer.state.global_step == 2:
-            outputs["loss"] = outputs["loss"] * float("nan")
+            outputs["logits"] = outputs["logits"] * float("nan")
         return outputs
 
     trainer.model.forward = poisoned
@@ -121,11 +126,11 @@ def test_non_finite_loss_stops_and_names_step_and_samples(build, tmp_path):
 
 def test_non_finite_gradient_stops_before_the_step(build):
     trainer = build(some_rows(16))
-    before = trainer.model.prefix_encoder.embedding.weight.detach().clone()
-    trainer.model.prefix_encoder.embedding.weight.register_hook(lambda grad: grad * float("inf"))
+    before = prefix_of(trainer.model).embedding.weight.detach().clone()
+    prefix_of(trainer.model).embedding.weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingError, match="step 1: the gradient norm is"):
         trainer.train()
-    assert torch.equal(trainer.model.prefix_encoder.embedding.weight, before)
+    assert torch.equal(prefix_of(trainer.model).embedding.weight, before)
 
 
 def test_eval_loss_does_not_depend_on_the_batch_size(build):
@@ -149,9 +154,9 @@ def test_eval_loss_does_not_depend_on_the_batch_size(build):
 def test_gradient_accumulation_is_one_large_batch(build):
     def prefix_after(**options):
         trainer = build(some_rows(16), train_sampling_strategy="sequential", max_steps=2, **options)
-        trainer.model.prefix_encoder.dropout.p = 0.0
+        prefix_of(trainer.model).dropout.p = 0.0
         trainer.train()
-        return trainer.model.prefix_encoder.embedding.weight.detach()
+        return prefix_of(trainer.model).embedding.weight.detach()
 
     whole = prefix_after(per_device_train_batch_size=8)
     split = prefix_after(per_device_train_batch_size=2, gradient_accumulation_steps=4)
@@ -162,7 +167,7 @@ def test_checkpointing_on_and_off_train_the_same_prefix(build):
     def prefix_after(**options):
         trainer = build(some_rows(16), **options)
         trainer.train()
-        return trainer.model.prefix_encoder.embedding.weight.detach()
+        return prefix_of(trainer.model).embedding.weight.detach()
 
     assert torch.allclose(prefix_after(), prefix_after(gradient_checkpointing=True), atol=1e-6)
 
@@ -187,7 +192,7 @@ def test_early_stopping_keeps_the_best(build, tmp_path):
     assert trainer.state.global_step < 200
     best = tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}"
     assert trainer.state.best_model_checkpoint == str(best)
-    assert torch.equal(trainer.model.prefix_encoder.embedding.weight, read_prefix(best).tensors["embedding.weight"])
+    assert torch.equal(prefix_of(trainer.model).embedding.weight, read_prefix(best).tensors["embedding.weight"])
     evals = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
     assert trainer.state.best_metric == min(evals)
 

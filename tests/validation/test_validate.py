@@ -10,7 +10,7 @@ import pytest
 from ptuning.config import DataArguments
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.validation.command import validate_command
-from ptuning.validation.histogram import Histogram
+from ptuning.validation.survey import Histogram
 
 MODEL = Path(__file__).parents[2] / "models" / "chatglm2-tiny"
 GOOD = {"content": "类型#上衣", "summary": "一件上衣。"}
@@ -54,6 +54,18 @@ def test_a_clean_file(tmp_path, validate):
         "suggested: --max_source_length 32 --max_target_length 16 (cuts none of the prompts and none"
     )
     assert len(lines) == 6
+
+
+def test_one_malformed_history_fails(tmp_path, validate):
+    rows = [{**row, "history": [["早", "早！"]]} for row in numbered(50)]
+    rows[20]["history"] = {"早": "早！"}
+    file = write(tmp_path / "train.jsonl", rows)
+    status, out = validate(file)
+    assert status == 1
+    assert out.startswith(
+        f"{file}:21: history: is an object with the keys '早', not a list of [question, answer] pairs"
+    )
+    assert "turns: 2 in 49 rows" in out
 
 
 def test_each_problem_is_a_line_and_the_status_is_1(tmp_path, validate):

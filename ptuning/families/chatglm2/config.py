@@ -3,7 +3,9 @@
 Source of the names and defaults: THUDM/chatglm2-6b `configuration_chatglm.py` and `config.json`.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 from transformers import GlmConfig
 from transformers.utils import logging
@@ -58,6 +60,10 @@ _REFUSED = {
     "original_rope": (True, "a rotary embedding that is not the original interleaved one"),
 }
 
+# Names of relatives that have ChatGLM2's config keys but another template and rotary base.
+_RELATIVES = ("chatglm3", "glm-4", "glm4")
+_GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 have 65,024
+
 
 class ChatGLMConfig(GlmConfig):
     """Reads an official ChatGLM2 `config.json` and writes one back.
@@ -67,7 +73,8 @@ class ChatGLMConfig(GlmConfig):
     positional interpolation: positions are divided by it, which transformers calls linear scaling.
 
     Raises:
-        ModelError: the file describes another architecture (ChatGLM-6B v1, ChatGLM3, GLM-4, LayerNorm, …).
+        ModelError: the file describes another architecture (ChatGLM-6B v1, GLM-4, LayerNorm, …). A ChatGLM3 whose config.json
+            doesn't name it has the same keys; the family's `check` looks at the files beside it.
     """
 
     model_type = "chatglm"
@@ -83,8 +90,8 @@ class ChatGLMConfig(GlmConfig):
     rope_ratio: float | int = 1
 
     def __post_init__(self, **kwargs):
-        name = str(kwargs.get("_name_or_path") or kwargs.get("name_or_path") or "")
-        _refuse_other_architectures(kwargs, name)
+        # `_name_or_path` is written in the file, `name_or_path` is what transformers was asked for.
+        check_architecture(kwargs, kwargs.get("name_or_path") or "config.json")
         # The base class would set these aliases too, but only after it has used the values.
         for official, native in OFFICIAL_NAMES.items():
             if official in kwargs:
@@ -132,15 +139,45 @@ def _rope_parameters(rope_ratio: float) -> dict[str, Any]:
     return rope
 
 
-def _refuse_other_architectures(values: dict[str, Any], name: str) -> None:
-    def refuse(what: str):
-        raise ModelError(f"{name or 'this config.json'}: {what}. Supported: {SUPPORTED}.")
+def named_relative(name: Any) -> bool:
+    """Whether a `_name_or_path` written in a file says ChatGLM3 or GLM-4."""
+    name = str(name or "").rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()  # a parent folder says nothing
+    return "chatglm2" not in name and any(relative in name for relative in _RELATIVES)
+
+
+def refuse_relative(where: str | Path, seen: str) -> NoReturn:
+    """Raises ModelError for a model that has ChatGLM2's config keys and isn't one.
+
+    Args:
+        where: the folder or file.
+        seen: what shows it.
+    """
+    raise ModelError(
+        f"{where}: {seen}, so it is ChatGLM3 or GLM-4, which use another chat template and rotary base. Supported: {SUPPORTED}."
+    )
+
+
+def check_architecture(values: Mapping[str, Any], where: str) -> None:
+    """Refuses what config.json alone shows to be another architecture.
+
+    Args:
+        values: of config.json.
+        where: it was read, for the message.
+
+    Raises:
+        ModelError: with what was seen and what is supported.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise ModelError(f"{where}: {what}. Supported: {SUPPORTED}.")
 
     if "position_encoding_2d" in values or "inner_hidden_size" in values:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
-    folder = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()  # a parent folder's name says nothing
-    if any(other in folder for other in ("chatglm3", "glm-4", "glm4")):
-        refuse("ChatGLM3 and GLM-4 use another chat template and rotary base")
+    if named_relative(values.get("_name_or_path")):
+        refuse_relative(where, f"config.json says _name_or_path {values['_name_or_path']}")
+    vocabulary = values.get("padded_vocab_size")
+    if isinstance(vocabulary, int) and vocabulary >= _GLM4_VOCABULARY:
+        refuse_relative(where, f"padded_vocab_size is {vocabulary}")
     for key, (expected, meaning) in _REFUSED.items():
         if values.get(key, expected) != expected:
             refuse(f"{key}={values[key]} means {meaning}, which is not supported (expected {expected})")

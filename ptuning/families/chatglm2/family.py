@@ -11,9 +11,14 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, eager_attention_forward
 
-from ptuning.errors import ModelError
 from ptuning.families.chatglm2 import weights
-from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig
+from ptuning.families.chatglm2.config import (
+    SUPPORTED,
+    ChatGLMConfig,
+    check_architecture,
+    named_relative,
+    refuse_relative,
+)
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
@@ -21,17 +26,15 @@ from ptuning.families.family import Family
 
 INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
 
-# Names of relatives that have ChatGLM2's config keys but another template and rotary base.
-_RELATIVES = ("chatglm3", "glm-4", "glm4")
-# Words of their chat template, which stand in their tokenizer's files and in no ChatGLM2's.
+# Words of ChatGLM3's and GLM-4's chat template, which stand in their tokenizer's files and in no ChatGLM2's.
 _ROLE_TOKENS = ("<|user|>", "<|observation|>")
 _TOKENIZER_TEXTS = ("tokenizer_config.json", "special_tokens_map.json", "tokenization_chatglm.py")
-_GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 have 65,024
 
 
 class ChatGLM2(Family):
     name = "chatglm2"
     model_type = ChatGLMConfig.model_type
+    template_name = ChatGLM2Template.name
     supported = SUPPORTED
     tokenizer_files = ("tokenizer.model",)
     embedding = "transformer.embedding.word_embeddings.weight"
@@ -41,12 +44,17 @@ class ChatGLM2(Family):
     eager_attention = staticmethod(eager_attention_forward)
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
-        relative = _relative(values, folder)
-        if relative is not None:
-            raise ModelError(
-                f"{folder}: {relative}, so it is ChatGLM3 or GLM-4, which use another chat template and rotary base. "
-                f"Supported: {SUPPORTED}."
-            )
+        check_architecture(values, str(folder))
+        for file in _TOKENIZER_TEXTS:
+            try:
+                text = (folder / file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+            found = next((token for token in _ROLE_TOKENS if token in text), None)
+            if found is not None:
+                refuse_relative(folder, f"{file} has the token {found}")
+            if file == "tokenizer_config.json" and named_relative(name := _name_in(text)):
+                refuse_relative(folder, f"{file} says name_or_path {name}")
 
     def register(self) -> None:
         AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
@@ -87,30 +95,9 @@ def rotate_interleaved(keys: torch.Tensor, offset: int, inv_freq: torch.Tensor) 
     return torch.cat((rotated.to(keys.dtype), keys[..., rotary_dim:]), dim=-1)
 
 
-def _relative(values: Mapping[str, Any], folder: Path) -> str | None:
-    """What shows that a folder with ChatGLM2's config keys is a relative's; None where nothing does."""
-    name = str(values.get("_name_or_path") or "")
-    if any(relative in name.lower() for relative in _RELATIVES):
-        return f"config.json says _name_or_path {name}"
-    vocabulary = values.get("padded_vocab_size")
-    if isinstance(vocabulary, int) and vocabulary >= _GLM4_VOCABULARY:
-        return f"padded_vocab_size is {vocabulary}"
-    for file in _TOKENIZER_TEXTS:
-        try:
-            text = (folder / file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        found = [token for token in _ROLE_TOKENS if token in text]
-        if found:
-            return f"{file} has the token {found[0]}"
-        if file == "tokenizer_config.json" and any(relative in _written_name(text) for relative in _RELATIVES):
-            return f"{file} says name_or_path {_written_name(text)}"
-    return None
-
-
-def _written_name(text: str) -> str:
+def _name_in(text: str) -> Any:
     try:
         values = json.loads(text)
     except ValueError:
-        return ""
-    return str(values.get("name_or_path") or "").lower() if isinstance(values, dict) else ""
+        return None  # the tokenizer says what is wrong with the file
+    return values.get("name_or_path") if isinstance(values, dict) else None

@@ -33,16 +33,14 @@ def register(model_type: str) -> None:
 def official_sources(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Official tensor name → names of the model's tensors whose rows, stacked, are that tensor.
 
-    For code that streams tensors one by one, where transformers' own conversion holds many at once. A prefix is left out.
+    For code that streams tensors one by one, where transformers' own conversion holds many at once.
 
     Args:
-        names: of the model's parameters.
+        names: of the base's parameters, without what a method has added.
     """
     native = {target: source.replace("\\", "") for source, target in _RENAMED.items()}
     sources = {}
     for name in names:
-        if name.startswith("prefix_encoder."):
-            continue
         official = name
         for target, source in native.items():
             official = official.replace(target, source)

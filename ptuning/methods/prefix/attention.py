@@ -18,8 +18,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask, sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
-from transformers.models.glm.modeling_glm import eager_attention_forward
 
+from ptuning.families import family_of
 from ptuning.methods.prefix.encoder import PrefixKeyValues
 
 PREFIXED = "prefix_"
@@ -84,6 +84,11 @@ def _flex_mask(*, q_offset: torch.Tensor | int = 0, **kwargs) -> BlockMask:
     return flex_attention_mask(q_offset=q_offset.clone() if torch.is_tensor(q_offset) else q_offset, **kwargs)
 
 
+def _eager(module: nn.Module, *args, **kwargs):
+    """The eager kernel of the module's own family."""
+    return family_of(module.config).eager_attention(module, *args, **kwargs)
+
+
 def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     def attention(
         module: nn.Module,
@@ -119,7 +124,7 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
 def register() -> None:
     """Adds `prefix_eager`, `prefix_sdpa`, `prefix_flex_attention` and `prefix_flash_attention_{2,3}` to transformers."""
     implementations = {
-        "eager": (_with_prefix(eager_attention_forward), eager_mask),
+        "eager": (_with_prefix(_eager), eager_mask),
         "sdpa": (_with_prefix(sdpa_attention_forward), sdpa_mask),
         "flex_attention": (_with_prefix(flex_attention_forward), _flex_mask),
     }

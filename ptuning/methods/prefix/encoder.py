@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+
+from ptuning.families import family_of
 
 DROPOUT = 0.1  # on the prefix keys and values while training, fixed in the official code
 
@@ -32,8 +35,10 @@ class PrefixShape:
     hidden_size: int
 
     @classmethod
-    def of(cls, config) -> "PrefixShape":
-        return cls(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, config.hidden_size)
+    def of(cls, config: PreTrainedConfig) -> "PrefixShape":
+        """Of a base's configuration."""
+        sizes = family_of(config).dimensions(config)
+        return cls(sizes.layers, sizes.groups, sizes.head_dim, sizes.hidden)
 
     @property
     def width(self) -> int:
@@ -94,21 +99,28 @@ class PrefixEncoder(nn.Module):
         return f"pre_seq_len={self.pre_seq_len}, prefix_projection={self.prefix_projection}"
 
 
-def rotate_keys(keys_TGD: torch.Tensor, offset: int, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Rotates prefix keys as if they stood at position `offset` (ChatGLM's interleaved rotary, first half of the head).
-
-    peft counts real tokens' positions from T instead of 0, so the same function needs every prefix key rotated by +T
-    (and by -T on the way back).
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The keys and values of a tuned prefix, ready to be put in front of a row's own.
 
     Args:
-        keys_TGD: raw keys, (..., D).
-        offset: position to rotate by, may be negative.
-        inv_freq: the model's inverse frequencies, (D/4,).
+        name: for the caller; two prefixes are the same only if they are the same object.
+        key_values: (L, 2, G, T, D), keys without rotary.
     """
-    angle = offset * inv_freq.to(torch.float64)
-    cos, sin = angle.cos(), angle.sin()
-    rotary_dim = 2 * inv_freq.numel()
-    x = keys_TGD[..., :rotary_dim].to(torch.float64)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((rotated.to(keys_TGD.dtype), keys_TGD[..., rotary_dim:]), dim=-1)
+
+    name: str
+    key_values: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, encoder: PrefixEncoder, dtype: torch.dtype) -> "Prefix":
+        """From a prefix encoder, without dropout, in the dtype that the base computes in."""
+        was_training = encoder.training
+        encoder.eval()
+        with torch.no_grad():
+            layers = encoder(1, dtype)
+        encoder.train(was_training)
+        return cls(name, torch.stack([torch.stack((key[0], value[0])) for key, value in layers]))
+
+    @property
+    def length(self) -> int:
+        return self.key_values.shape[3]

@@ -1,0 +1,179 @@
+"""A base model's folder: found, refused before anything is loaded where it can't be a base, and told apart from others."""
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import cached_file
+
+from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, require_whole
+from ptuning.errors import ModelError
+from ptuning.families import Family, families, family_of
+
+ROWS = 256  # of each large matrix that the fingerprint reads, spread evenly
+DIGITS = 16
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve_base(model_name_or_path: str | Path) -> Path:
+    """The local folder of a base: the path itself, or the cached snapshot of a hub id (config.json is fetched if needed).
+
+    Raises:
+        ModelError: no such folder, or the hub id can't be reached.
+    """
+    folder = Path(model_name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(model_name_or_path)
+    if folder.is_file():
+        raise ModelError(f"{name}: is a file; give the folder it lies in.")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelError(f"{name}: no such folder (looked for {folder.absolute()}). Give the folder of a model.")
+    try:
+        config = cached_file(name, "config.json")
+    except (OSError, ValueError) as cause:
+        raise ModelError(
+            f"{name}: there is no folder {folder.absolute()}, and as a hub id it can't be fetched: that needs network, or a "
+            f"copy in the Hugging Face cache ({str(cause).splitlines()[0]})"
+        ) from cause
+    return Path(config).parent
+
+
+def read_base_config(folder: Path) -> dict[str, Any]:
+    """config.json as it is written, checked as far as the file alone can tell.
+
+    Raises:
+        ModelError: no config.json, not JSON, another architecture, a quantised checkpoint.
+    """
+    values, path = _read_config(folder), folder / "config.json"
+    try:
+        family = family_of(values)
+    except ModelError as cause:
+        raise ModelError(f"{path}: {cause}") from None
+    family.check(values, folder)
+    if values.get("quantization_bit"):
+        raise ModelError(
+            f"{path}: quantization_bit is {values['quantization_bit']}; quantised checkpoints aren't supported yet. Use the "
+            "16-bit checkpoint of the same model (THUDM/chatglm2-6b)."
+        )
+    return values
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        hint = "; it holds a tuned prefix: give it as ptuning_checkpoint" if _is_prefix_folder(folder) else ""
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise ModelError(
+            f"{folder}: not a model folder, config.json is missing (found: {found}){hint}. Supported: {_supported()}."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise ModelError(f"{path}: not valid JSON ({cause}); download it again.") from cause
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: holds a {type(values).__name__}, expected an object; download it again.")
+    return values
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ModelError where the weights in `folder` are absent, incomplete, quantised or only a prefix."""
+    family = _family(folder)
+    tensors = TensorFiles.find(folder, ModelError)
+    if tensors is None:
+        raise ModelError(f"{folder}: no weights; looked for {', '.join(LAYOUTS)}.")
+    if family.embedding not in tensors.files:
+        if any("prefix_encoder." in name for name in tensors.files):
+            raise ModelError(
+                f"{folder}: holds only a tuned prefix, not a base model; give it as ptuning_checkpoint, and the base model "
+                "as model_name_or_path."
+            )
+        raise ModelError(
+            f"{folder}: has no tensor {family.embedding}, so it is not in the official format. Supported: {_supported()}."
+        )
+    if any(name.endswith(".weight_scale") for name in tensors.files):
+        raise ModelError(
+            f"{folder}: has quantised weights (….weight_scale); quantised checkpoints aren't supported yet."
+        )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises ModelError where a file that the tokenizer is made of is missing or only a git-lfs pointer."""
+    for name in _family(folder).tokenizer_files:
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: {name} is missing; copy it from the official model into this folder.")
+        require_whole(folder / name, ModelError)
+
+
+def _is_prefix_folder(folder: Path) -> bool:
+    return (folder / "ptuning_config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _family(folder: Path) -> Family:
+    return family_of(read_base_config(folder))
+
+
+def _supported() -> str:
+    return "; ".join(family.supported for family in families())
+
+
+def base_fingerprint(model_dir: str | Path) -> str:
+    """16 hex digits that agree for copies of the same weights and differ for other weights.
+
+    Hashed are the signs of 256 rows of the embedding and of the output layer, of the query/key/value biases of the first
+    and last layer, and their shapes. A sign survives every rounding (also to zero, which keeps its sign bit), so fp32,
+    fp16 and bf16 copies agree; rounded values would not, because fp32 → fp16 → bf16 and fp32 → bf16 differ in one number
+    of 16. Official int8 and int4 checkpoints keep these tensors in 16 bit and so agree with their 16-bit original. Any
+    training of all weights flips some of the two million signs; merging a LoRA into the attention alone does not show.
+
+    Args:
+        model_dir: folder in its family's format, with or without a config.json; or a hub id that is in the local cache.
+
+    Raises:
+        ModelError: no such folder, or no weights in the official format there.
+    """
+    folder = resolve_base(model_dir)
+    tensors = TensorFiles.find(folder, ModelError)
+    family = None if tensors is None else _family_of_weights(folder, tensors)
+    if family is None:
+        names = " or ".join(dict.fromkeys(family.embedding for family in families()))
+        raise ModelError(f"{folder}: no fingerprint can be computed, {names} was not found.")
+    digest = hashlib.sha256()
+    for name in _hashed_names(family, tensors):
+        shape = tensors.shape(name)
+        part = tensors.read(name) if len(shape) == 1 else tensors.read_rows(name, _spread(shape[0]))
+        digest.update(f"{name}{shape}".encode())
+        digest.update(_pack_signs(part))
+    return digest.hexdigest()[:DIGITS]
+
+
+def _family_of_weights(folder: Path, tensors: TensorFiles) -> Family | None:
+    """By config.json; by the tensors' names where there is none."""
+    known = families()
+    with contextlib.suppress(ModelError):
+        known = [family_of(_read_config(folder))]
+    return next((family for family in known if family.embedding in tensors.files), None)
+
+
+def _hashed_names(family: Family, tensors: TensorFiles) -> list[str]:
+    prefix = family.layer_prefix
+    layers = {int(name[len(prefix) :].split(".")[0]) for name in tensors.files if name.startswith(prefix)}
+    ends = [f"{prefix}{layer}{family.layer_bias}" for layer in sorted({min(layers), max(layers)})] if layers else []
+    # A tied output layer or absent biases are no reason to fail.
+    return [family.embedding, *(name for name in (family.output, *ends) if name in tensors.files)]
+
+
+def _spread(length: int) -> list[int]:
+    return sorted({i * length // ROWS for i in range(ROWS)})
+
+
+def _pack_signs(tensor: torch.Tensor) -> bytes:
+    bits = torch.signbit(tensor.float()).flatten().to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
+    return bytes((bits * weights).sum(-1, dtype=torch.uint8).tolist())

@@ -1,0 +1,124 @@
+"""Options of a small command: a dataclass declares them, and is what the command gets.
+
+    @dataclass(frozen=True)
+    class ServeOptions:
+        model: str = option("models/x", "base or tuned model", aliases=("--model_name_or_path",))
+        output_dir: str = option(..., "new folder; must be given")
+        prefix: tuple[str, ...] = option((), "a tuned prefix, repeatable")
+
+A field is `--name VALUE`; a bool is a flag; a tuple or list can be given several times; `X | None` is an X. Metadata:
+
+    help        one line; the default is added to it
+    aliases     further option strings
+    choices     values that are allowed (Literal[...] does the same)
+    positional  no option but a place on the command line; a tuple or list takes all that stand there
+    parse       text → value, instead of the type
+    env         environment variable that stands in for an option that isn't given
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, TypeVar
+
+from ptuning.errors import ConfigError
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A field with its help text; `...` as default makes it required."""
+    default = dataclasses.MISSING if default is ... else default
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def parse_options(cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None) -> Options:
+    """Reads a command line.
+
+    Args:
+        cls: a dataclass; its __post_init__ may check values and combinations.
+        argv: without the program's name.
+        prog: how the command is called, e.g. `ptuning serve`.
+        description: what stands above the options in --help.
+
+    Raises:
+        ConfigError: an unknown option (with the nearest one), a value of the wrong type, or a required one that is missing.
+        SystemExit: --help was printed.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if item.init:
+            _add(parser, item, hints[item.name])
+    _check_names(argv, parser)
+    given = vars(parser.parse_args(list(argv)))
+    return cls(**{name: tuple(value) if _container(hints[name]) is tuple else value for name, value in given.items()})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (all options: {self.prog} --help)")
+
+
+def _add(parser: argparse.ArgumentParser, item: dataclasses.Field, hint: Any) -> None:
+    about, plain = item.metadata, _without_none(hint)
+    is_several = _container(hint) is not None
+    kind = typing.get_args(plain)[0] if is_several else plain
+    required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    # An option that isn't given stays out of the result, so that the dataclass's own default holds.
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(item)}
+    if kind is bool:
+        settings |= {"action": "store_true"}
+    else:
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else about.get("choices")
+        settings |= {"type": about.get("parse") or (type(choices[0]) if choices else kind), "choices": choices}
+    environment = os.environ.get(about["env"]) if "env" in about else None
+    if environment:
+        settings["default"], required = environment, False
+    if about.get("positional"):
+        nargs = ("+" if required else "*") if is_several else (None if required else "?")
+        parser.add_argument(item.name, nargs=nargs, **settings)
+        return
+    if is_several:
+        settings["action"] = "append"
+    parser.add_argument(f"--{item.name}", *about.get("aliases", ()), dest=item.name, required=required, **settings)
+
+
+def _help(item: dataclasses.Field) -> str:
+    text = item.metadata.get("help", "").replace("%", "%%")
+    notes = []
+    if item.default not in (dataclasses.MISSING, None, False, "", ()):
+        notes.append(f"default: {item.default}".replace("%", "%%"))
+    if "env" in item.metadata:
+        notes.append(f"also {item.metadata['env']} in the environment")
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _without_none(hint: Any) -> Any:
+    """X of `X | None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0]
+    return hint
+
+
+def _container(hint: Any) -> type | None:
+    """tuple or list where several values are taken."""
+    origin = typing.get_origin(_without_none(hint))
+    return origin if origin in (tuple, list) else None
+
+
+def _check_names(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    known = [option for action in parser._actions for option in action.option_strings]
+    for token in argv:
+        if token == "--":
+            return
+        name = token.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown option {name}{hint} (all options: {parser.prog} --help)")

@@ -1,0 +1,231 @@
+"""The data files of a run, read and checked before any model is loaded; their records lie on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm import tqdm
+
+from ptuning.config.mix import parse_mix
+from ptuning.data.cache import cached, key_of
+from ptuning.data.files import data_fingerprint
+from ptuning.data.formats import Columns, Record
+from ptuning.data.guess import FormatOptions, find_format, has_columns
+from ptuning.data.records import Skipped, valid_records
+
+_FEATURES = Features(
+    {
+        "prompt": Value("string"),
+        "response": Value("string"),
+        "history": List(List(Value("string"))),
+        "source": Value("string"),
+        "system": Value("string"),
+    }
+)
+_BATCH = 1000  # rows written or read at once
+_BIG = 20_000_000  # bytes of a file that is read with a progress bar
+
+
+class Records(Sequence[Record]):
+    """Records that are read from disk when they are used.
+
+    Args:
+        dataset: with the columns of a Record.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int | slice) -> Record | Records:
+        if isinstance(index, slice):
+            return Records(self.dataset.select(range(*index.indices(len(self))), keep_in_memory=True))
+        return record_of(self.dataset[int(index)])
+
+    def __iter__(self) -> Iterator[Record]:
+        for batch in self.dataset.iter(_BATCH):
+            yield from records_of(batch)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (Records, list)):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None
+
+
+def record_of(values: dict) -> Record:
+    """A record from the values of its columns."""
+    history = tuple((question, answer) for question, answer in values["history"])
+    return Record(values["prompt"], values["response"], history, values["source"], values["system"])
+
+
+def records_of(batch: dict[str, list]) -> Iterator[Record]:
+    """Records from columns."""
+    for values in zip(*batch.values(), strict=True):
+        yield record_of(dict(zip(batch, values, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Records of one file, maybe with others mixed in, and what to call it in the run's record.
+
+    Args:
+        name: train, validation or test.
+        sha256: of the file; with rows mixed in, of all files and shares.
+        skipped: rows left out because they had problems.
+        key: fingerprint of the records in this order.
+        guessed: the format, where the flags left it open.
+        mixed_in: counts of the rows from other files, one text for each.
+    """
+
+    name: str
+    file: str
+    records: Records
+    sha256: str
+    skipped: int
+    key: str
+    guessed: str | None = None
+    mixed_in: tuple[tuple[int, str], ...] = ()
+
+    def __str__(self) -> str:
+        own = len(self.records) - sum(count for count, _ in self.mixed_in)
+        skipped = f", {self.skipped} invalid rows skipped" if self.skipped else ""
+        guessed = f" ({self.guessed})" if self.guessed else ""
+        mixed_in = "".join(f" + {text}" for _, text in self.mixed_in)
+        return f"{self.name}: {own} rows of {self.file}{guessed}{skipped}{mixed_in}"
+
+
+def load_split(
+    name: str,
+    file: str,
+    columns: Columns | FormatOptions,
+    max_samples: int | None = None,
+    skip_invalid: bool = False,
+    overwrite: bool = False,
+) -> Split:
+    """Reads one file, or takes its records from the cache.
+
+    Args:
+        name: train, validation or test.
+        columns: of its rows.
+        max_samples: as in `read_records`, as is skip_invalid.
+        overwrite: read the file also where its records are in the cache.
+
+    Raises:
+        DataError: the file or its rows are unusable; the message names file, line, field and fix.
+    """
+    sha256 = data_fingerprint(file)
+    key = key_of(sha256, file, type(columns).__name__, dataclasses.astuple(columns), max_samples, skip_invalid)
+
+    def build(folder: Path) -> dict:
+        found, skipped, size = find_format(file, columns), Skipped(), Path(file).stat().st_size
+        bar = tqdm(
+            total=size,
+            desc=f"Reading {Path(file).name}",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None if size >= _BIG else True,  # None: shown on a terminal only
+        )
+        with bar:
+            records = valid_records(
+                file,
+                found.shape,
+                skipped,
+                max_samples=max_samples,
+                skip_invalid=skip_invalid,
+                progress=lambda position: bar.update(position - bar.n),
+            )
+            _write(folder / "records.arrow", records)
+        return {"file": file, "skipped": skipped.rows, "guessed": str(found) if found.guessed else None}
+
+    dataset, about = cached(f"records-{key}", build, overwrite)
+    return Split(name, file, Records(dataset), sha256, about["skipped"], key, about["guessed"])
+
+
+def mixed(
+    train: Split,
+    mixes: Sequence[str],
+    seed: int,
+    options: FormatOptions,
+    skip_invalid: bool = False,
+    overwrite: bool = False,
+) -> Split:
+    """General data mixed into training, so that the model doesn't forget what it could do: the training rows in their order,
+    with rows of other files at random places between them.
+
+    The rows of a file are drawn without repetition as long as it has enough; else each row comes about equally often. The
+    draw depends on the seed, the files and the ratios alone.
+
+    Args:
+        train: the split of the training file.
+        mixes: FILE:RATIO each; RATIO rows for each training row.
+        seed: of the draw and of the places.
+        options: the training file's; a file that has not the same columns is guessed by itself.
+        skip_invalid: leave rows with problems out.
+        overwrite: as in `load_split`.
+
+    Raises:
+        ConfigError: a mix that isn't FILE:RATIO.
+        DataError: a file or its rows are unusable.
+    """
+    if not mixes:
+        return train
+    own = len(train.records)
+    files, drawn, counts = [train.records.dataset], [], []
+    keys, digest = [train.key], hashlib.sha256(train.sha256.encode())
+    for number, mix in enumerate(mixes):
+        file, ratio = parse_mix(mix)
+        columns = options if has_columns(file, options) else FormatOptions()
+        other = load_split("mix", file, columns, skip_invalid=skip_invalid, overwrite=overwrite)
+        wanted, there = max(round(ratio * own), 1), len(other.records)
+        start = sum(map(len, files))
+        drawn += [start + index for index in _draw(there, wanted, random.Random(f"{seed} draw {number}"))]
+        files.append(other.records.dataset)
+        keys.append(other.key)
+        repeated = f", each about {wanted / there:.1f} times" if wanted > there else ""
+        guessed = f" ({other.guessed})" if other.guessed else ""
+        skipped = f", {other.skipped} invalid rows skipped" if other.skipped else ""
+        counts.append((wanted, f"{wanted} of {there} rows of {file}{guessed} (ratio {ratio:g}{repeated}){skipped}"))
+        digest.update(f" {other.sha256} {ratio!r}".encode())
+    order = _interleaved(own, np.array(drawn), random.Random(f"{seed} places"))
+    records = Records(concatenate_datasets(files).select(order, keep_in_memory=True))
+    key = key_of(*keys, hashlib.sha256(order.tobytes()).hexdigest())
+    return dataclasses.replace(train, records=records, sha256=digest.hexdigest(), key=key, mixed_in=tuple(counts))
+
+
+def _write(path: Path, records: Iterable[Record]) -> None:
+    names, records = list(_FEATURES), iter(records)
+    with pa.ipc.new_stream(str(path), _FEATURES.arrow_schema) as writer:
+        while batch := list(islice(records, _BATCH)):
+            columns = {name: [getattr(record, name) for record in batch] for name in names}
+            writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=_FEATURES.arrow_schema))
+
+
+def _draw(there: int, count: int, rng: random.Random) -> list[int]:
+    """Numbers of rows."""
+    whole, rest = divmod(count, there)
+    drawn = list(range(there)) * whole + rng.sample(range(there), rest)
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _interleaved(own: int, others: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The rows 0 … own - 1 and the others, both in their order; which places are the others' is random."""
+    total = own + len(others)
+    theirs = np.zeros(total, dtype=bool)
+    theirs[rng.sample(range(total), len(others))] = True
+    order = np.empty(total, dtype=np.int64)
+    order[theirs], order[~theirs] = others, np.arange(own)
+    return order

@@ -1,0 +1,175 @@
+"""Files of predictions: written line by line as the answers come, scored at the end, and read back."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ptuning.data.encoded import EncodedRows
+from ptuning.data.formats import Record
+from ptuning.data.problems import Problem, described, listed
+from ptuning.data.rows import iterate_rows
+from ptuning.errors import ConfigError, DataError
+from ptuning.evaluation.answers import GenerationOptions, all_losses, generate_answers, own_rows
+from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
+from ptuning.families import Template
+from ptuning.methods import attached
+from ptuning.runs.folder import BASE, TUNED
+from ptuning.runs.lines import ResumableLines, append, write_lines
+
+_FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
+_NAMES = {str: "text", bool: "true or false", (int, float): "a number"}
+_SAMPLED = 16  # numbers of each tensor of the base that go into a key
+
+
+def predict(
+    model: PreTrainedModel,
+    template: Template,
+    records: Sequence[Record],
+    rows: EncodedRows,
+    options: GenerationOptions,
+    max_target_length: int,
+    path: Path,
+    say: Callable[[str], None] = print,
+    losses: bool = True,
+) -> dict[str, Any]:
+    """Answers and scores every record.
+
+    Each answer is appended as a JSON line {index, prompt, history, labels, predict, scores, …} to a part file beside
+    `path` the moment it is there; a second call for the same model, records and options goes on where the first stopped.
+    At the end `path` has all lines in the records' order; the part files stay until `delete_parts`, so that a run that is
+    stopped later, while another model answers, needn't repeat these. Under several processes each answers its own rows, and
+    all get the same scores.
+
+    Args:
+        rows: the same records, encoded.
+        max_target_length: tokens of a reference that the official mode scores against.
+        path: the JSON lines file.
+        say: prints on the main process.
+        losses: also compute the references' losses, one more forward pass over the rows.
+
+    Returns:
+        The scores of `metrics.summarise`.
+    """
+    state = PartialState()
+    settings = dataclasses.replace(options, batch_tokens=0)  # which doesn't change the answers
+    kept = ResumableLines(path, key_of(model, settings, max_target_length, rows.sha256))
+    if state.is_main_process:
+        kept.discard_others()
+    kept.key, done = broadcast_object_list([kept.key, kept.read() if state.is_main_process else None])
+    if done:
+        say(f"{path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
+    todo = own_rows([index for index in range(len(records)) if index not in done])
+    prompts = rows.as_part("prompt")
+    answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
+    own = []
+    bar = tqdm(total=len(todo), desc=path.stem, unit="row", leave=False, disable=not state.is_main_process)
+    with kept.open(state.process_index) as file, bar:
+        for answer in answers:
+            record = records[todo[answer.index]]
+            reference = _reference(record.response, template, options, max_target_length)
+            line = {
+                "index": todo[answer.index],
+                "prompt": record.prompt,
+                "history": record.history,
+                "labels": reference,
+                "predict": answer.text,
+                "scores": row_scores(answer.text, reference),
+                "tokens": answer.tokens,
+                "finished": answer.finished,
+            }
+            append(file, line)
+            own.append(line)
+            bar.update()
+    lines = sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
+    if losses:
+        found = all_losses(model, rows.as_part("answer"), template.pad_id)
+        for line in lines:
+            loss, line["loss_tokens"] = found[line["index"]]
+            line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
+    if state.is_main_process:
+        write_lines(path, lines)
+    state.wait_for_everyone()
+    return summarise(lines)
+
+
+def _reference(text: str, template: Template, options: GenerationOptions, max_target_length: int) -> str:
+    if not options.sample:
+        return text
+    # The official script scores against references cut at max_target_length.
+    (ids,) = template.encode_text([text])
+    return template.decode(ids[:max_target_length])
+
+
+def key_of(model: PreTrainedModel, *settings: object) -> str:
+    """16 hex digits that change with the weights (some of each tensor, all that a method has attached) and the settings.
+
+    Args:
+        settings: what `repr` shows of them counts.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    method = attached(model)
+    tuned = set() if method is None else {id(parameter) for parameter in method.parameters(model)}
+    for parameter in model.parameters():
+        numbers = getattr(parameter, "ds_tensor", parameter).detach().flatten()  # under ZeRO-3: this process's part
+        if id(parameter) not in tuned:
+            numbers = numbers[:: max(len(numbers) // _SAMPLED, 1)]
+        digest.update(numbers.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def prediction_file(run: str, name: str | None = None) -> Path:
+    """The predictions that are meant by a path on the command line.
+
+    Args:
+        run: a run folder, or the file itself.
+        name: of the file in the folder; default: predictions.jsonl, or predictions_base.jsonl where that is missing.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(run)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ConfigError(f"{run}: no such folder or file in {Path.cwd()}: give a run folder or a file of predictions")
+    wanted = [name] if name is not None else [TUNED, BASE]
+    for candidate in wanted:
+        if (path / candidate).is_file():
+            return path / candidate
+    there = sorted(file.name for file in path.glob("*.jsonl"))
+    fix = (
+        f"name one of its files with --predictions: {listed(there)}"
+        if there
+        else "run `ptuning evaluate` into it first"
+    )
+    raise ConfigError(f"{run}: has no {' or '.join(wanted)}: {fix}")
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """The lines of a predictions file. Scores that an older version didn't write are computed now.
+
+    Raises:
+        DataError: it can't be read, has no lines, or a line lacks a field.
+    """
+    lines = []
+    for number, row in iterate_rows(path):
+        if isinstance(row, Problem):
+            raise DataError(str(row))
+        for field, kind in _FIELDS.items():
+            if not isinstance(row.get(field), kind):
+                found = f"is {described(row[field])}" if field in row else "is missing"
+                problem = f"{found}, {_NAMES[kind]} is needed"
+                fix = "write the file again with `ptuning evaluate`"
+                raise DataError(str(Problem(str(path), number, field, problem, fix)))
+        scores = row.get("scores")
+        if not isinstance(scores, dict) or not {metric.name for metric in row_metrics()} <= set(scores):
+            row["scores"] = row_scores(row["predict"], row["labels"])
+        lines.append(row)
+    return lines

@@ -1,0 +1,37 @@
+"""Ways to tune: a file each, known by the name in --method and in manifests."""
+
+from ptuning.methods.full import FullMethod
+from ptuning.methods.method import (
+    MemoryTerms,
+    Method,
+    SaveTarget,
+    add_method,
+    attach_checkpoint,
+    attached,
+    bare,
+    check_template,
+    defaults_of,
+    method_class,
+    method_of,
+    read_checkpoint,
+    self_test,
+)
+from ptuning.methods.prefix.method import PrefixMethod
+
+__all__ = [
+    "FullMethod",
+    "MemoryTerms",
+    "Method",
+    "PrefixMethod",
+    "SaveTarget",
+    "add_method",
+    "attach_checkpoint",
+    "attached",
+    "bare",
+    "check_template",
+    "defaults_of",
+    "method_class",
+    "method_of",
+    "read_checkpoint",
+    "self_test",
+]

@@ -1,0 +1,59 @@
+"""All weights: the tuned model is a complete folder in the family's own format."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ptuning.checkpoint.manifest import Manifest
+from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
+from ptuning.errors import ConfigError
+from ptuning.families import Dimensions
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
+
+
+@add_method
+class FullMethod(Method):
+    """Trains every parameter of the base, so that afterwards the untuned one is gone."""
+
+    name = "full"
+    noun = "model"
+    learning_rate = 1e-4
+    keeps_base = False
+
+    @classmethod
+    def from_options(cls, options: Any) -> "FullMethod":
+        if options.ptuning_checkpoint is not None:
+            raise ConfigError(
+                f"--ptuning_checkpoint with --method {cls.name}: what is tuned is the model itself; give it as "
+                "--model_name_or_path alone"
+            )
+        return cls()
+
+    def describe(self) -> str:
+        return "all weights"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def start(self, model: PreTrainedModel) -> None:
+        model.requires_grad_(True)
+
+    def memory(self, base: Dimensions) -> MemoryTerms:
+        return MemoryTerms(base.parameters, frozen_base=False)
+
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        return f"--model_name_or_path {shlex.quote(folder)}", f"--model {shlex.quote(folder)}"
+
+    def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
+        about = None if manifest is None else replace(manifest, step=target.step)
+        save_model_folder(model, tokenizer, about, target.folder, writes=target.writes, device=target.device)
+
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+    def saved_bytes(self, model: PreTrainedModel) -> int:
+        return model_bytes(model)

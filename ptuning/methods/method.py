@@ -1,0 +1,346 @@
+"""What the rest of the package asks of a way to tune, and the list of methods.
+
+A method says what trains, how it is put on a base and taken off, how it is saved and loaded, what it needs of memory, and what
+a request that is served with it brings along. No other module asks which method it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ptuning.checkpoint.base import base_fingerprint
+from ptuning.checkpoint.manifest import Manifest, read_manifest
+from ptuning.errors import CheckpointError, ConfigError, ModelError
+from ptuning.families import Dimensions
+
+
+@dataclass(frozen=True)
+class MemoryTerms:
+    """What decides about a method's memory. Sizes in numbers, not bytes.
+
+    Args:
+        trained: numbers that are trained.
+        frozen_base: the base's own weights get no gradient.
+        positions: extra key/value positions that every token sees.
+    """
+
+    trained: int
+    frozen_base: bool
+    positions: int = 0
+
+
+@dataclass(frozen=True)
+class SaveTarget:
+    """Where and how a training run saves.
+
+    Args:
+        folder: may hold an earlier checkpoint, which stays whole until the new one is.
+        writes: whether this process writes; all processes take part, because sharded weights are gathered.
+        device: where the process group reduces.
+        step: of the optimizer.
+    """
+
+    folder: Path
+    writes: bool
+    device: torch.device
+    step: int | None = None
+
+
+class Method(ABC):
+    """One way to tune, with its settings."""
+
+    name: str  # of --method, and in manifests
+    noun: str  # what is saved, in messages
+    learning_rate: float  # where none is given
+    options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
+    defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
+    keeps_base: bool  # the untuned base is still there after training
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The method and its settings in words."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What its manifest says of it."""
+
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, model: PreTrainedModel) -> None:
+        """Makes what trains, freshly initialised, and freezes the rest."""
+
+    @abstractmethod
+    def memory(self, base: Dimensions) -> MemoryTerms:
+        """What it needs on a base of these widths."""
+
+    # --- on and off ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_on(cls, model: nn.Module) -> bool:
+        """Whether something of this method is attached that can be taken off again."""
+        return False
+
+    @classmethod
+    def off(cls, model: PreTrainedModel) -> AbstractContextManager:
+        """Inside, what is attached is off and the model is the bare base."""
+        return nullcontext()
+
+    @classmethod
+    def served(cls, model: PreTrainedModel, name: str) -> Any:
+        """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
+        return None
+
+    def next_commands(self, base: str, folder: str) -> list[str]:
+        """What to type after a run, for people.
+
+        Args:
+            base: --model_name_or_path.
+            folder: --output_dir.
+        """
+        command = Path(sys.executable).parent / "ptuning"
+        chat, serve = self.where(base, folder)
+        return [f"Next: {command} chat {chat}", f"      {command} serve {serve}"]
+
+    @abstractmethod
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        """What is attached, in numbers; nothing where the model itself is tuned."""
+        return ()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def from_options(cls, options: Any) -> Method:
+        """From the model options of a run (config.ModelArguments); a checkpoint to start from brings its own settings.
+
+        Raises:
+            ConfigError, CheckpointError: they can't be used.
+        """
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Reads a saved checkpoint as far as that goes without its base.
+
+        Returns:
+            Its manifest; None where another program wrote it.
+
+        Raises:
+            CheckpointError: it is damaged, or not one that can be put on a base.
+        """
+        raise CheckpointError(
+            f"{folder}: holds a complete model; give it as model_name_or_path, without ptuning_checkpoint."
+        )
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, folder: Path, base: str | Path) -> Manifest | None:
+        """Puts a saved checkpoint on its base.
+
+        Args:
+            folder: of the checkpoint.
+            base: where the model was loaded from; its fingerprint is compared with the checkpoint's.
+
+        Returns:
+            As `read`.
+
+        Raises:
+            CheckpointError: unreadable, or of another base or template.
+        """
+        return cls.read(folder)
+
+    @abstractmethod
+    def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
+        """Writes a checkpoint that `restore` and `attach` read. All processes call it.
+
+        Raises:
+            CheckpointError, TrainingError: it can't be written; what was there before is whole.
+        """
+
+    @abstractmethod
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        """Puts the weights of a checkpoint of the same run back into the model in training."""
+
+    @abstractmethod
+    def saved_bytes(self, model: PreTrainedModel) -> int:
+        """Disk that `save` takes."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def add_method(method: type[Method]) -> type[Method]:
+    """Makes a method known under its name; a decorator."""
+    _METHODS[method.name] = method
+    return method
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of a --method or a manifest.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in _METHODS:
+        raise ConfigError(f"--method {name}: no such method; there are {', '.join(_METHODS)}")
+    return _METHODS[name]
+
+
+def defaults_of(name: str, continues: bool) -> dict[str, Any]:
+    """The options that a method brings where they aren't given.
+
+    Args:
+        name: of the method.
+        continues: whether it goes on from a checkpoint, which has settings of its own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = method_class(name)
+    return {"learning_rate": method.learning_rate} | ({} if continues else method.defaults)
+
+
+def method_of(options: Any, trains: bool) -> Method | None:
+    """The method of a run's model options, with its settings; None where nothing is tuned.
+
+    Args:
+        options: config.ModelArguments.
+        trains: whether the run trains; one that only evaluates may still name a tuned checkpoint.
+
+    Raises:
+        ConfigError: there is no such method, or its settings can't be used.
+    """
+    if trains:
+        method = method_class(options.method)
+        _refuse_options_of_others(method, options)
+        return method.from_options(options)
+    if options.ptuning_checkpoint is None:
+        _refuse_options_of_others(None, options)
+        return None
+    return _method_of(Path(options.ptuning_checkpoint).expanduser()).from_options(options)
+
+
+def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None:
+    default = {field.name: field.default for field in fields(options)}
+    for other in _METHODS.values():
+        for name in () if other is method else other.options:
+            if getattr(options, name) == default[name]:
+                continue
+            if method is None:
+                raise ConfigError(
+                    f"--{name} says what to train, and without --do_train nothing is; to evaluate a tuned {other.noun} give "
+                    "--ptuning_checkpoint"
+                )
+            raise ConfigError(
+                f"--{name} is for --method {other.name}, and --method is {method.name}; leave one of them out"
+            )
+
+
+def read_checkpoint(folder: str | Path) -> Manifest | None:
+    """The manifest of a tuned checkpoint that is put on a base; the rest of it is checked. Errors as `Method.read`."""
+    folder = Path(folder).expanduser()
+    return _method_of(folder).read(folder)
+
+
+def attach_checkpoint(model: PreTrainedModel, folder: str | Path, base: str | Path) -> Manifest | None:
+    """Puts a tuned checkpoint on its base, by whichever method it was tuned; arguments and errors as `Method.attach`."""
+    folder = Path(folder).expanduser()
+    return _method_of(folder).attach(model, folder, base)
+
+
+def _method_of(folder: Path) -> type[Method]:
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    return method_class("prefix" if manifest is None else manifest.method)  # other programs' folders are prefixes
+
+
+def check_belongs(manifest: Manifest, folder: Path, base: str | Path, template: str) -> None:
+    """Refuses a checkpoint of another base or template.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    check_template(manifest, folder, template)
+    fingerprint = base_fingerprint(base)
+    if fingerprint != manifest.base.fingerprint:
+        raise CheckpointError(
+            f"{folder}: was trained on {manifest.base.name_or_path} (fingerprint {manifest.base.fingerprint}), "
+            f"and the base given is {base} (fingerprint {fingerprint}), with other weights. Give the base it was trained on."
+        )
+
+
+def check_template(manifest: Manifest, folder: Path, template: str) -> None:
+    """Raises CheckpointError where a checkpoint was trained with another prompt template."""
+    if manifest.template != template:
+        raise CheckpointError(
+            f"{folder}: was trained with the prompt template {manifest.template!r}, and this package builds prompts "
+            f"with {template!r}; answers would be off."
+        )
+
+
+def attached(model: nn.Module) -> type[Method] | None:
+    """The method that has put something on the model; None on a bare base and on a fully tuned model."""
+    return next((method for method in _METHODS.values() if method.is_on(model)), None)
+
+
+@contextmanager
+def bare(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, whatever a method has attached is off: what "untuned" means everywhere."""
+    with ExitStack() as stack:
+        method = attached(model)
+        if method is not None:
+            stack.enter_context(method.off(model))
+        yield
+
+
+def self_test(model: PreTrainedModel) -> float:
+    """Runs a few tokens with what is attached and without it: a prefix that "loads" and is ignored looks like a bad model.
+
+    Returns:
+        The largest logit difference.
+
+    Raises:
+        CheckpointError: nothing is attached, it has no effect, or makes the logits NaN or infinite.
+        ModelError: the base alone gives NaN or infinite logits.
+    """
+    method = attached(model)
+    if method is None:
+        raise CheckpointError("the checkpoint has no effect: nothing is attached to this model.")
+    training = model.training
+    ids = torch.arange(3, 11, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
+    model.eval()
+    try:
+        with torch.no_grad():
+            tuned = model(input_ids=ids, use_cache=False).logits.float()
+            with bare(model):
+                base = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        model.train(training)
+    if not torch.isfinite(base).all():
+        raise ModelError(
+            f"the base model gives NaN or infinite logits in {model.dtype}; try dtype float32 or bfloat16."
+        )
+    if not torch.isfinite(tuned).all():
+        raise CheckpointError(
+            f"with the {method.noun} the logits are NaN or infinite in {model.dtype}, without it they are finite; try dtype "
+            "float32 or bfloat16, or an earlier checkpoint."
+        )
+    difference = float((tuned - base).abs().max())
+    if difference == 0.0:
+        raise CheckpointError(
+            f"the {method.noun} has no effect: the logits with and without it are equal. The checkpoint's numbers are wrong, or "
+            f"the attention implementation {model.config._attn_implementation!r} leaves the {method.noun} out."
+        )
+    return difference

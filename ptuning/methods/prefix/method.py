@@ -1,0 +1,126 @@
+"""P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
+
+import shlex
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ptuning.checkpoint.manifest import Manifest
+from ptuning.checkpoint.partitioned import gathered, whole_shape
+from ptuning.errors import CheckpointError, ConfigError
+from ptuning.families import Dimensions, family_of
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
+from ptuning.methods.prefix.attach import attach_prefix, prefix_of, without_prefix
+from ptuning.methods.prefix.checkpoint import for_base, save_prefix
+from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
+from ptuning.methods.prefix.read import PREFIX, read_prefix
+
+
+@add_method
+class PrefixMethod(Method):
+    """Trains the prefix alone.
+
+    Args:
+        pre_seq_len: T.
+        prefix_projection: the reparametrised variant.
+        prefix_dropout: on the prefix keys and values while training.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    name = PREFIX
+    noun = "prefix"
+    learning_rate = 2e-2
+    keeps_base = True
+    options = ("pre_seq_len", "prefix_projection", "prefix_dropout")
+    defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
+
+    def __init__(self, pre_seq_len: int, prefix_projection: bool = False, prefix_dropout: float = DROPOUT):
+        if pre_seq_len < 1:
+            raise ConfigError(f"--pre_seq_len is {pre_seq_len}; use at least 1 (official: 128)")
+        if not 0 <= prefix_dropout < 1:
+            raise ConfigError(f"--prefix_dropout is {prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
+        self.pre_seq_len, self.prefix_projection, self.prefix_dropout = pre_seq_len, prefix_projection, prefix_dropout
+
+    @classmethod
+    def from_options(cls, options: Any) -> "PrefixMethod":
+        length, projection = options.pre_seq_len, options.prefix_projection
+        if options.ptuning_checkpoint is not None:
+            checkpoint = read_prefix(options.ptuning_checkpoint)
+            for name, expected in (("pre_seq_len", length), ("prefix_projection", projection or None)):
+                found = getattr(checkpoint, name)
+                if expected is not None and expected != found:
+                    raise CheckpointError(
+                        f"{checkpoint.folder}: {name} is {found} in the checkpoint and {expected} was asked for; leave {name} "
+                        "out, it is read from the checkpoint."
+                    )
+            length, projection = checkpoint.pre_seq_len, checkpoint.prefix_projection
+        return cls(length, projection, options.prefix_dropout)
+
+    def describe(self) -> str:
+        return f"prefix of {self.pre_seq_len}" + (" with projection" if self.prefix_projection else "")
+
+    def settings(self) -> dict[str, Any]:
+        return {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.prefix_projection}
+
+    def start(self, model: PreTrainedModel) -> None:
+        if prefix_of(model) is None:  # else it goes on from a checkpoint's
+            attach_prefix(model, self.pre_seq_len, self.prefix_projection)
+        prefix_of(model).dropout.p = self.prefix_dropout
+
+    def memory(self, base: Dimensions) -> MemoryTerms:
+        shape = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden)
+        trained = self.pre_seq_len * shape.width
+        if self.prefix_projection:
+            trained += 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size
+        return MemoryTerms(trained, frozen_base=True, positions=self.pre_seq_len)
+
+    def where(self, base: str, folder: str) -> tuple[str, str]:
+        named = shlex.quote(f"{Path(folder).name}={folder}")
+        return f"--ptuning_checkpoint {shlex.quote(folder)}", f"--model {shlex.quote(base)} --prefix {named}"
+
+    @classmethod
+    def is_on(cls, model: nn.Module) -> bool:
+        return prefix_of(model) is not None
+
+    @classmethod
+    def off(cls, model: PreTrainedModel) -> AbstractContextManager:
+        return without_prefix(model)
+
+    @classmethod
+    def served(cls, model: PreTrainedModel, name: str) -> Prefix:
+        return Prefix.of(name, prefix_of(model), model.dtype)
+
+    @classmethod
+    def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
+        return prefix_of(model).parameters()
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        return read_prefix(folder).manifest
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, folder: Path, base: str | Path) -> Manifest | None:
+        checkpoint = for_base(read_prefix(folder), model.config)
+        if checkpoint.manifest is not None:
+            check_belongs(checkpoint.manifest, checkpoint.folder, base, family_of(model.config).template_name)
+        attach_prefix(model, checkpoint.pre_seq_len, checkpoint.prefix_projection).load_state_dict(checkpoint.tensors)
+        return checkpoint.manifest
+
+    def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
+        encoder = prefix_of(model)
+        with gathered(encoder.parameters()):
+            tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
+        if target.writes and manifest is not None:
+            save_prefix(target.folder, tensors, manifest)
+
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        prefix_of(model).load_state_dict(read_prefix(folder).tensors)
+
+    def saved_bytes(self, model: PreTrainedModel) -> int:
+        return 4 * sum(whole_shape(parameter).numel() for parameter in prefix_of(model).parameters())

@@ -1,0 +1,158 @@
+"""The figures of a run that decide about its memory, taken from the options and config.json alone. Sizes in numbers, not bytes."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ptuning.checkpoint.base import read_base_config, resolve_base
+from ptuning.config import Config
+from ptuning.families import Dimensions, family_of, read_config
+from ptuning.loading import resolve_dtype
+from ptuning.methods import Method
+from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
+from ptuning.training.machine import process_counts
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training run.
+
+    Args:
+        shape: of the base.
+        method: what is tuned, in words.
+        trained: numbers that are trained.
+        frozen: the base gets no gradient, and what is trained lies beside it in fp32.
+        positions: extra key/value positions that every token sees.
+        weight_bytes: a base weight's, as loaded.
+        compute_bytes: an activation's.
+        autocast: weights stay fp32 and each forward makes 16-bit copies.
+        batch: rows a process and step.
+        length: tokens of the longest row.
+        labels: tokens with a loss in the longest row, at most.
+        accumulation: gradient accumulation steps.
+        checkpointing: gradient checkpointing.
+        eager: attention that keeps every score.
+        optimizer_bytes: of optimizer state a trained number; AdamW 8.
+        processes: in all.
+        local_processes: on this node.
+        cpu: trains on the CPU.
+        zero: DeepSpeed's settings; None without DeepSpeed.
+        checkpoints: kept on disk at the same time, the one being written included.
+        save_optimizer: checkpoints hold the optimizer's state.
+    """
+
+    shape: Dimensions
+    method: str
+    trained: int
+    frozen: bool
+    positions: int
+    weight_bytes: int
+    compute_bytes: int
+    autocast: bool
+    batch: int
+    length: int
+    labels: int
+    accumulation: int
+    checkpointing: bool
+    eager: bool
+    optimizer_bytes: int
+    processes: int
+    local_processes: int
+    cpu: bool
+    zero: ZeroSettings | None
+    checkpoints: int
+    save_optimizer: bool
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        method: Method,
+        *,
+        longest: tuple[int, int] | None = None,
+        deepspeed: dict[str, Any] | None = None,
+        processes: tuple[int, int] | None = None,
+        device_type: str | None = None,
+    ) -> "Workload":
+        """From a run's options; reads config.json, no weights.
+
+        Args:
+            config: the options.
+            method: what is tuned.
+            longest: tokens and labels of the longest row; default: what the length options allow.
+            deepspeed: instead of the file in the options.
+            processes: in all and on this node; default: from the launcher.
+            device_type: "cpu" or "cuda"; default: this machine's.
+
+        Raises:
+            ModelError: the base can't be used.
+            ConfigError: the DeepSpeed file can't be read, or an unknown dtype.
+        """
+        model, data, training = config.model, config.data, config.training
+        folder = resolve_base(model.model_name_or_path)
+        read_base_config(folder)
+        base = read_config(folder)
+        shape = family_of(base).dimensions(base)
+        device_type = device_type or _device_type(training.use_cpu)
+        values = deepspeed if deepspeed is not None else read_deepspeed(training.deepspeed)
+        terms = method.memory(shape)
+        half = training.bf16 or training.fp16
+        dtype = base_dtype(model.dtype, method, trains=True)
+        if dtype == "auto" and device_type == "cuda" and not torch.cuda.is_available():
+            dtype = "bfloat16"  # an estimate for another machine
+        weight_bytes = resolve_dtype(dtype, torch.device(device_type)).itemsize
+        if values is not None and half:
+            weight_bytes = 2
+        world, local = processes or process_counts()
+        longest = longest or (data.max_source_length + data.max_target_length + 1, data.max_target_length + 1)
+        if data.pad_to_max_length:
+            longest = (data.max_source_length + data.max_target_length + 1, longest[1])
+        return cls(
+            shape=shape,
+            method=method.describe(),
+            trained=terms.trained,
+            frozen=terms.frozen_base,
+            positions=terms.positions,
+            weight_bytes=weight_bytes,
+            compute_bytes=2 if half else weight_bytes,
+            autocast=half and weight_bytes == 4,
+            batch=training.per_device_train_batch_size,
+            length=longest[0],
+            labels=longest[1],
+            accumulation=training.gradient_accumulation_steps,
+            checkpointing=training.gradient_checkpointing,
+            eager=model.attn_implementation == "eager",
+            optimizer_bytes=2 if "8bit" in str(training.optim) else 8,
+            processes=world,
+            local_processes=local,
+            cpu=device_type == "cpu",
+            zero=None if values is None else ZeroSettings.of(values),
+            checkpoints=_checkpoints(training),
+            save_optimizer=not training.save_only_model,
+        )
+
+    def with_batch(self, batch: int) -> "Workload":
+        """The same effective batch with `batch` rows at a time."""
+        return replace(self, batch=batch, accumulation=self.accumulation * self.batch // batch)
+
+
+def base_dtype(dtype: str, method: Method | None, trains: bool) -> str:
+    """The --dtype to load the base in: where its own weights are trained they are the optimizer's fp32 master weights, and
+    bf16 or fp16 autocast does the computing."""
+    return "float32" if dtype == "auto" and trains and method is not None and not method.keeps_base else dtype
+
+
+def _device_type(use_cpu: bool) -> str:
+    return "cpu" if use_cpu or not torch.accelerator.is_available() else "cuda"
+
+
+def _checkpoints(training) -> int:
+    """Checkpoints on disk at once: those kept and the one being written; where their number isn't known yet, one."""
+    if training.save_strategy == "no":
+        return 0
+    every = training.save_steps
+    planned = -(-training.max_steps // int(every)) if training.max_steps > 0 and every >= 1 else None
+    limit = training.save_total_limit
+    kept = min((n for n in (planned, limit + 1 if limit else None) if n is not None), default=1)
+    return max(kept, 1)
