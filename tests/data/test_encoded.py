@@ -113,7 +113,7 @@ def test_the_second_start_reads_and_encodes_nothing(file, template, monkeypatch,
         again = load(file, skip_invalid=True)
         second = encode_split(again, encoder)
     assert str(again) == str(split) and again == split
-    assert (second.report, second.summary, second.sha256) == (first.report, first.summary, first.sha256)
+    assert (second.report, second.summary, second.rows.sha256) == (first.report, first.summary, first.rows.sha256)
     assert list(second.rows) == list(first.rows)
     assert len(folders()) == 2
     seen = capfd.readouterr()
@@ -122,7 +122,7 @@ def test_the_second_start_reads_and_encodes_nothing(file, template, monkeypatch,
 
 def test_whatever_rows_depend_on_makes_them_anew(file, template, real_tokenizer):
     def sha(encoder: Encoder, **options) -> str:
-        return encode_split(load(file, max_samples=20, **options), encoder).sha256
+        return encode_split(load(file, max_samples=20, **options), encoder).rows.sha256
 
     lengths = Lengths(60, 20)
     hashes = [
@@ -148,7 +148,8 @@ def test_a_template_that_writes_otherwise_makes_them_anew(file, template):
 
     split = load(file, max_samples=20)
     hashes = {
-        encode_split(split, Encoder(each, Lengths(60, 20))).sha256 for each in (template, Other(template.tokenizer))
+        encode_split(split, Encoder(each, Lengths(60, 20))).rows.sha256
+        for each in (template, Other(template.tokenizer))
     }
     assert len(hashes) == 2
 
@@ -162,14 +163,14 @@ def test_overwrite_reads_and_encodes_again(file, template, monkeypatch):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
     again = encode_split(load(file, max_samples=20, overwrite=True), encoder, overwrite=True)
-    assert calls == ["valid_records", "_encode"] and again.sha256 == first.sha256 and folders() == before
+    assert calls == ["valid_records", "_encode"] and again.rows.sha256 == first.rows.sha256 and folders() == before
 
 
 def test_several_workers_make_the_same_rows(file, template, capfd):
     encoder = Encoder(template, Lengths(60, 20))
     alone = encode_split(load(file), encoder)
     together = encode_split(load(file), encoder, workers=3, overwrite=True)
-    assert together.sha256 == alone.sha256 and together.report == alone.report
+    assert together.rows.sha256 == alone.rows.sha256 and together.report == alone.report
     assert list(together.rows) == list(alone.rows)
     seen = capfd.readouterr()
     assert seen.out == seen.err == ""
@@ -181,7 +182,7 @@ def test_mixed_rows_keep_their_order(tmp_path, file, template):
     splits = [mixed(load(file, max_samples=40), [f"{general}:0.5"], seed, OPTIONS) for seed in (1, 1, 2)]
     one, again, other = (encode_split(split, encoder) for split in splits)
     assert [row.source for row in one.rows] == [record.source for record in splits[0].records]
-    assert len(one.rows) == 60 and one.sha256 == again.sha256 != other.sha256
+    assert len(one.rows) == 60 and one.rows.sha256 == again.rows.sha256 != other.rows.sha256
 
 
 def test_a_cache_that_can_not_be_written(tmp_path, file, monkeypatch):
@@ -196,7 +197,7 @@ def test_half_made_rows_are_made_again(file, template):
     first = encode_split(load(file, max_samples=20), encoder)
     for folder in cache_folder().iterdir():
         (folder / ABOUT).unlink()
-    assert encode_split(load(file, max_samples=20), encoder).sha256 == first.sha256
+    assert encode_split(load(file, max_samples=20), encoder).rows.sha256 == first.rows.sha256
     assert all({path.suffix for path in folder.iterdir()} == {".arrow", ".json"} for folder in cache_folder().iterdir())
 
 
@@ -228,14 +229,14 @@ def test_the_hash_is_that_of_the_content_in_order(file, template):
         pieces = [pa.Table.from_pylist(rows[i : i + size], schema=table.schema) for i in range(0, len(rows), size)]
         return rows_sha256(Dataset(pa.concat_tables(pieces)))
 
-    assert sha(rows) == sha(rows, 7) == found.sha256
-    assert sha([*rows[1:], rows[0]]) != found.sha256
+    assert sha(rows) == sha(rows, 7) == found.rows.sha256
+    assert sha([*rows[1:], rows[0]]) != found.rows.sha256
     labelled = [{**rows[0], "labels": [IGNORE, *rows[0]["labels"][1:-1], IGNORE]}, *rows[1:]]
-    assert sha(labelled) != found.sha256
+    assert sha(labelled) != found.rows.sha256
     # Where one row ends and the next begins matters too.
     joined = {**rows[0], **{name: rows[0][name] + rows[1][name] for name in ("input_ids", "labels", "length")}}
     split = {**rows[1], "input_ids": [], "labels": [], "length": 0}
-    assert sha([joined, split, *rows[2:]]) != found.sha256
+    assert sha([joined, split, *rows[2:]]) != found.rows.sha256
 
 
 SCRIPT = """
@@ -309,7 +310,7 @@ try:
     rows(sys.argv[3])
 except DataError as error:
     refused = "1 problem in 1 of 1 rows" in str(error)
-sys.stdout.write(f"{state.process_index} {sorted(set(made[:4]))} {found.sha256} {refused}\\n")
+sys.stdout.write(f"{state.process_index} {sorted(set(made[:4]))} {found.rows.sha256} {refused}\\n")
 dist.destroy_process_group()
 """,
         encoding="utf-8",
@@ -317,5 +318,5 @@ dist.destroy_process_group()
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "", "response": "b"}])
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}", str(script))
     lines = sorted(run("", template.tokenizer.vocab_file, file, bad, launcher=launcher).splitlines())
-    sha = encode_split(load(file), Encoder(template, Lengths(60, 20))).sha256
+    sha = encode_split(load(file), Encoder(template, Lengths(60, 20))).rows.sha256
     assert lines == [f"0 ['_encode', 'valid_records'] {sha} True", f"1 ['valid_records'] {sha} True"]
