@@ -4,16 +4,18 @@ import argparse
 import json
 import random
 import time
+import types
 from pathlib import Path
 
 SHARED_LENGTHS = Path(__file__).resolve().parents[2] / "shared" / "adgen" / "lengths.json"
 MAX_SOURCE, MAX_TARGET = 64, 128
 
 
-class Tokenizer:
+class Template:
     """All that a trainer asks of one when nothing is saved."""
 
-    pad_token_id, model_input_names = 0, ("input_ids",)
+    pad_id = 0
+    tokenizer = types.SimpleNamespace(pad_token_id=0, model_input_names=("input_ids",))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import (
     MAX_SOURCE,
     MAX_TARGET,
-    Tokenizer,
+    Template,
     add_model_arguments,
     matmul_rate,
     model_config,
@@ -58,6 +58,7 @@ def worker(args: argparse.Namespace) -> dict | None:
     from ptuning import distributed
     from ptuning.config import parse
     from ptuning.main import build_model
+    from ptuning.methods import method_of
     from ptuning.training.estimate import estimate_run
     from ptuning.training.machine import peak_rss
     from ptuning.training.run import build_trainer
@@ -67,6 +68,7 @@ def worker(args: argparse.Namespace) -> dict | None:
     rows = random_rows(lengths, args.vocab)
     with tempfile.TemporaryDirectory() as folder:
         options = {
+            "method": "full",
             "model_name_or_path": args.base,
             "output_dir": folder,
             "train_file": "-",
@@ -88,11 +90,12 @@ def worker(args: argparse.Namespace) -> dict | None:
             options["deepspeed"] = ROOT / "configs" / WAYS[args.worker]
         argv = ["--do_train", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
         config, _ = parse(argv, prepare=distributed.prepare)
+        method = method_of(config.model, trains=True)
         with distributed.session():
             distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
             longest = max(lengths, key=sum)
-            estimate = estimate_run(config, longest=(sum(longest), longest[1]))
-            model = build_model(config, print)
+            estimate = estimate_run(config, method, longest=(sum(longest), longest[1]))
+            model = build_model(config, method, print)
 
             class Clock(TrainerCallback):
                 started = ended = 0.0
@@ -104,7 +107,7 @@ def worker(args: argparse.Namespace) -> dict | None:
                     self.ended = time.perf_counter()
 
             clock = Clock()
-            trainer = build_trainer(config, model, Tokenizer(), {"train": rows}, None)
+            trainer = build_trainer(config, model, Template(), method, {"train": rows}, None)
             trainer.add_callback(clock)
             trainer.train()
             sizes = torch.tensor([peak_rss()], dtype=torch.float64, device=config.training.device)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import (
     MAX_SOURCE,
     MAX_TARGET,
-    Tokenizer,
+    Template,
     add_model_arguments,
     matmul_rate,
     model_config,
@@ -68,7 +68,6 @@ def run_way(args: argparse.Namespace) -> dict:
     """Trains in this process and measures."""
     import torch
 
-    from ptuning.checkpoint import describe_prefix  # noqa: F401  (the package registers the model on import)
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
     from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
@@ -122,8 +121,9 @@ def run_way(args: argparse.Namespace) -> dict:
         trainer = (OfficialTrainer if official else TuningTrainer)(
             model=model,
             args=training,
-            tokenizer=Tokenizer(),
-            description=None,
+            method=None,
+            template=Template(),
+            manifest=None,
             pad_to=MAX_SOURCE + MAX_TARGET + 1 if official else None,
             train_dataset=RowDataset(rows),
             callbacks=[clock],

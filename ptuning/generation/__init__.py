@@ -12,7 +12,6 @@ from ptuning.generation.protocol import (
     Generator,
     Prefix,
     SamplingParams,
-    SteppedGenerator,
     Token,
 )
 
@@ -25,6 +24,5 @@ __all__ = [
     "Generator",
     "Prefix",
     "SamplingParams",
-    "SteppedGenerator",
     "Token",
 ]

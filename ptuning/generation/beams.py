@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.methods import attached, bare
 
 
-class BeamSearch:
+class BeamSearch(AbstractContextManager):
     """A Generator that is deterministic: sampling and logprobs of a request don't count.
 
     A request without a prefix is answered by the bare base, one with a prefix by what is attached to the model.
@@ -39,9 +39,6 @@ class BeamSearch:
     ):
         self.model, self.stop_ids, self.pad_id = model, list(stop_ids), pad_id
         self.num_beams, self.batch_tokens, self.notify = num_beams, batch_tokens, notify
-
-    def __enter__(self) -> "BeamSearch":
-        return self
 
     def __exit__(self, *exc) -> None:
         """Nothing stays behind: each batch has a cache of its own."""

@@ -1,6 +1,7 @@
 """What answers requests: the protocol that evaluation, chat and serving use, whatever computes the tokens."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,12 +84,8 @@ class Token:
     top: tuple[tuple[int, float], ...] = field(default=())
 
 
-class Generator(Protocol):
+class Generator(AbstractContextManager, Protocol):
     """Answers requests, in any order and side by side. Use it as `with generator:`."""
-
-    def __enter__(self) -> "Generator": ...
-
-    def __exit__(self, *exc) -> None: ...
 
     def submit(self, requests: Iterable[GenerationRequest], anywhere: Callable[[bool], bool] = bool) -> Iterator[Token]:
         """Answers all of them; a request's last token has a `finish`.
@@ -101,27 +98,4 @@ class Generator(Protocol):
             ValueError: a request that can't be computed.
             GenerationError: one that doesn't fit into memory, even alone.
         """
-        ...
-
-
-class SteppedGenerator(Generator, Protocol):
-    """One whose requests come and go between steps: what a server needs."""
-
-    @property
-    def has_work(self) -> bool: ...
-
-    def add(self, request: GenerationRequest) -> None:
-        """Queues a request. Raises ValueError for one that can't be computed."""
-        ...
-
-    def cancel(self, id: Hashable) -> bool:
-        """Takes a request out, at once. Returns whether it was there."""
-        ...
-
-    def forget(self, prefix: Prefix) -> None:
-        """Drops what is kept of a prefix's dialogues."""
-        ...
-
-    def step(self) -> list[Token]:
-        """The next tokens of what runs. Raises GenerationError, with the request's id, for one that has to be taken out."""
         ...

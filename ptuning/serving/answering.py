@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ptuning.generation import GenerationRequest, SamplingParams
-from ptuning.serving.backend import Answers, Backend, BackendError, Served
+from ptuning.serving.backend import Answers, Backend, Served
 from ptuning.serving.detokenize import AnswerText, Piece
 from ptuning.serving.errors import ApiError
 from ptuning.serving.prompts import PromptBuilder
@@ -65,16 +65,13 @@ class Asked:
         Raises:
             ApiError: one of them can't be finished.
         """
-        try:
-            async for index, token in self.answers:
-                piece = self.texts[index].push(token)
-                if piece.finish is not None:
-                    self.answers.cancel(index)  # ended by a stop string; else it is gone already
-                self.usage.answer = sum(text.tokens for text in self.texts)
-                if piece.text or piece.tokens or piece.finish:
-                    yield index, piece
-        except BackendError as error:
-            raise ApiError.of(error) from error
+        async for index, token in self.answers:
+            piece = self.texts[index].push(token)
+            if piece.finish is not None:
+                self.answers.cancel(index)  # ended by a stop string; else it is gone already
+            self.usage.answer = sum(text.tokens for text in self.texts)
+            if piece.text or piece.tokens or piece.finish:
+                yield index, piece
 
     async def whole(self) -> list[Piece]:
         """Each answer in one piece."""
@@ -98,10 +95,7 @@ def find(services: Services, request: Request, name: str) -> Served:
     Raises:
         ApiError: there is none.
     """
-    try:
-        served = services.backend.find(name)
-    except BackendError as error:
-        raise ApiError.of(error) from error
+    served = services.backend.find(name)
     request.state.model = served.name
     return served
 
@@ -127,10 +121,7 @@ def ask(
             "--max_queue); ask for fewer",
             param="n",
         )
-    try:
-        answers = backend.submit(model.name, wanted)
-    except BackendError as error:
-        raise ApiError.of(error) from error
+    answers = backend.submit(model.name, wanted)
     usage = Usage(prompt=sum(len(each.ids) for each in wanted))
     request.state.usage = usage
     return Asked(answers, [AnswerText(backend.template, stops, strip) for _ in wanted], usage)

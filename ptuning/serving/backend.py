@@ -1,11 +1,12 @@
 """What the HTTP side asks of what computes, so that another engine (vLLM) can take the worker's place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from ptuning.families import Template
 from ptuning.generation import GenerationRequest, Token
+from ptuning.serving.errors import ApiError
 
 BASE = "base"  # always names the untuned base, besides its folder's name
 
@@ -19,12 +20,14 @@ class Served:
         created: seconds since 1970 when it was loaded.
         source_prefix: text that it was trained to see in front of every prompt.
         pre_seq_len: length of the prefix; 0 is the base.
+        prefix: what the backend's engine needs to answer with it; nothing for the HTTP side to look at.
     """
 
     name: str
     created: int
     source_prefix: str = ""
     pre_seq_len: int = 0
+    prefix: Any = field(default=None, repr=False)
 
     @property
     def is_base(self) -> bool:
@@ -41,16 +44,19 @@ class Stats:
     draining: bool
 
 
-class BackendError(Exception):
+class BackendError(ApiError):
     """Why an answer can't be computed; the subclasses say which HTTP status that is."""
 
-    status, kind, code = 500, "server_error", "internal_error"
+    status, kind, code, param = 500, "server_error", "internal_error", None
+
+    def __init__(self, message: str, headers: dict[str, str] | None = None):
+        super().__init__(self.status, message, self.code, self.param, self.kind, headers)
 
 
 class UnknownModel(BackendError):
     """No model of this name."""
 
-    status, kind, code = 404, "invalid_request_error", "model_not_found"
+    status, kind, code, param = 404, "invalid_request_error", "model_not_found", "model"
 
 
 class Busy(BackendError):
@@ -63,8 +69,7 @@ class Busy(BackendError):
     status, kind, code = 429, "rate_limit_error", "queue_full"
 
     def __init__(self, message: str, retry_after: int):
-        super().__init__(message)
-        self.retry_after = retry_after
+        super().__init__(message, {"Retry-After": str(retry_after)})
 
 
 class Refused(BackendError):

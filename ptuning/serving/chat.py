@@ -9,10 +9,10 @@ from ptuning.errors import ConfigError, PTuningError
 from ptuning.families import Dialogue
 from ptuning.generation import Engine, GenerationRequest, SamplingParams
 from ptuning.methods import read_checkpoint
-from ptuning.serving.backend import BASE, BackendError
+from ptuning.serving.backend import BASE, Served
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.errors import ApiError
-from ptuning.serving.models import Entry, LoadedModel, Registry
+from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.prompts import PromptBuilder
 
 HELP = "/clear forgets the dialogue, /prefix NAME|DIR|none changes the prefix, /exit leaves."
@@ -71,7 +71,7 @@ class Conversation:
         self.loaded, self.engine, self.sampling, self.max_new_tokens = loaded, engine, sampling, max_new_tokens
         self.prompts = PromptBuilder(loaded.template, loaded.context)
         self.registry = Registry(loaded.folder)
-        self.model: Entry = self.registry.base
+        self.model: Served = self.registry.base
         self.history: list[tuple[str, str]] = []
 
     def choose(self, name: str) -> None:
@@ -80,7 +80,7 @@ class Conversation:
         Raises:
             PTuningError: the folder isn't a prefix of this base.
         """
-        known = {entry.served.name: entry for entry in self.registry}
+        known = {served.name: served for served in self.registry}
         if name in ("none", BASE):
             self.model = self.registry.base
         elif name in known:
@@ -94,13 +94,13 @@ class Conversation:
         if name:
             try:
                 self.choose(name)
-            except (PTuningError, BackendError) as error:
+            except (PTuningError, ApiError) as error:
                 print(f"error: {error}")
-        print(f"{self.model.served.name} answers; there are {', '.join(entry.served.name for entry in self.registry)}")
+        print(f"{self.model.name} answers; there are {', '.join(served.name for served in self.registry)}")
 
     def answer(self, question: str) -> None:
         """Prints the answer as it is made."""
-        dialogue = Dialogue(question, tuple(self.history), source_prefix=self.model.served.source_prefix)
+        dialogue = Dialogue(question, tuple(self.history), source_prefix=self.model.source_prefix)
         try:
             prompt = self.prompts.chat(dialogue, max_new_tokens=self.max_new_tokens)
         except ApiError as error:
@@ -147,6 +147,6 @@ def _input() -> str | None:
         return None
 
 
-def _free_name(name: str, taken: dict[str, Entry]) -> str:
+def _free_name(name: str, taken: dict[str, Served]) -> str:
     names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
     return next(each for each in names if each not in taken and each not in (BASE, "none"))

@@ -13,8 +13,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 
-from ptuning.serving.backend import BackendError, Busy
-
 BODY_LIMIT = 1 << 20  # bytes; the longest prompt that any context takes is far below
 BODY_SECONDS = 30.0  # for the whole body, so that a client that dawdles holds nothing for long
 REST_ROUTES = ("/", "/chatglm")
@@ -53,12 +51,6 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.kind = kind or _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.headers = dict(headers or {})
-
-    @classmethod
-    def of(cls, error: BackendError) -> "ApiError":
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else {}
-        param = "model" if error.status == 404 else None
-        return cls(error.status, str(error), error.code, param, error.kind, headers)
 
     @classmethod
     def of_validation(cls, error: ValidationError) -> "ApiError":

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -24,20 +23,7 @@ log = logging.getLogger("ptuning.serving")
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """A model that can be asked for.
-
-    Args:
-        served: what clients see of it.
-        prefix: what a request brings along to be answered by it, in the form that the engine takes; None for the base.
-    """
-
-    served: Served
-    prefix: Any
-
-
-ReadPrefix = Callable[[str, str | Path], Entry]  # (name, folder); raises CheckpointError
+ReadPrefix = Callable[[str, str | Path], Served]  # (name, folder); raises CheckpointError
 
 
 class Registry:
@@ -52,48 +38,48 @@ class Registry:
         # A hub id's last part; a local folder's own name, also where it is given as "." or through a link.
         local = Path(folder).expanduser()
         name = (local.resolve() if local.is_dir() else Path(folder)).name or BASE
-        self.base = Entry(Served(name, int(time.time()), manifest.source_prefix if manifest else ""), None)
-        self._prefixes: dict[str, Entry] = {}
+        self.base = Served(name, int(time.time()), manifest.source_prefix if manifest else "")
+        self._prefixes: dict[str, Served] = {}
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Served]:
         """The base, then the prefixes by name."""
         yield self.base
-        yield from sorted(self._prefixes.copy().values(), key=lambda entry: entry.served.name)
+        yield from sorted(self._prefixes.copy().values(), key=lambda served: served.name)
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str) -> Served:
         """The model of this name.
 
         Raises:
             UnknownModel: none; the message lists what there is.
         """
-        if name in (BASE, self.base.served.name):
+        if name in (BASE, self.base.name):
             return self.base
-        if (entry := self._prefixes.get(name)) is not None:
-            return entry
-        names = ", ".join(entry.served.name for entry in self)
+        if (served := self._prefixes.get(name)) is not None:
+            return served
+        names = ", ".join(served.name for served in self)
         raise UnknownModel(f"there is no model {name!r}; there are {names}")
 
     def check_name(self, name: str) -> None:
         """Raises Refused for what can't be a name, NameTaken for one that is in use."""
         if not _NAME.fullmatch(name):
             raise Refused(f"{name!r} can't be a model's name; use up to 64 letters, digits, '_', '-' and '.'")
-        if name in (BASE, self.base.served.name):
+        if name in (BASE, self.base.name):
             raise NameTaken(f"{name!r} is the base's name; give the prefix another one")
         if name in self._prefixes:
             raise NameTaken(f"there is a prefix {name!r} already; remove it first, or use another name")
 
-    def add(self, entry: Entry) -> None:
-        self._prefixes[entry.served.name] = entry
+    def add(self, served: Served) -> None:
+        self._prefixes[served.name] = served
 
-    def remove(self, name: str) -> Entry:
+    def remove(self, name: str) -> Served:
         """Takes a prefix out.
 
         Raises:
             UnknownModel: there is none of this name.
             Refused: it is the base.
         """
-        entry = self.find(name)
-        if entry is self.base:
+        served = self.find(name)
+        if served is self.base:
             raise Refused(f"{name!r} is the base, which can't be removed; only prefixes can")
         return self._prefixes.pop(name)
 
@@ -149,7 +135,7 @@ class LoadedModel:
         """Tokens of prompt and answer together."""
         return self.model.config.max_position_embeddings
 
-    def read_prefix(self, name: str, folder: str | Path) -> Entry:
+    def read_prefix(self, name: str, folder: str | Path) -> Served:
         """Reads a prefix, checks that it belongs to the base and changes its logits, and computes its keys and values.
 
         Only the thread that uses the model may call this. The model is left without a prefix.
@@ -160,8 +146,13 @@ class LoadedModel:
         try:
             manifest = attach_checkpoint(self.model, folder, self.folder)
             self_test(self.model)
-            prefix = attached(self.model).served(self.model, name)
+            method = attached(self.model)
+            prefix = method.served(self.model, name)
         finally:
             detach_prefix(self.model)
+        if prefix is None:
+            raise CheckpointError(
+                f"{folder}: a {method.noun} can't be chosen by requests; only prefixes can be served so."
+            )
         source_prefix = manifest.source_prefix if manifest else ""
-        return Entry(Served(name, int(time.time()), source_prefix, prefix.length), prefix)
+        return Served(name, int(time.time()), source_prefix, prefix.length, prefix)

@@ -13,7 +13,7 @@ from ptuning.errors import DataError
 from ptuning.families import Dialogue, Template, dialogue_of
 from ptuning.generation import GenerationRequest, Token
 from ptuning.serving.answering import DROPPED, Asked, EventStream, Services, ask, find, sampling_params, while_connected
-from ptuning.serving.backend import BackendError, Served
+from ptuning.serving.backend import Served
 from ptuning.serving.detokenize import Piece
 from ptuning.serving.errors import ApiError, described, read_body
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
@@ -66,18 +66,12 @@ def router(services: Services) -> APIRouter:
     async def add_prefix(request: Request) -> dict:
         """Loads a prefix and serves it from now on. Needs the admin key."""
         body = await read_body(request, PrefixRequest)
-        try:
-            return model_object(await backend.add_prefix(body.name, body.path))
-        except BackendError as error:
-            raise ApiError.of(error) from error
+        return model_object(await backend.add_prefix(body.name, body.path))
 
     @routes.delete("/v1/prefixes/{name}")
     async def remove_prefix(name: str) -> dict:
         """Serves a prefix no longer; answers under way finish. Needs the admin key."""
-        try:
-            await backend.remove_prefix(name)
-        except BackendError as error:
-            raise ApiError.of(error) from error
+        await backend.remove_prefix(name)
         return {"id": name, "object": "model", "deleted": True}
 
     return routes

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ptuning.errors import GenerationError
-from ptuning.generation import GenerationRequest, Prefix, SteppedGenerator, Token
+from ptuning.generation import Engine, GenerationRequest, Prefix, Token
 from ptuning.serving.access import Metrics
-from ptuning.serving.backend import BackendError, Refused, TooLate
-from ptuning.serving.models import Entry
+from ptuning.serving.backend import BackendError, Refused, Served, TooLate
 
 log = logging.getLogger("ptuning.serving")
 
@@ -26,7 +25,7 @@ class AnswerStream:
     """
 
     def __init__(
-        self, model: Entry, requests: Sequence[GenerationRequest], drop: Callable[["AnswerStream", set[int]], None]
+        self, model: Served, requests: Sequence[GenerationRequest], drop: Callable[["AnswerStream", set[int]], None]
     ):
         self.model, self.requests, self.drop = model, requests, drop
         self.submitted = time.monotonic()
@@ -105,7 +104,7 @@ class Scheduler:
         ended: is called with the seconds that an answer took, whatever ended it.
     """
 
-    def __init__(self, engine: SteppedGenerator, timeout: float, metrics: Metrics, ended: Callable[[float], None]):
+    def __init__(self, engine: Engine, timeout: float, metrics: Metrics, ended: Callable[[float], None]):
         self.engine, self.timeout, self.metrics, self.ended = engine, timeout, metrics, ended
         self._answers: dict[int, _Answer] = {}
         self._numbers = itertools.count()
@@ -120,7 +119,7 @@ class Scheduler:
                 self.engine.add(replace(request, id=number, prefix=prefix))
             except ValueError as error:
                 self._refuse(number, Refused(str(error)))
-        self.metrics.prompt_tokens(stream.model.served.name, sum(len(request.ids) for request in stream.requests))
+        self.metrics.prompt_tokens(stream.model.name, sum(len(request.ids) for request in stream.requests))
 
     def step(self) -> None:
         """One step of the engine; its tokens go where they are waited for."""
@@ -135,7 +134,7 @@ class Scheduler:
             answer = self._answers[token.id]
             events.setdefault(answer.stream, []).append((answer.index, token))
             if token.token is not None:
-                self.metrics.token(answer.stream.model.served.name, now - answer.latest, first=not answer.tokens)
+                self.metrics.token(answer.stream.model.name, now - answer.latest, first=not answer.tokens)
                 answer.tokens, answer.latest = answer.tokens + 1, now
             if token.finish is not None:
                 self._end(token.id)

@@ -71,13 +71,13 @@ class Worker:
         self._thread.start()
 
     def served(self) -> list[Served]:
-        return [entry.served for entry in self.registry]
+        return list(self.registry)
 
     def find(self, name: str) -> Served:
-        return self.registry.find(name).served
+        return self.registry.find(name)
 
     def submit(self, model: str, requests: Sequence[GenerationRequest]) -> AnswerStream:
-        entry = self.registry.find(model)
+        served = self.registry.find(model)
         with self._change:
             self._check_open()
             if self._live + len(requests) > self.capacity:
@@ -87,7 +87,7 @@ class Worker:
                     retry_after=int(min(max(self._seconds * self._live / self.engine.max_rows / 2, 1), 60)),
                 )
             self._live += len(requests)
-        stream = AnswerStream(entry, requests, self._forget)
+        stream = AnswerStream(served, requests, self._forget)
         self._post(lambda: self._scheduler.begin(stream), lambda error: self._fail(stream, error))
         return stream
 
@@ -165,13 +165,13 @@ class Worker:
 
     def _load(self, name: str, folder: str) -> Served:
         try:
-            entry = self.loaded.read_prefix(name, folder)
+            served = self.loaded.read_prefix(name, folder)
         except PTuningError as error:
             raise Refused(str(error)) from error
         except Exception as error:  # whatever a strange path or file leads to, the running answers go on
             raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__}: {error})") from error
-        self.registry.add(entry)
-        return entry.served
+        self.registry.add(served)
+        return served
 
     # --- between the two ------------------------------------------------------------------------------------------------
 

@@ -58,8 +58,10 @@ from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import peak_rss
 from ptuning.training.run import build_trainer
 
-class Tokenizer:
-    pad_token_id, model_input_names = 0, ["input_ids"]
+class Template:
+    pad_id = 0
+    class tokenizer:
+        pad_token_id, model_input_names = 0, ["input_ids"]
 
 config, _ = parse(sys.argv[1:])
 method = method_of(config.model, trains=True)
@@ -71,7 +73,7 @@ for _ in range(16):
     ids = [draw.randrange(3, estimate.work.shape.vocab) for _ in range(length)]
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
 model = build_model(config, method, print)
-build_trainer(config, model, Tokenizer(), method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
+build_trainer(config, model, Template, method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
 print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +22,9 @@ from ptuning.training.loss_curve import LossCurve
 from ptuning.training.trainer import TuningTrainer
 
 
-class Tokenizer:
-    pad_token_id = 0
-    model_input_names = ("input_ids",)
+class Template:
+    pad_id = 0
+    tokenizer = SimpleNamespace(pad_token_id=0, model_input_names=("input_ids",))
 
 
 def some_rows(count: int, seed: int = 0) -> list[EncodedRow]:
@@ -57,7 +58,7 @@ def build(golden_dir, tmp_path):
         return TuningTrainer(
             model=model,
             args=TuningArguments(**settings | options),
-            tokenizer=Tokenizer(),
+            template=Template(),
             method=method,
             manifest=describe(base, method.name, method.settings()),
             train_dataset=RowDataset(rows),
