@@ -30,15 +30,13 @@ LOCK = "run.lock"
 CHECKPOINT = "checkpoint-*"
 STAGING = ".saving"  # checkpoints are written here and renamed when complete
 TRAINER_STATE = "trainer_state.json"
-MANIFESTS = (
-    "ptuning_config.json",
-    "ptuning_full.json",
-)  # of what was tuned, beside it; the second is version 1 of a model's
+MANIFEST = "ptuning_config.json"  # of what was tuned, beside it
+MANIFEST_1 = "ptuning_full.json"  # that of a whole model in earlier versions
 
 _PARTS = tuple(f"{Path(name).stem}.part*.jsonl" for name in (TUNED, BASE, VALIDATION))
 _PREFIX_TENSORS = f"prefix-{'[0-9a-f]' * 8}.safetensors"
 # Losing these is losing work. The rest only says something about a run that left none.
-_RESULTS = (CHECKPOINT, *MANIFESTS, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
+_RESULTS = (CHECKPOINT, MANIFEST, MANIFEST_1, _PREFIX_TENSORS, METRICS, TUNED, BASE, PROBE, *_PARTS, PROBE_BASE, LOG)
 _ABOUT = (
     RECORD,
     RESUMED,
@@ -53,7 +51,7 @@ _ABOUT = (
     TRAINER_STATE,
     TEMPORARY,
 )
-# What a tuned model consists of besides its manifest, without which such files are a model from elsewhere and stay.
+# What a tuned model consists of; where no manifest says that it was tuned here, such files are from elsewhere and stay.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MODEL = (*_WEIGHTS[::2], "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json")
 _MODEL += ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -114,7 +112,11 @@ class RunFolder:
         return [path for path in paths if not path.match(CHECKPOINT) or step_of(path) is not None]
 
     def _is_model_from_elsewhere(self) -> bool:
-        return not self._matching(MANIFESTS) and bool(self._matching(_WEIGHTS))
+        return bool(self._matching(_WEIGHTS)) and not self._has_tuned_model()
+
+    def _has_tuned_model(self) -> bool:
+        """Whether the manifest is that of a whole model: one of a prefix names a file of its own and says nothing of others."""
+        return read_json_if_possible(self.path / MANIFEST).get("file") == "" or (self.path / MANIFEST_1).is_file()
 
     def holds_run(self) -> bool:
         """Whether the work of a run lies here, be it only a prefix, a model or an evaluation."""
@@ -168,10 +170,13 @@ class RunFolder:
                 folder.rmdir()
 
     def _belongings(self) -> list[Path]:
-        tuned = self._matching(_WEIGHTS) and self._matching(MANIFESTS)
+        own = Path(str(read_json_if_possible(self.path / MANIFEST).get("file") or MANIFEST)).name
+        model = _MODEL if self._has_tuned_model() else ()
+        found = self._matching([*_RESULTS, *_ABOUT, _TENSORBOARD, *model])
+        if (self.path / own).is_file():  # a method's tensors
+            found = list(dict.fromkeys([*found, self.path / own]))
         # The manifest last, so that it says what the files are until all are gone.
-        found = self._matching([*_RESULTS, *_ABOUT, _TENSORBOARD, *(_MODEL if tuned else ())])
-        return sorted(found, key=lambda path: path.name in MANIFESTS)
+        return sorted(found, key=lambda path: path.name in (MANIFEST, MANIFEST_1))
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 

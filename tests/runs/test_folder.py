@@ -18,7 +18,7 @@ def make(folder, *names):
     for name in names:
         path = folder / name / "file" if name.endswith("/") else folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+        path.write_text(json.dumps({"file": ""}) if path.name == "ptuning_config.json" else "{}")
     return RunFolder(folder)
 
 
@@ -77,7 +77,7 @@ RESULTS += ["log.jsonl"]
 ABOUT = ["run.json", "run-resumed-5.json", "evaluation.json", "data.json", "best.json", "outcome.json", "report.html"]
 ABOUT += ["loss_curve.png", "trainer_state.json", ".saving/", ".ptuning-0123.tmp", "predictions_validation.jsonl"]
 ABOUT += ["runs/Nov24_host/events.out.tfevents.1.host"]
-MODEL = ["ptuning_full.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
+MODEL = ["ptuning_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
 MODEL += ["tokenizer.model", "tokenizer_config.json", "generation_config.json"]
 OWN = [
     "notes.txt",
@@ -114,15 +114,33 @@ def test_a_new_run_finds_nothing_of_the_old_one_and_everything_else(tmp_path):
     assert not (tmp_path / "runs" / "Nov24_host").exists()
 
 
-def test_a_model_from_elsewhere_stays(tmp_path):
-    folder = make(tmp_path, *(name for name in MODEL if name != "ptuning_full.json"))
+@pytest.mark.parametrize("manifest", [None, "", "{damaged", '{"file": "prefix-0123abcd.safetensors"}'])
+def test_a_model_from_elsewhere_stays(tmp_path, manifest):
+    """Also where a prefix lies beside it: that one's manifest says nothing of the model."""
+    folder = make(tmp_path, *(name for name in MODEL if name != "ptuning_config.json"))
+    if manifest is not None:
+        (tmp_path / "ptuning_config.json").write_text(manifest)
     assert folder.holds_run()
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="no run of this program wrote"):
             folder.require_room(overwrite, {})
-    before = names(tmp_path)
+    before = set(names(tmp_path))
     folder.clear()
-    assert names(tmp_path) == before
+    assert before - set(names(tmp_path)) <= {"ptuning_config.json"}
+
+
+def test_the_tensors_of_any_method_go_too(tmp_path):
+    folder = make(tmp_path, "biases.safetensors", "other.safetensors")
+    (tmp_path / "ptuning_config.json").write_text('{"method": "biases", "file": "biases.safetensors"}')
+    folder.clear()
+    assert names(tmp_path) == ["other.safetensors"]
+
+
+def test_a_model_of_an_earlier_version_is_ours(tmp_path):
+    folder = make(tmp_path, "ptuning_full.json", *MODEL[1:])
+    folder.require_room(True, {})
+    folder.clear()
+    assert not names(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["", "checkpoint-5", "../link"])
