@@ -75,13 +75,12 @@ def with_engine(model, prefix: Prefix, prompts: list[tuple[list[int], int]], arg
     with Engine(model, [], batch_tokens=args.batch_tokens, max_rows=args.max_rows) as engine:
         wait(args.device)
         started = time.perf_counter()
-        for number, (ids, target) in enumerate(sorted(prompts, key=lambda prompt: -len(prompt[0]))):
-            engine.add(GenerationRequest(number, ids, target, prefix=prefix))
+        ordered = sorted(prompts, key=lambda prompt: -len(prompt[0]))
+        requests = [GenerationRequest(n, ids, target, prefix=prefix) for n, (ids, target) in enumerate(ordered)]
         with tqdm(total=len(prompts), desc="engine", unit="row") as bar:
-            while engine.has_work:
-                events = engine.step()
-                tokens += len(events)
-                bar.update(sum(event.finish is not None for event in events))
+            for event in engine.submit(requests):
+                tokens += 1
+                bar.update(event.finish is not None)
         wait(args.device)
         return tokens / (time.perf_counter() - started)
 

@@ -1,16 +1,15 @@
 """Which checkpoint is the best: by the eval loss or by any score."""
 
 import difflib
-import json
 from pathlib import Path
 
 from ptuning.config import TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.evaluation.metrics import METRICS
-from ptuning.runs.files import write_atomically
+from ptuning.runs.files import write_json
+from ptuning.runs.folder import BEST
 
 LOSS = "eval_loss"
-FILE = "best.json"
 
 
 def resolve_best_metric(args: TuningArguments) -> bool:
@@ -62,6 +61,5 @@ def write_best(folder: Path, state, metric: str) -> str | None:
         return None
     name = Path(state.best_model_checkpoint).name
     best = {"checkpoint": name, "step": state.best_global_step, "metric": metric, "value": state.best_metric}
-    text = json.dumps(best, indent=2) + "\n"
-    write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / BEST, best)
     return f"Best: {name} with {metric} {state.best_metric:.4f}; its weights are the ones saved"

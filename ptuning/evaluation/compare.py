@@ -13,7 +13,8 @@ from ptuning.data.problems import quoted
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.corpus import RESAMPLES, percentile_interval
 from ptuning.evaluation.metrics import METRICS, Lines, Measurement, Metric, measure
-from ptuning.evaluation.predictions import BASE, TUNED, prediction_file, read_predictions
+from ptuning.evaluation.predictions import prediction_file, read_predictions
+from ptuning.runs.folder import BASE, TUNED
 
 FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of two equal models (docs/evaluation.md)
 

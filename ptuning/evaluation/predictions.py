@@ -1,8 +1,8 @@
 """Files of predictions: written line by line as the answers come, scored at the end, and read back."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,31 @@ from transformers import PreTrainedModel
 from ptuning.data.encoded import EncodedRows
 from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
-from ptuning.data.rows import iterate_rows
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
 from ptuning.families import Template
 from ptuning.methods import attached
 from ptuning.runs.folder import BASE, TUNED
-from ptuning.runs.lines import ResumableLines, append, write_lines
+from ptuning.runs.lines import ResumableLines, append, read_lines, write_lines
 
 _FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
 _NAMES = {str: "text", bool: "true or false", (int, float): "a number"}
 _SAMPLED = 16  # numbers of each tensor of the base that go into a key
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Records to answer, and the same ones encoded."""
+
+    records: Sequence[Record]
+    rows: EncodedRows
+
+
 def predict(
     model: PreTrainedModel,
     template: Template,
-    records: Sequence[Record],
-    rows: EncodedRows,
+    questions: Questions,
     options: GenerationOptions,
     max_target_length: int,
     path: Path,
@@ -48,7 +54,6 @@ def predict(
     all get the same scores.
 
     Args:
-        rows: the same records, encoded.
         max_target_length: tokens of a reference that the official mode scores against.
         path: the JSON lines file.
         say: prints on the main process.
@@ -57,16 +62,18 @@ def predict(
     Returns:
         The scores of `metrics.summarise`.
     """
-    state = PartialState()
-    settings = dataclasses.replace(options, batch_tokens=0)  # which doesn't change the answers
-    kept = ResumableLines(path, key_of(model, settings, max_target_length, rows.sha256))
+    state, records = PartialState(), questions.records
+    settings = replace(options, batch_tokens=0)  # which doesn't change the answers
+    scores = [metric.name for metric in row_metrics()]
+    texts = [(record.prompt, record.history, record.response) for record in records]  # ids don't have what was cut off
+    kept = ResumableLines(path, key_of(model, settings, max_target_length, scores, texts, questions.rows.sha256))
     if state.is_main_process:
         kept.discard_others()
     kept.key, done = broadcast_object_list([kept.key, kept.read() if state.is_main_process else None])
     if done:
         say(f"{path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
     todo = own_rows([index for index in range(len(records)) if index not in done])
-    prompts = rows.as_part("prompt")
+    prompts = questions.rows.as_part("prompt")
     answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
     own = []
     bar = tqdm(total=len(todo), desc=path.stem, unit="row", leave=False, disable=not state.is_main_process)
@@ -89,7 +96,7 @@ def predict(
             bar.update()
     lines = sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
     if losses:
-        found = all_losses(model, rows.as_part("answer"), template.pad_id)
+        found = all_losses(model, questions.rows.as_part("answer"), template.pad_id)
         for line in lines:
             loss, line["loss_tokens"] = found[line["index"]]
             line["loss"] = round(loss, 4)  # batches of other processes differ in the seventh digit
@@ -158,18 +165,17 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it can't be read, has no lines, or a line lacks a field.
     """
-    lines = []
-    for number, row in iterate_rows(path):
-        if isinstance(row, Problem):
-            raise DataError(str(row))
+    lines, fix = [], "write the file again with `ptuning evaluate`"
+    for number, row in read_lines(path, fix):
         for field, kind in _FIELDS.items():
             if not isinstance(row.get(field), kind):
                 found = f"is {described(row[field])}" if field in row else "is missing"
                 problem = f"{found}, {_NAMES[kind]} is needed"
-                fix = "write the file again with `ptuning evaluate`"
                 raise DataError(str(Problem(str(path), number, field, problem, fix)))
         scores = row.get("scores")
         if not isinstance(scores, dict) or not {metric.name for metric in row_metrics()} <= set(scores):
             row["scores"] = row_scores(row["predict"], row["labels"])
         lines.append(row)
+    if not lines:
+        raise DataError(f"{path}: has no lines: {fix}")
     return lines

@@ -21,9 +21,9 @@ from ptuning.data.problems import Problem, described, listed
 from ptuning.data.rows import iterate_rows
 from ptuning.errors import DataError
 from ptuning.evaluation.corpus import percentile_interval, ratio, resampled_sums
+from ptuning.runs.folder import PROBE_BASE
+from ptuning.runs.lines import read_lines
 
-BASE_FILE = "probe_base.jsonl"
-PROBE_FILE = "probe.jsonl"
 QUESTIONS = Path(ptuning.__file__).resolve().parent.parent / "data" / "probe" / "probe.jsonl"
 KINDS = ("knowledge", "arithmetic", "rewriting", "chat")
 
@@ -174,13 +174,11 @@ def read_probe_base(folder: Path, questions: Sequence[ProbeQuestion]) -> list[di
     Raises:
         DataError: it can't be read, or answers other questions.
     """
-    path = folder / BASE_FILE
+    path = folder / PROBE_BASE
     if not path.is_file():
         return None
     lines, fix = [], "delete the file to answer them again with the base"
-    for number, row in iterate_rows(path):
-        if isinstance(row, Problem):
-            raise DataError(str(row))
+    for number, row in read_lines(path, fix):
         for field in ("prompt", "base", "finished", "base_loss", "base_tokens"):
             if field not in row:
                 raise DataError(str(Problem(str(path), number, field, "is missing", fix)))

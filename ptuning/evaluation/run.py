@@ -2,8 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,13 @@ from transformers import PreTrainedModel
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.config import Config
 from ptuning.data.encode import Encoder
-from ptuning.data.encoded import EncodedRows
 from ptuning.data.formats import Record
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import GenerationOptions, all_answers, all_losses
 from ptuning.evaluation.compare import require_same_rows
 from ptuning.evaluation.metrics import METRICS, scores_table
-from ptuning.evaluation.predictions import predict, read_predictions
-from ptuning.evaluation.probe import (
-    Prober,
-    probe_base,
-    probe_tuned,
-    read_probe,
-    read_probe_base,
-)
+from ptuning.evaluation.predictions import Questions, predict, read_predictions
+from ptuning.evaluation.probe import Prober, probe_base, probe_tuned, read_probe, read_probe_base
 from ptuning.families import Template
 from ptuning.methods import Method, bare
 from ptuning.runs import RunFolder
@@ -81,14 +73,6 @@ class EvaluationSettings:
             options.probe,
             training.do_train,
         )
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Records to answer, and the same ones encoded."""
-
-    records: Sequence[Record]
-    rows: EncodedRows
 
 
 class Evaluation:
@@ -214,8 +198,7 @@ class Evaluation:
         return predict(
             self.model,
             self.template,
-            questions.records,
-            questions.rows,
+            questions,
             self.settings.generation,
             self.encoder.lengths.max_target_length,
             self.settings.folder / file,
@@ -232,8 +215,7 @@ class Evaluation:
         self.results = {"base": self._earlier_base} | self.results
 
     def _make_prober(self) -> Prober:
-        plain, options = copy(self.encoder), self.settings.generation
-        plain.source_prefix, plain.loss_on = "", "last"
+        plain, options = Encoder(self.template, self.encoder.lengths), self.settings.generation
 
         def answer(records: list[Record]) -> list[tuple[str, bool]]:
             found = all_answers(self.model, self.template, plain.prompt_rows(records)[0], options, self.say)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptuning.data.encode import Encoder, Lengths
+from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
 from ptuning.evaluation.answers import GenerationOptions, generate_answers
 from ptuning.families import family_of
@@ -22,15 +23,13 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def records():
-    from ptuning.data.columns import Columns
-
     columns = Columns("content", "summary")
     return read_records(ROOT / "data" / "advertise" / "dev.json", columns, max_samples=9)[0]
 
 
 @pytest.fixture(scope="module")
 def rows(loaded, records):
-    return Encoder(loaded[1].tokenizer, Lengths(64, 24)).prompt_rows(records)[0]
+    return Encoder(loaded[1], Lengths(64, 24)).prompt_rows(records)[0]
 
 
 def texts(loaded, rows, said=print, **options) -> list[str]:

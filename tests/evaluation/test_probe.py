@@ -6,14 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
-from ptuning.evaluation.resumable import write_lines
 
 from ptuning import load_model
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.errors import DataError
 from ptuning.evaluation.answers import answer_losses
 from ptuning.evaluation.probe import (
-    BASE_FILE,
     KINDS,
     ProbeQuestion,
     Prober,
@@ -26,7 +24,10 @@ from ptuning.evaluation.probe import (
     read_probe_base,
     side_by_side,
 )
+from ptuning.families import family_of
 from ptuning.methods.prefix.attach import attach_encoder, attach_prefix, detach_prefix
+from ptuning.runs.folder import PROBE_BASE
+from ptuning.runs.lines import write_lines
 from tests.conftest import REPO
 
 QUESTIONS = [ProbeQuestion(kind, f"问题{i}？", f"probe.jsonl:{i + 1}") for i, kind in enumerate(KINDS)]
@@ -84,15 +85,16 @@ def base_model():
 
 @pytest.fixture(scope="module")
 def encoder(base_model):
-    return Encoder(base_model[1], Lengths(64, 32))
+    model, tokenizer = base_model
+    return Encoder(family_of(model.config).template(tokenizer), Lengths(64, 32))
 
 
 def test_an_answer_that_was_cut_has_no_end_token(encoder):
     answers = ["白色。", "白色的衣", ""]
     rows = probe_rows(prober(None, encoder, [], QUESTIONS[:3]), answers, [True, False, True])
-    eos = encoder.tokenizer.eos_token_id
+    eos = encoder.template.end_id
     labels = [[label for label in row.labels if label != IGNORE] for row in rows]
-    texts = encoder.tokenizer.encode_text(answers)
+    texts = encoder.template.encode_text(answers)
     assert labels == [[*texts[0], eos], texts[1], [eos]]
     assert all(len(row.labels) == len(row.input_ids) for row in rows)
     assert rows[0].source == "probe.jsonl:1"
@@ -169,9 +171,9 @@ def prober(model, encoder, answers, questions=QUESTIONS):
     return Prober(
         questions,
         encoder,
-        encoder.tokenizer.eos_token_id,
+        encoder.template.end_id,
         answer=lambda records: answers[: len(records)],
-        losses=lambda rows: answer_losses(model, rows, encoder.tokenizer.pad_token_id, 256),
+        losses=lambda rows: answer_losses(model, rows, encoder.template.pad_id, 256),
     )
 
 
@@ -189,7 +191,7 @@ def test_before_and_after(model, encoder, tmp_path):
     prefix = detach_prefix(model)
     base = probe_base(prober(model, encoder, said))
     assert [line["base_tokens"] for line in base] == [
-        len(encoder.tokenizer.encode_text(text)) + ended for text, ended in said
+        len(encoder.template.encode_text([text])[0]) + ended for text, ended in said
     ]
     assert base[1] == {
         "index": 1,
@@ -218,7 +220,7 @@ def test_before_and_after(model, encoder, tmp_path):
 def test_the_bases_half_is_read_back(model, encoder, tmp_path):
     assert read_probe_base(tmp_path, QUESTIONS) is None
     base = probe_base(prober(model, encoder, [("白色。", True)] * 4))
-    path = tmp_path / BASE_FILE
+    path = tmp_path / PROBE_BASE
     write_lines(path, base)
     assert read_probe_base(tmp_path, QUESTIONS) == base
 

@@ -10,13 +10,16 @@ from ptuning.data.encode import Encoder, Lengths
 from ptuning.errors import ConfigError
 from ptuning.evaluation import run
 from ptuning.evaluation.answers import GenerationOptions
+from ptuning.evaluation.predictions import Questions
 from ptuning.evaluation.run import Evaluation, EvaluationSettings
 from ptuning.families import family_of
 from ptuning.loading import load_model
 from ptuning.methods import FullMethod, PrefixMethod, attached
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
+from ptuning.runs import RunFolder
 from tests.end_to_end.conftest import MODEL
 
+NO_QUESTIONS = Questions([], [])
 TUNED_BEFORE = "the base that .*chatglm2-tiny was tuned from is not in that folder"
 
 
@@ -27,9 +30,9 @@ def loaded():
 
 def evaluation(loaded, tmp_path, method=None, **asked) -> Evaluation:
     model, tokenizer = loaded
-    settings = EvaluationSettings(tmp_path, GenerationOptions(16), str(MODEL), **asked)
+    settings = EvaluationSettings(RunFolder(tmp_path), GenerationOptions(16), str(MODEL), **asked)
     template = family_of(model.config).template(tokenizer)
-    return Evaluation(settings, model, template, Encoder(tokenizer, Lengths(64, 16)), method, print)
+    return Evaluation(settings, model, template, Encoder(template, Lengths(64, 16)), method, print)
 
 
 @pytest.mark.parametrize("flag", ["baseline", "probe"])
@@ -57,9 +60,9 @@ def asked(monkeypatch):
     """What is answered, with what is attached then; nothing is computed."""
     found = []
 
-    def predict(model, template, records, encoder, options, path, say, losses):
+    def predict(model, template, questions, options, max_target_length, path, say, losses):
         found.append((path.name, attached(model)))
-        return {"rows": len(records)}
+        return {"rows": 0}
 
     def probe_base(prober):
         found.append(("probe", attached(prober.answer.__closure__[-1].cell_contents.model)))
@@ -73,9 +76,9 @@ def asked(monkeypatch):
 
 def test_a_method_that_keeps_the_base_asks_it_afterwards(prefixed, tmp_path, asked):
     made = evaluation(prefixed, tmp_path, PrefixMethod(8), trains=True, baseline=True, probe=True)
-    made.before_training([])
+    made.before_training(NO_QUESTIONS)
     assert asked == []
-    made.after_training([])
+    made.after_training(NO_QUESTIONS)
     base = ("predictions_base.jsonl", None)
     assert asked == [base, ("predictions.jsonl", PrefixMethod), ("probe", None)]
     assert list(made.results) == ["base", "tuned", "probe"]
@@ -83,17 +86,17 @@ def test_a_method_that_keeps_the_base_asks_it_afterwards(prefixed, tmp_path, ask
 
 def test_what_only_the_base_can_do_happens_before_training_where_it_is_not_kept(loaded, tmp_path, asked):
     made = evaluation(loaded, tmp_path, FullMethod(), trains=True, baseline=True, probe=True)
-    made.before_training([])
+    made.before_training(NO_QUESTIONS)
     assert [name for name, _ in asked] == ["predictions_base.jsonl", "probe"]
     asked.clear()
-    made.after_training([])
+    made.after_training(NO_QUESTIONS)
     assert [name for name, _ in asked] == ["predictions.jsonl"]
     assert list(made.results) == ["base", "tuned", "probe"]
 
 
 def test_an_untuned_model_is_its_own_base(loaded, tmp_path, asked):
     made = evaluation(loaded, tmp_path, baseline=True, probe=True)
-    made.after_training([])
+    made.after_training(NO_QUESTIONS)
     assert [name for name, _ in asked] == ["predictions_base.jsonl", "probe"]
     assert list(made.results) == ["base"]
 
@@ -119,11 +122,11 @@ def test_the_summary_of_a_probe_without_losses(loaded, tmp_path):
 def test_the_settings_of_a_run(tmp_path):
     command = f"--do_predict --model_name_or_path m --test_file t.json --output_dir {tmp_path} --max_target_length 32 --seed 7"
     settings = EvaluationSettings.of(parse([*command.split(), "--num_beams", "4"])[0])
-    assert settings == EvaluationSettings(Path(tmp_path), GenerationOptions(32, num_beams=4, seed=7), "m")
+    assert settings.folder.path == tmp_path
+    assert settings == EvaluationSettings(settings.folder, GenerationOptions(32, num_beams=4, seed=7), "m")
     command += (
         " --generation_mode official --max_source_length 64 --baseline_from b --probe --generation_batch_tokens 9"
     )
+    settings = EvaluationSettings.of(parse(command.split())[0])
     official = GenerationOptions(32, batch_tokens=9, sample=True, max_length=64 + 32 + 1, seed=7)
-    assert EvaluationSettings.of(parse(command.split())[0]) == EvaluationSettings(
-        Path(tmp_path), official, "m", baseline_from=Path("b"), probe=True
-    )
+    assert settings == EvaluationSettings(settings.folder, official, "m", baseline_from=Path("b"), probe=True)
