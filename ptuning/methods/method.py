@@ -92,7 +92,7 @@ class Method(ABC):
         return False
 
     @classmethod
-    def detach(cls, model: PreTrainedModel) -> None:  # noqa: B027  nothing to take off where the model itself is tuned
+    def detach(cls, model: PreTrainedModel) -> None:
         """Takes off what is attached, for good."""
 
     @classmethod
