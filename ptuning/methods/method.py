@@ -94,6 +94,7 @@ class Method(ABC):
     @classmethod
     def detach(cls, model: PreTrainedModel) -> None:
         """Takes off what is attached, for good."""
+        raise NotImplementedError(f"{cls.name} attaches nothing")
 
     @classmethod
     def off(cls, model: PreTrainedModel) -> AbstractContextManager:
