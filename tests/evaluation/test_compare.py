@@ -241,5 +241,9 @@ def test_damaged_lines_are_named(runs, change, problem):
     del lines[2]["prompt"]
     write(path, lines)
     assert "equal/predictions.jsonl:3: prompt: is missing, text is needed" in refused(DataError, "better", "equal")
+    path.write_text("", encoding="utf-8")
+    assert refused(DataError, "better", "equal").startswith(
+        "equal/predictions.jsonl: has no lines: write the file again"
+    )
     path.write_text('{"prompt": \n', encoding="utf-8")
     assert "equal/predictions.jsonl:1: JSON: " in refused(DataError, "better", "equal")

@@ -17,6 +17,8 @@ from ptuning.evaluation.metrics import (
     summarise,
 )
 from ptuning.evaluation.predictions import read_predictions
+from ptuning.report.page import render_run
+from ptuning.report.read import read_run
 
 NEW = Metric(
     "full_stops",
@@ -72,6 +74,18 @@ def test_the_report_finds_it_by_its_attributes(new):
     for place in ("console", "quality", "headline", "answer"):
         assert shown_in(place)[-1] is NEW
     assert ranking()[0] is NEW and row_metrics()[-1] is NEW
+
+
+def test_the_report_shows_it(new, tmp_path):
+    scored = lines(["白。色。", "白色", "白色。"])
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in scored)
+    (tmp_path / "predictions.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "metrics.json").write_text(json.dumps({"tuned": summarise(scored)}), encoding="utf-8")
+    run = read_run(tmp_path)
+    assert run.predictions.metric == new
+    page = render_run(run)
+    assert page.count("full stops") >= 5  # in tables, figures and beside answers
+    assert 'class="chip">full stops' in page and "1.000" in page
 
 
 def test_what_the_report_shows_now():
