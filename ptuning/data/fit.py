@@ -92,7 +92,7 @@ def fit_all(template: Template, dialogues: Sequence[Dialogue], limit: int, polic
     """`fit` for many dialogues; those that fit are encoded in one call."""
     fitters = [_Fitter(template, replace(dialogue, response=None), limit, policy) for dialogue in dialogues]
     short = [fitter for fitter in fitters if fitter.may_fit(0)]
-    encoded = template.encode([template.render(fitter.dialogue) for fitter in short])
+    encoded = template.encode([template.render(fitter.dialogue) for fitter in short]) if short else []
     for fitter, found in zip(short, encoded, strict=True):
         fitter.seen[0] = found
     return [fitter.result() for fitter in fitters]
