@@ -123,7 +123,7 @@ class ConvertOptions:
 def convert(argv: list[str]) -> None:
     """Adds DeepSpeed's universal files to a checkpoint, which any number of processes can resume from."""
     args = parse_options(ConvertOptions, argv, "ptuning convert")
-    distributed.prepare(["--deepspeed"])
+    distributed.choose_deepspeed_device()
     folder = convert_to_universal(args.checkpoint)
     print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")
 

@@ -41,14 +41,19 @@ def prepare(argv: Sequence[str]) -> None:
             "accelerate launch --use_deepspeed brings its own DeepSpeed settings, which this program doesn't read; leave "
             "--use_deepspeed out and give --deepspeed configs/zero3.json"
         )
-    if not torch.accelerator.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's own guess needs a build tool
+    choose_deepspeed_device()
     if "--deepspeed" in argv:
         # With `accelerate launch --cpu` transformers would train plain DDP and say nothing.
         os.environ.pop("ACCELERATE_USE_CPU", None)
         if "RANK" not in os.environ:  # started as one process, without a launcher
             alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
             os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+
+
+def choose_deepspeed_device() -> None:
+    """Tells DeepSpeed that there is only a CPU; its own guess needs a build tool."""
+    if not torch.accelerator.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def free_port() -> int:

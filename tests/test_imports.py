@@ -48,3 +48,18 @@ def test_imports_point_one_way():
 def test_modules_stay_small():
     long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_only_families_know_a_family_and_only_methods_a_method():
+    """Composition (main, cli) and what is made for one method's format may name it; nothing else asks which one it is."""
+    wrong = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        place = file.relative_to(PACKAGE).as_posix()
+        text = file.read_text(encoding="utf-8")
+        if not place.startswith("families/") and re.search(
+            r"ptuning\.families\.\w+2\b|ChatGLM\w*(?:Config|Tokenizer|For)", text
+        ):
+            wrong.append(f"{place} names a family")
+        if not place.startswith("methods/") and re.search(r"\bprefix_of\(|method(?:\.name)? [!=]= ", text):
+            wrong.append(f"{place} asks which method it is")
+    assert not wrong

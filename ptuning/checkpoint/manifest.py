@@ -187,7 +187,7 @@ def _upgraded(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Version 1 as version 2."""
     method, base = _FORMATS_1[values["format"]], values.get("base")
     known = {"family": "chatglm2"} | dict.fromkeys(_SIZES_1.values(), 0)
-    if method == "full":
+    if "base_name_or_path" in values:
         base = known | {"name_or_path": values.get("base_name_or_path"), "fingerprint": values.get("base_fingerprint")}
     elif isinstance(base, dict):
         if missing := [name for name in _SIZES_1 if name not in base]:

@@ -1,6 +1,7 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
-from ptuning.config.mix import parse_mix
+import math
+
 from ptuning.config.options import Config
 from ptuning.errors import ConfigError
 
@@ -62,3 +63,23 @@ def check(config: Config) -> None:
         raise ConfigError(f"--generation_batch_tokens is {generation.generation_batch_tokens}; use at least 1024")
     if generation.num_beams < 1:
         raise ConfigError(f"--num_beams is {generation.num_beams}; use at least 1")
+
+
+def parse_mix(text: str) -> tuple[str, float]:
+    """FILE:RATIO → (file, ratio): so many of the file's rows for each row of the training file.
+
+    Raises:
+        ConfigError: no ratio, or none above 0.
+    """
+    file, colon, number = text.rpartition(":")
+    try:
+        ratio = float(number) if colon else math.nan
+    except ValueError:
+        ratio = math.nan
+    if math.isnan(ratio) or not file:
+        raise ConfigError(f"--mix {text}: expected FILE:RATIO, e.g. --mix {file or text or 'general.json'}:0.1")
+    if not 0 < ratio < math.inf:
+        raise ConfigError(
+            f"--mix {text}: the ratio is {number}; use a number above 0 (rows of {file} for each row of --train_file), e.g. 0.1"
+        )
+    return file, ratio

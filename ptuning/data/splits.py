@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from tqdm import tqdm
 
-from ptuning.config.mix import parse_mix
+from ptuning.config.checks import parse_mix
 from ptuning.data.cache import cached, key_of
 from ptuning.data.files import data_fingerprint
 from ptuning.data.formats import Columns, Record

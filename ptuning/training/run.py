@@ -19,7 +19,7 @@ from ptuning.families import Template
 from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.resume import chosen_checkpoint, is_finished
-from ptuning.training.loss_curve import LossCurve
+from ptuning.training.progress import LossCurve
 from ptuning.training.resume import planned_steps, require_same_run
 from ptuning.training.trainer import TuningTrainer
 

@@ -23,7 +23,7 @@ from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING
-from ptuning.training.throughput import Throughput
+from ptuning.training.progress import Throughput
 
 
 class TuningTrainer(Trainer):

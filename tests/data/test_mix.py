@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptuning.config import parse
-from ptuning.config.mix import parse_mix
+from ptuning.config.checks import parse_mix
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.read import read_prefix
 from ptuning.runs import RunFolder
 from ptuning.runs.folder import STAGING
-from ptuning.training.loss_curve import LossCurve
+from ptuning.training.progress import LossCurve
 from ptuning.training.trainer import TuningTrainer
 
 

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, eager_attention_forward
 
-from ptuning.families.chatglm2 import weights
 from ptuning.families.chatglm2.config import (
     SUPPORTED,
     ChatGLMConfig,
@@ -19,7 +18,7 @@ from ptuning.families.chatglm2.config import (
     named_relative,
     refuse_relative,
 )
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.families.family import Family
@@ -61,13 +60,13 @@ class ChatGLM2(Family):
         AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
         AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
         AutoTokenizer.register(ChatGLMConfig, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
-        weights.register(ChatGLMConfig.model_type)
+        register_weight_names(ChatGLMConfig.model_type)
 
     def template(self, tokenizer) -> ChatGLM2Template:
         return ChatGLM2Template(tokenizer)
 
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        return weights.official_sources(names)
+        return official_sources(names)
 
     def extra_tensors(self, config: ChatGLMConfig) -> dict[str, torch.Tensor]:
         """Official checkpoints hold (D/4,) inverse frequencies of a head dimension D, before any rope_ratio."""
