@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +22,16 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tmp_path_factory.mktemp("finished") / "run"
+@pytest.fixture
+def finished(tmp_path, tmp_path_factory, run_main, train_flags) -> Path:
+    """A run of two steps that has ended; each test has its own copy."""
+    original = tmp_path_factory.getbasetemp() / "finished-run"
+    if not (original / "ptuning_config.json").exists():
+        run_main(*train_flags(original, max_steps=2))
+    return Path(shutil.copytree(original, tmp_path / "run"))
 
 
 def test_resuming_a_finished_run_does_nothing(finished, run_main, train_flags):
-    run_main(*train_flags(finished, max_steps=2))
     before = contents(finished)
     again = run_main(*train_flags(finished, max_steps=2), "--resume_from_checkpoint", "true")
     assert "checkpoint-2 is the end of a finished run; nothing is left to do" in again.stdout
