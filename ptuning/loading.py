@@ -122,7 +122,7 @@ def load_base(
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
             raise
-        raise ModelError(f"{model_name_or_path}: can't be loaded: {cause}") from cause
+        raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause
     _check_loading_info(info, model_name_or_path)
     return model.eval()
 
@@ -188,6 +188,12 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if found not in DTYPES.values():
         raise ConfigError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
     return found
+
+
+def _short(cause: Exception, most: int = 500) -> str:
+    """An error's text; transformers' can have thousands of characters, with every tensor's name."""
+    text = " ".join(str(cause).split())
+    return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
 
 
 def _device(device: str | torch.device | None) -> torch.device:

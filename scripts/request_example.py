@@ -14,7 +14,14 @@ def ask(url: str, question: str, history: list, model: str = "", key: str = "") 
     if model:
         body["model"] = model
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = requests.post(url, json=body, headers=headers, timeout=300).json()
+    try:
+        answer = requests.post(url, json=body, headers=headers, timeout=300).json()
+    except requests.ConnectionError:
+        raise SystemExit(
+            f"error: no server answers at {url}; start one with bash scripts/serve.sh, or give --url"
+        ) from None
+    except requests.RequestException as error:
+        raise SystemExit(f"error: {url}: {error}") from None
     if answer["status"] != 200:
         raise SystemExit(f"{answer['status']}: {answer['error']}")
     return answer

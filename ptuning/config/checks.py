@@ -1,9 +1,37 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
+import importlib.util
 import math
+from collections.abc import Iterator
 
-from ptuning.config.options import Config
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from ptuning.config.options import Config, TuningArguments
 from ptuning.errors import ConfigError
+
+# Part of an optimizer's name → the module that has it, and what pip calls that; the first that fits.
+_OPTIMIZER_PACKAGES = {
+    "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "anyprecision": ("torchdistx", "torchdistx"),
+    "apex": ("apex", "apex"),
+    "xla": ("torch_xla", "torch_xla"),
+    "npu": ("torch_npu", "torch_npu"),
+    "adamw_torch_": ("torchao", "torchao"),  # 4bit and 8bit
+    **dict.fromkeys(("bit", "bnb", "ademamix"), ("bitsandbytes", "bitsandbytes")),
+}
+_OF_TORCH = ("adamw_torch", "adamw_torch_fused")
+
+# Options of TrainingArguments that nothing here was made for.
+_UNSUPPORTED = {
+    "fsdp": "to divide the weights among GPUs use --deepspeed configs/zero3.json",
+    "push_to_hub": "upload the folder when the run has ended: hf upload NAME OUTPUT_DIR",
+    "use_liger_kernel": "Liger has no kernels for these models; leave it out",
+}
 
 
 def check(config: Config) -> None:
@@ -20,10 +48,6 @@ def check(config: Config) -> None:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
-    if data.preprocessing_num_workers is not None and data.preprocessing_num_workers < 1:
-        raise ConfigError(
-            f"--preprocessing_num_workers is {data.preprocessing_num_workers}; use at least 1, or leave it out"
-        )
     for flag, needed, file in (
         ("--do_train", training.do_train, data.train_file and "--train_file"),
         ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
@@ -34,6 +58,11 @@ def check(config: Config) -> None:
                 flag
             ]
             raise ConfigError(f"{flag} needs {wanted}")
+    for flag, instead in _UNSUPPORTED.items():
+        if getattr(training, flag):
+            raise ConfigError(f"--{flag} is not supported: {instead}")
+    for problem in _missing_packages(training):
+        raise ConfigError(problem)
     if training.logging_nan_inf_filter:
         raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
     if training.label_smoothing_factor:
@@ -59,10 +88,25 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"
         )
-    if generation.generation_batch_tokens < 1:
-        raise ConfigError(f"--generation_batch_tokens is {generation.generation_batch_tokens}; use at least 1024")
-    if generation.num_beams < 1:
-        raise ConfigError(f"--num_beams is {generation.num_beams}; use at least 1")
+
+
+def _missing_packages(training: TuningArguments) -> Iterator[str]:
+    there = get_available_reporting_integrations()
+    for name in training.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            yield f"--report_to {name}: no such logger; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none"
+        elif name not in there:
+            yield (
+                f"--report_to {name}: {name} is not installed; .venv/bin/python -m pip install {name.replace('_', '-')}, or "
+                "leave --report_to out (tensorboard)"
+            )
+    optim = str(getattr(training.optim, "value", training.optim))
+    found = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optim), None)
+    if found is not None and optim not in _OF_TORCH and importlib.util.find_spec(found[0]) is None:
+        yield (
+            f"--optim {optim}: {found[1]} is not installed; .venv/bin/python -m pip install {found[1]}, or leave --optim out "
+            "(adamw_torch_fused)"
+        )
 
 
 def parse_mix(text: str) -> tuple[str, float]:

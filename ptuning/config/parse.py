@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from ptuning.config.checks import check
 from ptuning.config.options import Config, DataArguments, GenerationArguments, ModelArguments, TuningArguments
+from ptuning.config.ranges import check_ranges
 from ptuning.errors import ConfigError
 
 # Flags of the official command lines that have nothing left to do. They run, and one line says why.
@@ -45,14 +46,25 @@ def parse(
         argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
     argv, notes = _with_method(argv, notes, defaults)
     argv += _implied(argv)
-    parser = _Parser(
-        [ModelArguments, DataArguments, GenerationArguments, TuningArguments], allow_abbrev=False, prog="ptuning"
-    )
+    parser = option_parser()
     _check_names(argv, parser)
+    check_ranges(argv)
     prepare(argv)
-    config = Config(*parser.parse_args_into_dataclasses(argv))
+    *groups, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise ConfigError(
+            f"{rest[0]!r} belongs to no option; a value with spaces needs quotes, an option starts with two plain hyphens "
+            "(--name value)"
+        )
+    config = Config(*groups)
     check(config)
     return config, notes
+
+
+def option_parser() -> HfArgumentParser:
+    """Of all options of a run."""
+    groups = [ModelArguments, DataArguments, GenerationArguments, TuningArguments]
+    return _Parser(groups, allow_abbrev=False, prog="ptuning")
 
 
 class _Parser(HfArgumentParser):
@@ -82,7 +94,7 @@ def expand_config(argv: list[str]) -> list[str]:
 
 def _read_config(path: Path) -> list[str]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OptionLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         raise ConfigError(
@@ -98,9 +110,32 @@ def _read_config(path: Path) -> list[str]:
             continue
         if isinstance(value, dict):
             value = json.dumps(value)
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+            raise ConfigError(f"{path}: {key} is a list of lists; write its values in one list")
         # argparse converts the text, so YAML's own idea of `2e-2` (a string) doesn't matter
         argv += [f"--{key}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
     return argv
+
+
+class _OptionLoader(yaml.SafeLoader):
+    """YAML without what makes a file say something else than it seems to: a key twice, a value by reference."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor} refers to another value; write the value itself",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -45,6 +45,7 @@ def opened_text(path: str | os.PathLike[str], newline: str | None) -> Iterator[T
     Raises:
         DataError: the file is missing, a directory, unreadable, no text, or in another encoding; also while it is read.
     """
+    _refuse_pipe(path)
     try:
         with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
             _refuse_by_first_bytes(path, file.buffer.peek(8))
@@ -82,12 +83,20 @@ def data_fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def _chunks(path: str | os.PathLike[str], size: int = 1 << 20) -> Iterator[bytes]:
+    _refuse_pipe(path)
     try:
         with Path(path).open("rb") as file:
             while chunk := file.read(size):
                 yield chunk
     except OSError as error:
         raise DataError(_why_unreadable(Path(path), error)) from error
+
+
+def _refuse_pipe(path: str | os.PathLike[str]) -> None:
+    """A pipe gives its bytes once, and files are read several times; without a writer it never answers."""
+    place = Path(path)
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise DataError(f"{path}: this is a pipe or a device, not a file: write the rows into a file first")
 
 
 def _refuse_by_first_bytes(path: str | os.PathLike[str], head: bytes) -> None:

@@ -36,17 +36,22 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
         say: prints the line about a lock that was left behind.
 
     Raises:
-        ConfigError: another run is at work in the folder.
+        ConfigError: another run is at work in the folder, or there can't be such a folder.
     """
     path, mine = folder / LOCK, _this_process()
-    made = [parent for parent in (folder.path, *folder.path.parents) if not parent.exists()]
-    folder.path.mkdir(parents=True, exist_ok=True)
-    while not _create(path, mine):
+    try:
+        made = [parent for parent in (folder.path, *folder.path.parents) if not parent.exists()]
+        folder.path.mkdir(parents=True, exist_ok=True)
+        created = _create(path, mine)
+    except OSError as error:
+        raise ConfigError(_why_no_folder(folder.path, error)) from error
+    while not created:
         theirs = _holder(path)
         _refuse_living(path, theirs)
         if _delete_stale(path, theirs):
             words = f"of process {theirs['pid']}, started {theirs['started']}, " if _is_whole(theirs) else ""
             say(f"note: took over {path} {words}which is not running any more")
+        created = _create(path, mine)
 
     def release(reason: str = "") -> None:
         if read_json_if_possible(path) == mine:
@@ -61,6 +66,13 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: something was written
                 parent.rmdir()
+
+
+def _why_no_folder(path: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return f"--output_dir {path}: {file} is a file; name a new folder"
+    return f"--output_dir {str(path)[:100]}{'…' if len(str(path)) > 100 else ''}: {error.strerror}; name a folder that can be made"
 
 
 def _this_process() -> dict:

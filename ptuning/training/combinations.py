@@ -125,8 +125,6 @@ def _stage(config: Config, values: dict[str, Any], all_weights: bool) -> Iterato
             "ACCELERATE_USE_CPU is set (accelerate launch --cpu), with which DeepSpeed is silently left out; start with deepspeed "
             "or torchrun, and --use_cpu true"
         )
-    if training.fsdp:
-        yield f"--fsdp {training.fsdp} and --deepspeed both divide the weights; give one"
     if training.save_only_model and training.load_best_model_at_end:
         yield "--save_only_model with --load_best_model_at_end can't load the best state under DeepSpeed; leave one out"
     if stage < 3:

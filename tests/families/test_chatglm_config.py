@@ -156,3 +156,32 @@ def test_chatglm3_under_an_innocent_name_is_refused(tmp_path, official, file, te
         message = str(caught.value)
         assert f"{folder}: {file} {seen}, so it is ChatGLM3 or GLM-4, which use another chat template" in message
         assert "Supported: chatglm2-6b, chatglm2-6b-32k and codegeex2-6b" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"num_layers": "four"}, 'num_layers is "four" in config.json and must be a whole number of at least 1'),
+        ({"hidden_size": 127.5}, "hidden_size is 127.5 in config.json and must be"),
+        ({"padded_vocab_size": None}, "padded_vocab_size is null in config.json and must be"),
+        ({"kv_channels": [128]}, r"kv_channels is \[128\] in config.json and must be"),
+        ({"seq_length": True}, "seq_length is true in config.json and must be"),
+        ({"ffn_hidden_size": 0}, "ffn_hidden_size is 0 in config.json and must be"),
+        (
+            {"num_attention_heads": 7},
+            "num_attention_heads is 7 in config.json, and multi_query_group_num, 2, must divide",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(tmp_path, official, values, text):
+    (tmp_path / "config.json").write_text(json.dumps(official | values), encoding="utf-8")
+    with pytest.raises(ModelError, match=text) as error:
+        load_tokenizer(tmp_path)
+    assert len(str(error.value)) < len(str(tmp_path)) + 250
+
+
+def test_the_cache_is_on_in_a_saved_config_though_training_turned_it_off(tmp_path, official):
+    config = read(tmp_path / "in", official)
+    config.use_cache = False
+    config.save_pretrained(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["use_cache"] is True

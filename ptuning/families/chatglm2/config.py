@@ -3,6 +3,7 @@
 Source of the names and defaults: THUDM/chatglm2-6b `configuration_chatglm.py` and `config.json`.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -61,6 +62,11 @@ _REFUSED = {
 }
 
 # Names of relatives that have ChatGLM2's config keys but another template and rotary base.
+_SIZES = (
+    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "multi_query_group_num", "kv_channels"),
+    *("padded_vocab_size", "seq_length"),
+)
+
 _RELATIVES = ("chatglm3", "glm-4", "glm4")
 _GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 have 65,024
 
@@ -124,7 +130,7 @@ class ChatGLMConfig(GlmConfig):
             "pad_token_id": self.pad_token_id,
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": str(self.dtype or "float32").removeprefix("torch."),
-            "use_cache": self.use_cache,
+            "use_cache": True,  # training turns it off for itself; left off, the official code generates in quadratic time
         }
         if self.rope_ratio != 1:
             values["rope_ratio"] = self.rope_ratio
@@ -175,8 +181,21 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
     if named_relative(values.get("_name_or_path")):
         refuse_relative(where, f"config.json says _name_or_path {values['_name_or_path']}")
-    vocabulary = values.get("padded_vocab_size")
-    if isinstance(vocabulary, int) and vocabulary >= _GLM4_VOCABULARY:
+    for key in _SIZES:
+        size = values.get(key, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ModelError(
+                f"{where}: {key} is {json.dumps(size)} in config.json and must be a whole number of at least 1; copy "
+                "config.json again from the official model"
+            )
+    heads, groups = values.get("num_attention_heads"), values.get("multi_query_group_num")
+    if values.get("multi_query_attention", True) and heads and groups and heads % groups:
+        raise ModelError(
+            f"{where}: num_attention_heads is {heads} in config.json, and multi_query_group_num, {groups}, must divide it; "
+            "copy config.json again from the official model"
+        )
+    vocabulary = values.get("padded_vocab_size", 0)
+    if vocabulary >= _GLM4_VOCABULARY:
         refuse_relative(where, f"padded_vocab_size is {vocabulary}")
     for key, (expected, meaning) in _REFUSED.items():
         if values.get(key, expected) != expected:
