@@ -45,8 +45,8 @@ def opened_text(path: str | os.PathLike[str], newline: str | None) -> Iterator[T
     Raises:
         DataError: the file is missing, a directory, unreadable, no text, or in another encoding; also while it is read.
     """
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
             _refuse_by_first_bytes(path, file.buffer.peek(8))
             yield file
@@ -83,8 +83,8 @@ def data_fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def _chunks(path: str | os.PathLike[str], size: int = 1 << 20) -> Iterator[bytes]:
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         with Path(path).open("rb") as file:
             while chunk := file.read(size):
                 yield chunk
