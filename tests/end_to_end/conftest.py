@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ def run_main():
         return done
 
     return run
+
+
+@pytest.fixture
+def wait_until():
+    """Waits until something holds, as long as the process that brings it about lives."""
+
+    def wait(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 150) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -56,13 +55,11 @@ def test_an_untuned_model_has_half_a_probe(alone):
     assert (alone / "evaluation.json").is_file() and (alone / "report.html").is_file()
 
 
-def test_killed_and_started_again_it_goes_on(alone, tmp_path, run_main):
+def test_killed_and_started_again_it_goes_on(alone, tmp_path, run_main, wait_until):
     command = [sys.executable, "-m", "ptuning.main", *flags(tmp_path, generation_batch_tokens=200)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    part, deadline = tmp_path / "predictions_base.part0.jsonl", time.monotonic() + 120
-    while not (part.exists() and part.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    part = tmp_path / "predictions_base.part0.jsonl"
+    wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") >= 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = run_main(*flags(tmp_path))
@@ -123,13 +120,10 @@ def test_scoring_while_training_changes_nothing(tmp_path, run_main, train_flags)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for other processes there")
-def test_ctrl_c_leaves_a_report(tmp_path, train_flags):
+def test_ctrl_c_leaves_a_report(tmp_path, train_flags, wait_until):
     command = [sys.executable, "-m", "ptuning.main", *train_flags(tmp_path, max_steps=5000)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
-    while not log.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until((tmp_path / "log.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in output

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,14 +69,12 @@ def test_a_new_run_leaves_no_scores_of_the_old_one(finished, run_main, train_fla
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM for other processes there")
-def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main, train_flags):
+def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main, train_flags, wait_until):
     flags = train_flags(tmp_path, max_steps=5000)
     command = [sys.executable, "-m", "ptuning.main", *flags]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
-    while not log.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    log = tmp_path / "log.jsonl"
+    wait_until(log.exists, process)
     second = run_main(*flags, "--overwrite_output_dir", check=False)
     assert second.returncode == 2 and f"a run is at work there: process {process.pid} on" in second.stderr
     assert process.poll() is None and log.exists()
@@ -90,15 +87,12 @@ def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main,
 
 
 @pytest.mark.slow
-def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processes):
+def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processes, wait_until):
     """Also where one process has died and the launcher ends the others."""
     command = [*map(str, two_processes), str(ROOT / "ptuning" / "main.py"), *train_flags(tmp_path, max_steps=5000)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 150
-    while not log.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((tmp_path / "log.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     outcome = read(tmp_path / "outcome.json")
