@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
-from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, require_whole
+from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, read_object, require_whole
 from ptuning.errors import ModelError
 from ptuning.families import Family, families, family_of
+from ptuning.runs.folder import MANIFEST
 
 ROWS = 256  # of each large matrix that the fingerprint reads, spread evenly
 DIGITS = 16
@@ -72,13 +72,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder}: not a model folder, config.json is missing (found: {found}){hint}. Supported: {_supported()}."
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
-        raise ModelError(f"{path}: not valid JSON ({cause}); download it again.") from cause
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: holds a {type(values).__name__}, expected an object; download it again.")
-    return values
+    return read_object(path, ModelError, "download it again")
 
 
 def check_weights(folder: Path) -> None:
@@ -111,7 +105,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _is_prefix_folder(folder: Path) -> bool:
-    return (folder / "ptuning_config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return (folder / MANIFEST).is_file() or (folder / "adapter_config.json").is_file()
 
 
 def _family(folder: Path) -> Family:

@@ -12,12 +12,12 @@ from ptuning.checkpoint.base import base_fingerprint
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.runs.files import version_of, versions, write_text
+from ptuning.runs.folder import MANIFEST, MANIFEST_1
 
-FILE = "ptuning_config.json"
 FORMAT = "ptuning"
 FORMAT_VERSION = 2
 # Version 1 had a format for each method, and only ChatGLM2's names; `_upgraded` reads both.
-_FILE_1, _FORMATS_1 = "ptuning_full.json", {"ptuning-prefix": "prefix", "ptuning-full": "full"}
+_FORMATS_1 = {"ptuning-prefix": "prefix", "ptuning-full": "full"}
 _SIZES_1 = {
     "num_layers": "layers",
     "multi_query_group_num": "groups",
@@ -89,7 +89,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replaces the folder's manifest in one step."""
-        write_text(folder / FILE, self.to_json())
+        write_text(folder / MANIFEST, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
@@ -180,7 +180,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
 
 def manifest_file(folder: Path) -> Path | None:
     """Where a folder's manifest is, None where it has none."""
-    return next((path for name in (FILE, _FILE_1) if (path := folder / name).is_file()), None)
+    return next((path for name in (MANIFEST, MANIFEST_1) if (path := folder / name).is_file()), None)
 
 
 def _upgraded(values: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,6 +101,22 @@ def require_whole(path: Path, error: type[PTuningError]) -> None:
         )
     if not head:
         raise error(f"{path}: the file is empty (0 bytes); download it again.")
+
+
+def read_object(path: Path, error: type[PTuningError], fix: str) -> dict[str, Any]:
+    """The JSON object in one of a model's or checkpoint's files.
+
+    Args:
+        error: what is raised where it holds none.
+        fix: what to do then, or what it means.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise error(f"{path}: not valid JSON ({cause}); {fix}.") from cause
+    if not isinstance(values, dict):
+        raise error(f"{path}: holds a {type(values).__name__}, expected an object; {fix}.")
+    return values
 
 
 def _read_index(path: Path, error: type[PTuningError]) -> dict[str, Path]:

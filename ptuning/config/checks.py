@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-from collections.abc import Iterator
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -21,10 +20,9 @@ _OPTIMIZER_PACKAGES = {
     "apex": ("apex", "apex"),
     "xla": ("torch_xla", "torch_xla"),
     "npu": ("torch_npu", "torch_npu"),
-    "adamw_torch_": ("torchao", "torchao"),  # 4bit and 8bit
+    **dict.fromkeys(("torch_4bit", "torch_8bit"), ("torchao", "torchao")),
     **dict.fromkeys(("bit", "bnb", "ademamix"), ("bitsandbytes", "bitsandbytes")),
 }
-_OF_TORCH = ("adamw_torch", "adamw_torch_fused")
 
 # Options of TrainingArguments that nothing here was made for.
 _UNSUPPORTED = {
@@ -61,8 +59,7 @@ def check(config: Config) -> None:
     for flag, instead in _UNSUPPORTED.items():
         if getattr(training, flag):
             raise ConfigError(f"--{flag} is not supported: {instead}")
-    for problem in _missing_packages(training):
-        raise ConfigError(problem)
+    _check_packages(training)
     if training.logging_nan_inf_filter:
         raise ConfigError("--logging_nan_inf_filter hides NaN losses; leave it off")
     if training.label_smoothing_factor:
@@ -90,20 +87,22 @@ def check(config: Config) -> None:
         )
 
 
-def _missing_packages(training: TuningArguments) -> Iterator[str]:
+def _check_packages(training: TuningArguments) -> None:
     there = get_available_reporting_integrations()
     for name in training.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
-            yield f"--report_to {name}: no such logger; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none"
-        elif name not in there:
-            yield (
+            raise ConfigError(
+                f"--report_to {name}: no such logger; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none"
+            )
+        if name not in there:
+            raise ConfigError(
                 f"--report_to {name}: {name} is not installed; .venv/bin/python -m pip install {name.replace('_', '-')}, or "
                 "leave --report_to out (tensorboard)"
             )
     optim = str(getattr(training.optim, "value", training.optim))
     found = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optim), None)
-    if found is not None and optim not in _OF_TORCH and importlib.util.find_spec(found[0]) is None:
-        yield (
+    if found is not None and importlib.util.find_spec(found[0]) is None:
+        raise ConfigError(
             f"--optim {optim}: {found[1]} is not installed; .venv/bin/python -m pip install {found[1]}, or leave --optim out "
             "(adamw_torch_fused)"
         )

@@ -42,16 +42,14 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
     try:
         made = [parent for parent in (folder.path, *folder.path.parents) if not parent.exists()]
         folder.path.mkdir(parents=True, exist_ok=True)
-        created = _create(path, mine)
+        while not _create(path, mine):
+            theirs = _holder(path)
+            _refuse_living(path, theirs)
+            if _delete_stale(path, theirs):
+                words = f"of process {theirs['pid']}, started {theirs['started']}, " if _is_whole(theirs) else ""
+                say(f"note: took over {path} {words}which is not running any more")
     except OSError as error:
         raise ConfigError(_why_no_folder(folder.path, error)) from error
-    while not created:
-        theirs = _holder(path)
-        _refuse_living(path, theirs)
-        if _delete_stale(path, theirs):
-            words = f"of process {theirs['pid']}, started {theirs['started']}, " if _is_whole(theirs) else ""
-            say(f"note: took over {path} {words}which is not running any more")
-        created = _create(path, mine)
 
     def release(reason: str = "") -> None:
         if read_json_if_possible(path) == mine:

@@ -10,11 +10,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.base import resolve_base
-from ptuning.checkpoint.manifest import FILE, read_manifest
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
 from ptuning.loading import load_model
 from ptuning.methods import attach_checkpoint, attached, detach, self_test
+from ptuning.runs.folder import MANIFEST
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
 log = logging.getLogger("ptuning.serving")
@@ -99,7 +100,7 @@ class Registry:
 
     def add_found(self, parent: Path, read: ReadPrefix) -> None:
         """Adds every prefix of this base right under `parent`, and says which of the others it leaves out and why."""
-        for folder in sorted(path.parent for path in parent.glob(f"*/{FILE}")):
+        for folder in sorted(path.parent for path in parent.glob(f"*/{MANIFEST}")):
             try:
                 self.check_name(folder.name)
                 self.add(read(folder.name, folder))

@@ -1,6 +1,5 @@
 """Combinations of options that can't work or silently do something else: refused before anything is loaded, each with its fix."""
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from ptuning.config import Config, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
+from ptuning.runs.files import read_json_if_possible
 from ptuning.training.deepspeed_file import read_deepspeed
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
@@ -85,11 +85,8 @@ def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _quantised(name: str) -> int | None:
-    path = resolve_base(name) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("quantization_bit")
-    except (OSError, ValueError, AttributeError):
-        return None  # read_base_config says what is wrong with the file
+    # Of a damaged file read_base_config says what is wrong.
+    return read_json_if_possible(resolve_base(name) / "config.json").get("quantization_bit")
 
 
 def _auto(values: dict[str, Any]) -> Iterator[str]:

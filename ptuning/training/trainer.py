@@ -22,7 +22,7 @@ from ptuning.errors import TrainingError
 from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
-from ptuning.runs.folder import STAGING
+from ptuning.runs.folder import STAGING, TRAINER_STATE
 from ptuning.training.progress import Throughput
 
 
@@ -210,7 +210,7 @@ class TuningTrainer(Trainer):
         self.state.best_model_checkpoint = best
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            self.state.save_to_json(str(staging / name / TRAINER_STATE))
             shutil.rmtree(run / name, ignore_errors=True)
             (staging / name).replace(run / name)
             shutil.rmtree(staging, ignore_errors=True)

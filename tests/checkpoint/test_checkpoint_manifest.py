@@ -5,19 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from ptuning.checkpoint.manifest import FILE, describe, read_manifest
+from ptuning.checkpoint.manifest import describe, read_manifest
 from ptuning.errors import CheckpointError
 from ptuning.methods import attach_checkpoint
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.checkpoint import save_prefix
 from ptuning.methods.prefix.read import read_prefix
+from ptuning.runs.folder import MANIFEST
 
 FINGERPRINT = "df0c8249201158ea"
 VERSIONS = {"ptuning": "0.1.0", "torch": "2.7", "transformers": "5.0", "python": "3.12"}
 
 
 def edit(folder, **changes) -> None:
-    path = folder / FILE
+    path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
@@ -30,7 +31,7 @@ def test_one_format_for_every_method(tmp_path, base_dir, method, settings):
     )
     replace(manifest, step=7).write(tmp_path)
     assert read_manifest(tmp_path) == replace(manifest, step=7)
-    values = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    values = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
     assert (values["format"], values["format_version"]) == ("ptuning", 2)
     assert (values["method"], values["settings"], values["template"]) == (method, settings, "chatglm2")
     assert values["base"] == {
@@ -55,7 +56,7 @@ def test_version_1_of_a_prefix_is_still_read(tmp_path, load_tiny, official, desc
     """As release 0.1 wrote it."""
     save_prefix(tmp_path, official.tensors, described)
     file = next(tmp_path.glob("prefix-*.safetensors"))
-    written = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
     base = {"name_or_path": str(base_dir), "fingerprint": FINGERPRINT, "num_layers": 3, "multi_query_group_num": 2}
     values = {
         "format": "ptuning-prefix",
@@ -74,7 +75,7 @@ def test_version_1_of_a_prefix_is_still_read(tmp_path, load_tiny, official, desc
         "file": file.name,
         "sha256": written["sha256"],
     }
-    (tmp_path / FILE).write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / MANIFEST).write_text(json.dumps(values), encoding="utf-8")
     back = read_prefix(tmp_path)
     assert back.manifest == replace(described, file=file.name, sha256=written["sha256"], versions=VERSIONS)
     model = load_tiny()
@@ -146,6 +147,6 @@ def test_a_wrong_value_is_refused(tmp_path, manifest, changes, message):
 
 @pytest.mark.parametrize("text", ['{"format": "ptun', "", "[]"])
 def test_a_damaged_file_is_refused(tmp_path, text):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(CheckpointError, match=r"not valid JSON|format is 'list'"):
         read_manifest(tmp_path)

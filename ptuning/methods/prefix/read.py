@@ -1,18 +1,18 @@
 """Reads a prefix from a folder of ours, of the official trainer or of peft, and says what a folder without one is."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ptuning.checkpoint.manifest import FILE, read_manifest
-from ptuning.checkpoint.tensors import TensorFiles, require_whole
+from ptuning.checkpoint.manifest import read_manifest
+from ptuning.checkpoint.tensors import TensorFiles, read_object, require_whole
 from ptuning.errors import CheckpointError
 from ptuning.methods.prefix.checkpoint import EMBEDDING, PrefixCheckpoint
 from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.runs import RunFolder
 from ptuning.runs.files import sha256_of
+from ptuning.runs.folder import MANIFEST
 
 PREFIX = "prefix"  # of --method, and in manifests
 
@@ -22,7 +22,6 @@ EXPECTED = (
 )
 
 
-_STEP = re.compile(r"checkpoint-(\d+)")
 # Wherever the prefix sits in the saved model, e.g. `transformer.prefix_encoder.embedding.weight`.
 _PREFIX_NAME = re.compile(r"(?:^|\.)prefix_encoder\.(.+)$")
 _PEFT_CONFIG = "adapter_config.json"
@@ -40,7 +39,7 @@ def read_prefix(folder: str | Path) -> PrefixCheckpoint:
         CheckpointError: nothing of that, or damaged; the message says what the folder looks like.
     """
     folder = Path(folder).expanduser()
-    if (folder / FILE).is_file():
+    if (folder / MANIFEST).is_file():
         return _read_own(folder)
     if (folder / _PEFT_CONFIG).is_file():
         return _read_peft(folder)
@@ -52,7 +51,7 @@ def read_prefix(folder: str | Path) -> PrefixCheckpoint:
 
 
 def _read_own(folder: Path) -> PrefixCheckpoint:
-    path = folder / FILE
+    path = folder / MANIFEST
     manifest = read_manifest(folder)
     if manifest.method != PREFIX:
         raise CheckpointError(f"{path}: method is {manifest.method!r}, so it is not a prefix. Expected {EXPECTED}.")
@@ -63,7 +62,7 @@ def _read_own(folder: Path) -> PrefixCheckpoint:
     sha256 = sha256_of(file)
     if sha256 != manifest.sha256:
         raise CheckpointError(
-            f"{file}: damaged, its sha256 is {sha256[:16]}… and {FILE} says {manifest.sha256[:16]}…; copy the folder "
+            f"{file}: damaged, its sha256 is {sha256[:16]}… and {MANIFEST} says {manifest.sha256[:16]}…; copy the folder "
             "again."
         )
     stored = _prefix_tensors(TensorFiles.of_file(file, CheckpointError))
@@ -82,7 +81,7 @@ def _read_own(folder: Path) -> PrefixCheckpoint:
 
 def _read_peft(folder: Path) -> PrefixCheckpoint:
     path = folder / _PEFT_CONFIG
-    values = _read_json(path)
+    values = read_object(path, CheckpointError, "the checkpoint is damaged")
     if values.get("peft_type") != "PREFIX_TUNING":
         raise CheckpointError(
             f"{folder}: looks like a peft adapter of type {values.get('peft_type')!r}, which is not a prefix. Expected {EXPECTED}."
@@ -114,21 +113,11 @@ def _prefix_tensors(tensors: TensorFiles) -> dict[str, torch.Tensor]:
 def _official_shape(path: Path) -> PrefixShape | None:
     if not path.is_file():
         return None
-    values = _read_json(path)
+    values = read_object(path, CheckpointError, "the checkpoint is damaged")
     if "multi_query_group_num" not in values:
         return None  # a config that doesn't describe the base; the tensors' width is still checked
     names = ("num_layers", "multi_query_group_num", "kv_channels", "hidden_size")
     return PrefixShape(*(n if isinstance(n := values.get(name, 0), int) else 0 for name in names))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
-        raise CheckpointError(f"{path}: not valid JSON ({cause}); the checkpoint is damaged.") from cause
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected an object.")
-    return values
 
 
 def _what_it_is(folder: Path, tensors: TensorFiles | None) -> str:
@@ -141,9 +130,9 @@ def _what_it_is(folder: Path, tensors: TensorFiles | None) -> str:
         return f"is a file; give the folder it lies in, {folder.parent}."
     if not folder.is_dir():
         return f"no such folder (looked for {folder.absolute()})."
-    newest = _newest_checkpoint(folder)
-    if newest is not None and tensors is None:
-        return f"is the folder of a run, without a prefix of its own; its newest checkpoint is {newest}: give that one."
+    checkpoints = RunFolder(folder).checkpoints()
+    if checkpoints and tensors is None:
+        return f"is the folder of a run, without a prefix of its own; its newest checkpoint is {checkpoints[-1]}: give that one."
     if any(folder.glob("prefix-*.safetensors")):
         return "looks like a save that was interrupted before ptuning_config.json was written; save again."
     if tensors is not None:
@@ -160,10 +149,3 @@ def _what_it_is(folder: Path, tensors: TensorFiles | None) -> str:
     if not names:
         return "is an empty folder."
     return f"has no weights (found {', '.join(names[:5])})."
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    steps = [
-        (int(m.group(1)), path) for path in folder.iterdir() if path.is_dir() and (m := _STEP.fullmatch(path.name))
-    ]
-    return max(steps)[1] if steps else None
