@@ -3,13 +3,24 @@
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
     errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
-    validation ← generation ← training ← evaluation ← report ← serving ← main ← cli
+    validation ← generation ← training ← evaluation ← report ← serving ← main ← export ← cli ← completion
 
-Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
+`from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2
+directories. Nothing heavy is imported before it is asked for, so that `ptuning --help` answers at once.
 """
 
-from ptuning import families as _families  # noqa: F401  registers every family with transformers
-from ptuning.loading import load_model
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptuning.loading import load_model
 
 __all__ = ["load_model"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_model":
+        from ptuning.loading import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

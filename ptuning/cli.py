@@ -1,131 +1,150 @@
-"""The installed command: `ptuning train | evaluate | validate-data | compare | report | serve | chat | export | …`."""
+"""The installed command: `ptuning train | evaluate | predict | validate-data | compare | report | serve | chat | export | …`.
 
+A command's module is imported when the command is called, so that `ptuning --help` answers at once.
+"""
+
+import difflib
+import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from importlib import metadata
 
-import torch
+from ptuning.errors import PTuningError
 
-from ptuning import distributed
-from ptuning import main as entry
-from ptuning.checkpoint.base import read_base_config, resolve_base
-from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
-from ptuning.config.commands import option, parse_options
-from ptuning.errors import ConfigError, PTuningError
-from ptuning.evaluation.compare import compare_command
-from ptuning.families import read_config
-from ptuning.loading import resolve_dtype
-from ptuning.methods.prefix.export import export_official, export_peft
-from ptuning.methods.prefix.read import read_prefix
-from ptuning.report import report_command
-from ptuning.serving.chat import base_of, chat
-from ptuning.serving.server import serve
-from ptuning.training.estimate import estimate_command
-from ptuning.validation.command import validate_command
 
-CPU = torch.device("cpu")
+@dataclass(frozen=True)
+class Command:
+    """Where a command is, and what the overview says of it.
 
-USAGE = """usage: ptuning COMMAND [options]
+    Args:
+        function: `module:name`, called with the arguments after the command; returns the exit status, None being 0.
+        about: one or more lines.
+        options: `module:name` of the class that declares its options; empty: those of a run.
+    """
 
-  train          tune a prefix or all weights; the options of ptuning/main.py, e.g. --config configs/ptuning_demo.yaml
-  evaluate       answer a test file with a tuned prefix and score the answers: --ptuning_checkpoint DIR --test_file FILE …
-  validate-data  check data files, report lengths and duplicates, write clean rows: FILE …
-  compare        two runs, or a run and its base, on the same rows: is the difference more than noise? RUN_A [RUN_B]
-  report         render a run's report.html again, or one page over several runs: RUN …
-  serve          REST, OpenAI's format and a web page, many prefixes on one base: --model DIR --prefix NAME=DIR …
-  chat           talk to a model in the terminal: --ptuning_checkpoint DIR
-  export         write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR
-                 or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR
-  estimate       memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N
-  convert        make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR
+    function: str
+    about: str
+    options: str = ""
 
-ptuning COMMAND --help lists the options."""
+
+COMMANDS = {
+    "train": Command(
+        "ptuning.main:train_command",
+        "tune a prefix or all weights: RUN.yaml and any option, e.g. configs/ptuning_demo.yaml",
+    ),
+    "evaluate": Command(
+        "ptuning.main:evaluate_command",
+        "answer a test file with a tuned model and score the answers: RUN, the folder of a training run, …\n"
+        "or --ptuning_checkpoint DIR --test_file FILE …",
+    ),
+    "predict": Command(
+        "ptuning.evaluation.answer_file:predict_command",
+        "answer the questions of a file, without scores: --file ROWS --output ANSWERS.jsonl --ptuning_checkpoint DIR",
+        "ptuning.evaluation.answer_file:PredictOptions",
+    ),
+    "validate-data": Command(
+        "ptuning.validation.command:validate_command",
+        "check data files, report lengths and duplicates, write clean rows: FILE …",
+        "ptuning.validation.command:ValidateOptions",
+    ),
+    "compare": Command(
+        "ptuning.evaluation.compare:compare_command",
+        "two runs, or a run and its base, on the same rows: is the difference more than noise? RUN_A [RUN_B]",
+        "ptuning.evaluation.compare:CompareOptions",
+    ),
+    "report": Command(
+        "ptuning.report:report_command",
+        "render a run's report.html again, or one page over several runs: RUN …",
+        "ptuning.report.page:ReportOptions",
+    ),
+    "serve": Command(
+        "ptuning.serving.server:serve",
+        "REST, OpenAI's format and a web page, many prefixes on one base: --model DIR --prefix NAME=DIR …",
+        "ptuning.serving.options:ServeOptions",
+    ),
+    "chat": Command(
+        "ptuning.serving.chat:chat",
+        "talk to a model in the terminal: --ptuning_checkpoint DIR",
+        "ptuning.serving.chat:ChatOptions",
+    ),
+    "export": Command(
+        "ptuning.export:export",
+        "write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR\n"
+        "or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR",
+        "ptuning.export:ExportOptions",
+    ),
+    "estimate": Command(
+        "ptuning.training.estimate:estimate_command",
+        "memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N",
+        "ptuning.training.estimate:EstimateOptions",
+    ),
+    "convert": Command(
+        "ptuning.export:convert",
+        "make a DeepSpeed checkpoint resumable on another number of processes: --checkpoint DIR",
+        "ptuning.export:ConvertOptions",
+    ),
+    "completion": Command(
+        "ptuning.completion:completion_command",
+        "a script that completes commands and options in your shell: bash or zsh",
+        "ptuning.completion:CompletionOptions",
+    ),
+}
+_PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit status."""
+    """Runs one command. Returns the exit status: 0, or 2 for an error that is the input's."""
     argv = sys.argv[1:] if argv is None else argv
-    commands: dict[str, Callable[[list[str]], int | None]] = {
-        "train": lambda rest: entry.main(["--do_train", *rest]),
-        "evaluate": lambda rest: entry.main(["--do_predict", *rest]),
-        "validate-data": validate_command,
-        "compare": compare_command,
-        "report": report_command,
-        "chat": chat,
-        "export": export,
-        "convert": convert,
-        "estimate": estimate_command,
-        "serve": serve,
-    }
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        print(f"error: no command {argv[0]!r}; there are {', '.join(commands)}", file=sys.stderr)
+    name, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name in ("", "-h", "--help", "help"):
+        print(usage())
+        return 0 if name else 2
+    if name in ("--version", "-V", "version"):
+        print(version())
+        return 0
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: no command {name!r}{hint} (there are {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     try:
-        return commands[argv[0]](argv[1:]) or 0
+        return load(command.function)(rest) or 0
     except PTuningError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to write, and for whom."""
-
-    output_dir: str = option(..., "new folder")
-    ptuning_checkpoint: str | None = option(None, "a prefix")
-    checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
-    format: Literal["official", "peft"] | None = option(None, "of a prefix; a whole model is always official")
-    model_name_or_path: str | None = option(
-        None, "default: the base that the checkpoint names, or the checkpoint itself"
+def usage() -> str:
+    """The overview of all commands."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = ["usage: ptuning COMMAND [options]", ""]
+    for name, command in COMMANDS.items():
+        first, *more = command.about.splitlines()
+        lines += [f"  {name:{width}}{first}", *(f"  {'':{width}}{line}" for line in more)]
+    return "\n".join(
+        [*lines, "", "ptuning COMMAND --help lists the options; ptuning --version says what is installed."]
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "of a whole model; default: float32")
-
-    def __post_init__(self):
-        if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
-            raise ConfigError("give --ptuning_checkpoint (a prefix) or --checkpoint (a ZeRO checkpoint of all weights)")
-        if self.checkpoint is not None and self.format == "peft":
-            raise ConfigError(
-                "--format peft is for prefixes; leave it out, a whole model is written in the official format"
-            )
-        if self.checkpoint is None and (self.format is None or self.dtype is not None):
-            raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
 
 
-def export(argv: list[str]) -> None:
-    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
-    args = parse_options(ExportOptions, argv, "ptuning export")
-    if args.checkpoint is not None:
-        base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
-        folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", CPU))
-        print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
-        return
-    checkpoint = read_prefix(args.ptuning_checkpoint)
-    base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
-    read_base_config(base)  # refuses other architectures
-    if args.format == "official":
-        folder = export_official(checkpoint, read_config(base), args.output_dir)
-    else:
-        folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
-    print(f"Wrote {folder} in {args.format} format")
+def version() -> str:
+    """Of this package and of those that its numbers depend on."""
+    found = []
+    for name in ("ptuning", *_PACKAGES):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} not installed")
+    first, *others = found
+    return f"{first} ({', '.join(others)}, Python {sys.version.split()[0]})"
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """Which checkpoint."""
-
-    checkpoint: str = option(..., "checkpoint-N of a run with --deepspeed")
-
-
-def convert(argv: list[str]) -> None:
-    """Adds DeepSpeed's universal files to a checkpoint, which any number of processes can resume from."""
-    args = parse_options(ConvertOptions, argv, "ptuning convert")
-    distributed.choose_deepspeed_device()
-    folder = convert_to_universal(args.checkpoint)
-    print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")
+def load(place: str):
+    """What `module:name` means."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

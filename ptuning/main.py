@@ -16,18 +16,18 @@ from transformers import PreTrainedModel, set_seed
 
 from ptuning import distributed
 from ptuning.checkpoint.base import base_fingerprint
-from ptuning.checkpoint.manifest import Manifest, describe
-from ptuning.config import Config, parse
+from ptuning.checkpoint.manifest import Manifest, describe, read_manifest
+from ptuning.config import Config, parse, with_config
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.encoded import EncodedSplit, encode_split
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import Split, load_split, mixed
-from ptuning.errors import PTuningError
+from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
-from ptuning.methods import Method, attach_checkpoint, defaults_of, method_of, read_checkpoint
+from ptuning.methods import Method, attach_checkpoint, defaults_of, method_class, method_of, read_checkpoint
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations
@@ -54,6 +54,19 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return exit_status(interrupt)
     return 0
+
+
+def train_command(argv: list[str]) -> int:
+    """`ptuning train [RUN.yaml] …`: `main` with --do_train."""
+    return main(["--do_train", *with_config(argv)])
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """`ptuning evaluate [RUN] …`: `main` with --do_predict, on the test file of a training run with its columns and lengths."""
+    argv = with_config(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = [*options_of_run(argv[0]), *argv[1:]]
+    return main(["--do_predict", *argv])
 
 
 def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
@@ -189,6 +202,31 @@ def options_of_checkpoint(checkpoint: str) -> list[str]:
         "--source_prefix": manifest.source_prefix,
     }
     return [token for flag, value in known.items() if value for token in (flag, str(value))]
+
+
+def options_of_run(folder: str) -> list[str]:
+    """What evaluating a training run without further words means: its test rows, else its validation rows, into FOLDER-eval.
+
+    Raises:
+        ConfigError: no such folder, or no run in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{folder}: no such folder; give a training run's, or options (ptuning evaluate --help)")
+    manifest = read_manifest(path)
+    on_base = manifest is None or method_class(manifest.method).keeps_base
+    options = ["--ptuning_checkpoint" if on_base else "--model_name_or_path", folder, "--output_dir", f"{path}-eval"]
+    recorded = next(
+        (found for parent in (path, path.parent) if (found := RunFolder(parent).latest_record().get("config"))), None
+    )
+    if recorded is None:
+        return options  # a prefix from elsewhere: what is missing is asked for as for any evaluation
+    file = recorded.get("test_file") or recorded.get("validation_file")
+    known = {name: recorded.get(name) for name in ("prompt_column", "response_column", "history_column", "data_format")}
+    for name, value in {"test_file": file, **known}.items():
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{name}", *map(str, values)] if value else []
+    return options
 
 
 def read_data(config: Config) -> dict[str, Split]:

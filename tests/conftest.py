@@ -26,7 +26,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import ptuning  # noqa: F401  registers ChatGLM2 with transformers' Auto classes
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_prefix

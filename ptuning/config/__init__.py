@@ -7,7 +7,7 @@ from ptuning.config.options import (
     ModelArguments,
     TuningArguments,
 )
-from ptuning.config.parse import expand_config, parse
+from ptuning.config.parse import expand_config, parse, with_config
 
 __all__ = [
     "Config",
@@ -17,4 +17,5 @@ __all__ = [
     "TuningArguments",
     "expand_config",
     "parse",
+    "with_config",
 ]

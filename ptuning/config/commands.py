@@ -18,13 +18,13 @@ A field is `--name VALUE`; a bool is a flag; a tuple or list can be given severa
 
 import argparse
 import dataclasses
-import difflib
 import os
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 
+from ptuning.config.names import unknown
 from ptuning.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -55,7 +55,7 @@ def parse_options(cls: type[Options], argv: Sequence[str], prog: str, descriptio
         ConfigError: an unknown option (with the nearest one), a value of the wrong type, or a required one that is missing.
         SystemExit: --help was printed.
     """
-    parser = _parser(cls, prog, description)
+    parser = option_parser_of(cls, prog, description)
     _check_names(argv, parser)
     return _made(cls, parser.parse_args(list(argv)))
 
@@ -68,11 +68,12 @@ def parse_known_options(
     Returns:
         The options, and what of the command line isn't among them.
     """
-    given, rest = _parser(cls, prog, description).parse_known_args(list(argv))
+    given, rest = option_parser_of(cls, prog, description).parse_known_args(list(argv))
     return _made(cls, given), rest
 
 
-def _parser(cls: type, prog: str, description: str | None) -> argparse.ArgumentParser:
+def option_parser_of(cls: type, prog: str, description: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command's options; arguments as `parse_options`."""
     parser, hints = _Parser(prog=prog, description=description, allow_abbrev=False), typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         if item.init:
@@ -146,6 +147,4 @@ def _check_names(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
             return
         name = token.partition("=")[0]
         if name.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"unknown option {name}{hint} (all options: {parser.prog} --help)")
+            raise ConfigError(unknown(name, known, f"{parser.prog} --help"))

@@ -1,6 +1,7 @@
-"""Command line and YAML → Config. An unknown name is an error that names the nearest valid one."""
+"""Command line and YAML → Config. An unknown name is an error that says what to use instead."""
 
 import difflib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from ptuning.config.checks import check
+from ptuning.config.help import EVALUATION, TRAINING, help_text
+from ptuning.config.names import OLD_VALUES, RENAMED, WITHOUT_EFFECT, unknown
 from ptuning.config.options import Config, DataArguments, GenerationArguments, ModelArguments, TuningArguments
 from ptuning.config.ranges import check_ranges
 from ptuning.errors import ConfigError
-
-# Flags of the official command lines that have nothing left to do. They run, and one line says why.
-WITHOUT_EFFECT = {
-    "use_fast_tokenizer": "a base has one tokenizer",
-}
-
-# Old names of transformers' own options.
-RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps"}
 
 
 def parse(
@@ -40,7 +35,9 @@ def parse(
 
     Raises:
         ConfigError: unknown names, wrong types, combinations that can't work.
+        SystemExit: --help was printed.
     """
+    _answer_help(argv)
     argv, notes = _normalise(expand_config(argv))
     if "--ptuning_checkpoint" in argv[:-1]:
         argv = infer(argv[argv.index("--ptuning_checkpoint") + 1]) + argv
@@ -72,10 +69,14 @@ class _Parser(HfArgumentParser):
         raise ConfigError(message)
 
 
+def with_config(argv: list[str]) -> list[str]:
+    """`x.yaml …`, as the official `main.py args.json` and other toolkits have it, is `--config x.yaml …`."""
+    return ["--config", *argv] if argv and argv[0].endswith((".json", ".yaml", ".yml")) else argv
+
+
 def expand_config(argv: list[str]) -> list[str]:
     """`--config x.yaml` becomes the file's options in front, so that what stands on the command line wins."""
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):  # the official `main.py args.json`
-        argv = ["--config", argv[0]]
+    argv = with_config(argv)
     rest, from_files, index = [], [], 0
     while index < len(argv):
         name, _, value = argv[index].partition("=")
@@ -140,17 +141,19 @@ class _OptionLoader(yaml.SafeLoader):
 
 def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
     """Takes out flags without effect, renames old ones, and splits `--a=b`."""
-    tokens, notes = [], []
+    tokens = []
     for token in argv:
         head, eq, tail = token.partition("=")
         tokens += [head, tail] if token.startswith("--") and eq else [token]
-    result, skipping = [], False
-    for token in tokens:
+    result, notes, skipping = [], [], False
+    for index, token in enumerate(tokens):
         if token.startswith("--"):
             name = token[2:].replace("-", "_")
-            skipping = name in WITHOUT_EFFECT
+            value = tokens[index + 1].lower() if index + 1 < len(tokens) and tokens[index + 1][:2] != "--" else ""
+            why, values = WITHOUT_EFFECT.get(name, ("", ()))
+            skipping = bool(why) and (not values or value in values)
             if skipping:
-                notes.append(f"--{name} has no effect here: {WITHOUT_EFFECT[name]}")
+                notes.append(f"--{name} has no effect here: {why}")
                 continue
             result.append(f"--{RENAMED.get(name, name)}")
         elif not skipping:
@@ -219,6 +222,20 @@ def _check_names(argv: list[str], parser: _Parser) -> None:
     known = {option for action in parser._actions for option in action.option_strings}
     for token in argv:
         if token.startswith("--") and token not in known:
-            near = difflib.get_close_matches(token, sorted(known), n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"unknown option {token}{hint} (all options: ptuning train --help)")
+            raise ConfigError(unknown(token, known, "ptuning train --help_all"))
+    for name, value in itertools.pairwise(argv):
+        if (instead := OLD_VALUES.get((name.removeprefix("--"), value))) is not None:
+            raise ConfigError(f"{name} {value}: transformers has it no more; use {name} {instead}")
+
+
+def _answer_help(argv: list[str]) -> None:
+    """Prints the help that is asked for, and ends."""
+    asked = {"-h", "--help", "--help_all", "--help-all"} & set(argv)
+    if not asked:
+        return
+    scores = "--do_predict" in argv and "--do_train" not in argv
+    command = "evaluate" if scores else "train"
+    usage = "ptuning evaluate [RUN] [--name VALUE …]" if scores else "ptuning train [RUN.yaml] [--name VALUE …]"
+    groups = None if any("all" in token for token in asked) else EVALUATION if scores else TRAINING
+    print(help_text(option_parser(), usage, groups, f"ptuning {command} --help_all"))
+    raise SystemExit(0)

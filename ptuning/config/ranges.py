@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptuning.errors import ConfigError
@@ -96,12 +97,22 @@ def check_ranges(argv: list[str]) -> None:
         ConfigError: the value, the limit and what to use. What is no number is left to the parser.
     """
     for token, text in itertools.pairwise(argv):
-        allowed = RANGES.get(token.removeprefix("--")) if token.startswith("--") else None
-        if allowed is None:
+        if not token.startswith("--") or token.removeprefix("--") not in RANGES:
             continue
         try:
             value = float(text)
         except ValueError:
             continue
-        if not allowed.holds(value):
-            raise ConfigError(f"{token} is {text}; use {allowed}")
+        _hold(token.removeprefix("--"), value, text)
+
+
+def check_values(values: Mapping[str, object]) -> None:
+    """The same of options that have been read: name → value. What isn't given (None) and what is no number is left out."""
+    for name, value in values.items():
+        if name in RANGES and isinstance(value, int | float):
+            _hold(name, value, str(value))
+
+
+def _hold(name: str, value: float, text: str) -> None:
+    if not RANGES[name].holds(value):
+        raise ConfigError(f"--{name} is {text}; use {RANGES[name]}")

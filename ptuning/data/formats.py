@@ -66,6 +66,7 @@ class Shape(Protocol):
 class Format(Shape, Protocol):
     """A shape whose columns have fixed names, so that it can be told from its rows."""
 
+    references: bool  # rows must have answers
     owns_columns: bool  # columns that look like a question and an answer of their own are this format's
 
     def fits(self, rows: Collection[Row]) -> bool:
@@ -128,12 +129,16 @@ class Alpaca:
     """The names that stanford_alpaca gave; `history` and `system` are those of later collections. The question is the
     instruction, followed by a line break and the input where there is one."""
 
+    references: bool = True
     owns_columns: ClassVar[bool] = True  # input and output
     json_columns: ClassVar[dict[str, str]] = {"history": _PAIRS}
-    needed: ClassVar[list[tuple[str, str]]] = [("--data_format", "instruction"), ("--data_format", "output")]
 
     def __str__(self) -> str:
         return "Alpaca instruction, input, output"
+
+    @property
+    def needed(self) -> list[tuple[str, str]]:
+        return [("--data_format", name) for name in ("instruction", "output")[: 2 if self.references else 1]]
 
     def fits(self, rows: Collection[Row]) -> bool:
         return all(any(name in row for row in rows) for _, name in self.needed)
@@ -150,7 +155,7 @@ class Alpaca:
         question, context = cast(str, row["instruction"]), cast("str | None", row.get("input"))
         return Record(
             prompt=f"{question}\n{context}" if context and context.strip() else question,
-            response=cast(str, row["output"]),
+            response=cast(str, row["output"]) if self.references else None,
             history=history_pairs(row.get("history")),
             source=source,
             system=_system(row),
@@ -171,6 +176,7 @@ class Chat:
     column: str
     title: str
     example: str
+    references: bool = True
     owns_columns: ClassVar[bool] = False
 
     def __str__(self) -> str:
@@ -202,12 +208,14 @@ class Chat:
                 return [("system", Finding("the row has a system text, and a system message in its conversation", fix))]
             text = turns.pop(0)[1]
             system = text if text.strip() else None
-        if found := _order_finding(turns, first=len(cast(list, row[self.column])) - len(turns) + 1):
+        if found := _order_finding(turns, len(cast(list, row[self.column])) - len(turns) + 1, self.references):
             return [(self.column, found)]
         texts = [text for _, text in turns]
+        if turns[-1][0] == "user":
+            texts.append("")  # the answer that is asked for
         pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
         (prompt, response), history = pairs[-1], pairs[:-1]
-        return Record(prompt, response, history, source, system)
+        return Record(prompt, response if self.references else None, history, source, system)
 
 
 FORMATS: dict[str, Format] = {
@@ -270,8 +278,8 @@ def _turns(value: object) -> list[tuple[str, str]] | Finding:
     return turns
 
 
-def _order_finding(turns: list[tuple[str, str]], first: int) -> Finding | None:
-    """None where user and assistant take turns and the assistant has the last word.
+def _order_finding(turns: list[tuple[str, str]], first: int, references: bool) -> Finding | None:
+    """None where user and assistant take turns and, with references, the assistant has the last word.
 
     Args:
         turns: without a leading system message.
@@ -289,7 +297,7 @@ def _order_finding(turns: list[tuple[str, str]], first: int) -> Finding | None:
                 return Finding(f"message {number}, the first, is the assistant's", f"start with a question, {delete}")
             fix = f"join them into one message, {delete}"
             return Finding(f"messages {number - 1} and {number} are both the {speaker}'s", fix)
-    if turns[-1][0] == "user":
+    if references and turns[-1][0] == "user":
         number = first + len(turns) - 1
         return Finding(f"message {number}, the last, is the user's", "add the answer, or delete that message")
     return None

@@ -6,7 +6,7 @@ import difflib
 import os
 from dataclasses import dataclass, field, replace
 
-from ptuning.data.formats import FORMATS, Columns, Shape, is_list
+from ptuning.data.formats import FORMATS, Columns, Format, Shape, is_list
 from ptuning.data.problems import Problem, listed
 from ptuning.data.rows import Row, iterate_rows
 from ptuning.errors import ConfigError, DataError
@@ -43,12 +43,14 @@ class FormatOptions:
         prompt: column of the question.
         response: column of the answer.
         history: column of the turns before.
+        references: whether the rows must have answers.
     """
 
     format: str = "auto"
     prompt: str | None = None
     response: str | None = None
     history: str | None = None
+    references: bool = True
 
     def __post_init__(self) -> None:
         known = ["auto", "columns", *FORMATS]
@@ -106,15 +108,16 @@ def find_format(path: str | os.PathLike[str], wanted: Columns | FormatOptions) -
     if isinstance(wanted, Columns):
         return _checked(file, wanted)
     if wanted.format in FORMATS:
-        return _checked(file, FORMATS[wanted.format])
-    if wanted.prompt and wanted.response:
+        return _checked(file, _shape(FORMATS[wanted.format], wanted))
+    if wanted.prompt and (wanted.response or not wanted.references):
         return _checked(file, Columns(wanted.prompt, wanted.response, wanted.history))
     _require(file, wanted.named)
     sample = _sample(file)
     if not sample.rows:  # then every row has a problem of its own, and the names don't matter
-        return Found(Columns("prompt", "response"), guessed=True)
+        return Found(Columns("prompt", "response" if wanted.references else None), guessed=True)
     named = wanted.named or wanted.format == "columns"
-    found = [] if named else [known for known in FORMATS.values() if known.fits(sample.rows)]
+    known = [_shape(shape, wanted) for shape in FORMATS.values()]
+    found = [] if named else [shape for shape in known if shape.fits(sample.rows)]
     candidates: list[Shape] = [*found]
     if not any(known.owns_columns for known in found):
         candidates += _column_candidates(sample, wanted)
@@ -122,6 +125,10 @@ def find_format(path: str | os.PathLike[str], wanted: Columns | FormatOptions) -
         raise DataError(_undecided(file, sample, candidates, wanted))
     shape = candidates[0]
     return Found(shape, guessed=True, history_seen=getattr(shape, "history", None) in sample.names)
+
+
+def _shape(known: Format, wanted: FormatOptions) -> Format:
+    return known if wanted.references else replace(known, references=False)
 
 
 def has_columns(path: str | os.PathLike[str], options: FormatOptions) -> bool:
@@ -160,6 +167,8 @@ def _column_candidates(sample: _Sample, wanted: FormatOptions) -> list[Shape]:
     for prompt, response in PAIRS:
         prompt, response = by_name.get(prompt), by_name.get(response)
         pairs.append((wanted.prompt or prompt, wanted.response or response))
+    if not wanted.references:
+        return [Columns(prompt, None, kept) for prompt in dict.fromkeys(prompt for prompt, _ in pairs) if prompt]
     return [
         Columns(prompt, response, kept)
         for prompt, response in dict.fromkeys(pairs)
@@ -176,12 +185,18 @@ def _undecided(file: str, sample: _Sample, candidates: list[Shape], wanted: Form
         found = " or ".join(str(candidate) for candidate in candidates)
         problem = f"the rows can be read in more than one way: {found}"
     else:
-        missing = [kind for kind in ("prompt", "response") if not getattr(wanted, kind)]
+        kinds = ("prompt", "response") if wanted.references else ("prompt",)
+        missing = [kind for kind in kinds if not getattr(wanted, kind)]
         problem = f"no known {' and '.join(missing)} column, the columns are {listed(list(sample.names))}"
-    fix = "name them with --prompt_column and --response_column"
+    no_answers = not candidates and wanted.references and missing == ["response"]
+    fix = (
+        "name them with --prompt_column and --response_column" if wanted.references else "name it with --prompt_column"
+    )
     if any(not isinstance(candidate, Columns) for candidate in candidates) or wanted.format == "auto":
         *names, last = FORMATS
         fix += f", or set --data_format to {', '.join(names)} or {last}"
+    if no_answers:
+        fix += "; to answer rows that have no answers yet: ptuning predict"
     return str(Problem(file, sample.first_line, "row", problem, fix))
 
 

@@ -11,11 +11,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ptuning.data.encode import EncodedRow
 from ptuning.data.encoded import EncodedRows
 from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
 from ptuning.errors import ConfigError, DataError
-from ptuning.evaluation.answers import GenerationOptions, all_losses, generate_answers, own_rows
+from ptuning.evaluation.answers import Answer, GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
 from ptuning.families import Template
 from ptuning.methods import attached
@@ -66,35 +67,22 @@ def predict(
     settings = replace(options, batch_tokens=0)  # which doesn't change the answers
     scores = [metric.name for metric in row_metrics()]
     texts = [(record.prompt, record.history, record.response) for record in records]  # ids don't have what was cut off
-    kept = ResumableLines(path, key_of(model, settings, max_target_length, scores, texts, questions.rows.sha256))
-    if state.is_main_process:
-        kept.discard_others()
-    kept.key, done = broadcast_object_list([kept.key, kept.read() if state.is_main_process else None])
-    if done:
-        say(f"{path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
-    todo = own_rows([index for index in range(len(records)) if index not in done])
+    key = key_of(model, settings, max_target_length, scores, texts, questions.rows.sha256)
+
+    def line_of(record: Record, answer: Answer) -> dict[str, Any]:
+        reference = _reference(record.response, template, options, max_target_length)
+        return {
+            "prompt": record.prompt,
+            "history": record.history,
+            "labels": reference,
+            "predict": answer.text,
+            "scores": row_scores(answer.text, reference),
+            "tokens": answer.tokens,
+            "finished": answer.finished,
+        }
+
     prompts = questions.rows.as_part("prompt")
-    answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
-    own = []
-    bar = tqdm(total=len(todo), desc=path.stem, unit="row", leave=False, disable=not state.is_main_process)
-    with kept.open(state.process_index) as file, bar:
-        for answer in answers:
-            record = records[todo[answer.index]]
-            reference = _reference(record.response, template, options, max_target_length)
-            line = {
-                "index": todo[answer.index],
-                "prompt": record.prompt,
-                "history": record.history,
-                "labels": reference,
-                "predict": answer.text,
-                "scores": row_scores(answer.text, reference),
-                "tokens": answer.tokens,
-                "finished": answer.finished,
-            }
-            append(file, line)
-            own.append(line)
-            bar.update()
-    lines = sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
+    lines = answered_lines(model, template, records, prompts, options, ResumableLines(path, key), line_of, say)
     if losses:
         found = all_losses(model, questions.rows.as_part("answer"), template.pad_id)
         for line in lines:
@@ -104,6 +92,46 @@ def predict(
         write_lines(path, lines)
     state.wait_for_everyone()
     return summarise(lines)
+
+
+def answered_lines(
+    model: PreTrainedModel,
+    template: Template,
+    records: Sequence[Record],
+    prompts: Sequence[EncodedRow],
+    options: GenerationOptions,
+    kept: ResumableLines,
+    line_of: Callable[[Record, Answer], dict[str, Any]],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Answers every record that has no line yet, each process its own; a line is kept the moment its answer is there.
+
+    Args:
+        prompts: of the records.
+        kept: the lines so far.
+        line_of: what a line holds, beside its index.
+
+    Returns:
+        All lines in the records' order, on every process.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        kept.discard_others()
+    kept.key, done = broadcast_object_list([kept.key, kept.read() if state.is_main_process else None])
+    if done:
+        say(f"{kept.path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
+    todo = own_rows([index for index in range(len(records)) if index not in done])
+    answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
+    own = []
+    bar = tqdm(total=len(todo), desc=kept.path.stem, unit="row", leave=False, disable=not state.is_main_process)
+    with kept.open(state.process_index) as file, bar:
+        for answer in answers:
+            index = todo[answer.index]
+            line = {"index": index, **line_of(records[index], answer)}
+            append(file, line)
+            own.append(line)
+            bar.update()
+    return sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
 
 
 def _reference(text: str, template: Template, options: GenerationOptions, max_target_length: int) -> str:

@@ -266,6 +266,22 @@ def attach_checkpoint(model: PreTrainedModel, folder: str | Path, base: str | Pa
     return _method_of(folder).attach(model, folder, base)
 
 
+def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> str:
+    """The base that was given, or the one that the checkpoint names.
+
+    Raises:
+        ConfigError: neither says it.
+    """
+    if model_name_or_path is not None:
+        return model_name_or_path
+    if ptuning_checkpoint is None:
+        raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
+    manifest = read_checkpoint(ptuning_checkpoint)
+    if manifest is None:
+        raise ConfigError(f"{ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
+    return manifest.base.name_or_path
+
+
 def _method_of(folder: Path) -> type[Method]:
     manifest = read_manifest(folder) if folder.is_dir() else None
     return method_class("prefix" if manifest is None else manifest.method)  # other programs' folders are prefixes

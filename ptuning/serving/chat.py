@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptuning.config.commands import option, parse_options
-from ptuning.errors import ConfigError, PTuningError
+from ptuning.errors import PTuningError
 from ptuning.families import Dialogue
 from ptuning.generation import Engine, GenerationRequest, SamplingParams
-from ptuning.methods import read_checkpoint
+from ptuning.methods import base_of, read_checkpoint
 from ptuning.serving.backend import BASE, Served
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.errors import ApiError
@@ -121,22 +121,6 @@ class Conversation:
             self.engine.cancel(0)
         print()
         self.history.append((question, whole))
-
-
-def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> str:
-    """The base that was given, or the one that the checkpoint names.
-
-    Raises:
-        ConfigError: neither says it.
-    """
-    if model_name_or_path is not None:
-        return model_name_or_path
-    if ptuning_checkpoint is None:
-        raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-    manifest = read_checkpoint(ptuning_checkpoint)
-    if manifest is None:
-        raise ConfigError(f"{ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
-    return manifest.base.name_or_path
 
 
 def _input() -> str | None:

@@ -55,6 +55,31 @@ def test_evaluate_infers_everything_from_the_checkpoint(tuned, tmp_path):
     assert len((tmp_path / "eval" / "predictions_base.jsonl").read_text().splitlines()) == 6
 
 
+def test_evaluate_takes_a_run_alone(rows_file, tmp_path):
+    """The test rows, columns and lengths are the run's; the scores go beside it."""
+    config = tmp_path / "run.yaml"
+    folder = tmp_path / "my run"
+    options = {"model_name_or_path": MODEL, "train_file": rows_file, "validation_file": rows_file, "output_dir": folder}
+    options |= {"prompt_column": "content", "response_column": "summary", "pre_seq_len": 8, "max_steps": 1}
+    options |= {"max_source_length": 96, "max_target_length": 16}
+    config.write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
+    ptuning("train", config, "--max_train_samples", 4, "--max_eval_samples", 4)
+    done = ptuning("evaluate", folder, "--max_predict_samples", 4)
+    assert "tuned" in done.stdout and "BLEU-4" in done.stdout
+    assert len((tmp_path / "my run-eval" / "predictions.jsonl").read_text().splitlines()) == 4
+
+
+def test_predict_needs_no_answers_and_gives_those_of_evaluate(tuned, tmp_path):
+    flags = f"--test_file {DEV} --prompt_column content --response_column summary --max_predict_samples 4"
+    ptuning("evaluate", "--ptuning_checkpoint", tuned, *flags.split(), "--output_dir", tmp_path / "eval")
+    scored = [json.loads(line) for line in (tmp_path / "eval" / "predictions.jsonl").read_text().splitlines()]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"content": line["prompt"]}) + "\n" for line in scored))
+    ptuning("predict", "--file", questions, "--output", tmp_path / "answers.jsonl", "--ptuning_checkpoint", tuned)
+    answers = [json.loads(line)["predict"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert answers == [line["predict"] for line in scored] and all(answers)
+
+
 def test_batched_answers_equal_one_by_one(tuned, tmp_path):
     flags = f"--test_file {DEV} --prompt_column content --response_column summary --max_predict_samples 7"
     answers = {}
@@ -101,7 +126,6 @@ def test_export_official_and_peft_compute_the_same(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["chatt"], "no command 'chatt'; there are train, evaluate, validate-data, compare"),
         (["chat"], "give --model_name_or_path, --ptuning_checkpoint, or both"),
         (["evaluate", "--ptuning_checkpoint", "/no/such"], "/no/such"),
         (["export", "--ptuning_checkpoint", str(MODEL), "--format", "peft", "--output_dir", "/x"], "base model"),

@@ -1,0 +1,120 @@
+"""Names that people bring from the official scripts, from older versions of transformers and from other toolkits.
+
+Those with one meaning here are accepted (RENAMED, WITHOUT_EFFECT); to the others there is an answer (ANSWERS).
+"""
+
+import difflib
+from collections.abc import Collection
+
+# Older names of options that are there.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "generation_num_beams": "num_beams",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "torch_dtype": "dtype",
+}
+
+# Flags of the official command lines that have nothing left to do, with the values for which that is so (empty: all). They
+# run, and one line says why.
+WITHOUT_EFFECT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "use_fast_tokenizer": ("a base has one tokenizer", ()),
+    "resize_position_embeddings": ("the positions are rotary, there is nothing to resize", ()),
+    "lang": ("the template is the model's own", ()),
+    "trust_remote_code": ("no code of the model's folder is run", ()),
+    "ignore_pad_token_for_loss": ("padding never counts", ("true", "")),
+    "group_by_length": ("rows are grouped by length unless --train_sampling_strategy says otherwise", ("true", "")),
+}
+
+_LORA = "LoRA isn't there yet; a prefix (--method prefix) is what trains on a frozen model"
+_QUANTISED = "a quantised base isn't supported yet; leave it out (P-Tuning on the 16-bit base needs about 14 GB)"
+_NAMED = "a model is one folder; give it with --model_name_or_path"
+_LENGTHS = "use --max_source_length and --max_target_length (tokens of question and answer)"
+
+ANSWERS = {
+    "lr": "use --learning_rate",
+    "batch_size": "use --per_device_train_batch_size (rows a step and device) or --per_device_eval_batch_size",
+    "micro_batch_size": "use --per_device_train_batch_size",
+    "train_batch_size": "use --per_device_train_batch_size",
+    "eval_batch_size": "use --per_device_eval_batch_size",
+    "epochs": "use --num_train_epochs",
+    "num_epochs": "use --num_train_epochs",
+    "grad_accum": "use --gradient_accumulation_steps",
+    "accumulation_steps": "use --gradient_accumulation_steps",
+    "steps": "use --max_steps",
+    "scheduler": "use --lr_scheduler_type",
+    "cutoff_len": _LENGTHS,
+    "max_length": _LENGTHS,
+    "max_seq_length": _LENGTHS,
+    "max_seq_len": _LENGTHS,
+    "generation_max_length": "use --val_max_target_length (new tokens of an answer)",
+    "max_new_tokens": "use --val_max_target_length (new tokens of an answer)",
+    "finetuning_type": "use --method prefix or full",
+    "tuner_type": "use --method prefix or full",
+    "train_type": "use --method prefix or full",
+    "stage": "there is one kind of training: on questions and answers; leave it out",
+    "template": "the template is the model's own; leave it out",
+    "dataset": "use --train_file FILE",
+    "dataset_dir": "use --train_file FILE",
+    "data_path": "use --train_file FILE",
+    "train_data": "use --train_file FILE",
+    "eval_dataset": "use --validation_file FILE",
+    "val_size": "give the validation rows in a file of their own: --validation_file FILE",
+    "model": "use --model_name_or_path",
+    "model_path": "use --model_name_or_path",
+    "adapter_name_or_path": "use --ptuning_checkpoint",
+    "checkpoint_dir": "use --ptuning_checkpoint",
+    "output": "use --output_dir",
+    "save_dir": "use --output_dir",
+    "num_virtual_tokens": "use --pre_seq_len",
+    "prefix_len": "use --pre_seq_len",
+    "lora_rank": _LORA,
+    "lora_r": _LORA,
+    "lora_alpha": _LORA,
+    "lora_dropout": _LORA,
+    "lora_target": _LORA,
+    "target_modules": _LORA,
+    "use_dora": _LORA,
+    "load_in_4bit": _QUANTISED,
+    "load_in_8bit": _QUANTISED,
+    "quantization_method": _QUANTISED,
+    "packing": "rows aren't packed: those of similar length share a batch, and little is padded; leave it out",
+    "flash_attn": "use --attn_implementation flash_attention_2",
+    "neftune_alpha": "use --neftune_noise_alpha",
+    "early_stopping": "use --early_stopping_patience N",
+    "use_auth_token": "log in once with `hf auth login`, or set HF_TOKEN",
+    "token": "log in once with `hf auth login`, or set HF_TOKEN",
+    "cache_dir": "set HF_HOME to the folder that downloads go to",
+    "model_revision": "download that revision (hf download NAME --revision REV --local-dir DIR) and give its folder",
+    "config_name": _NAMED,
+    "tokenizer_name": _NAMED,
+    "forced_bos_token": "answers begin as the model's template says; leave it out",
+    "logging_dir": "set TENSORBOARD_LOGGING_DIR; the default is OUTPUT_DIR/runs",
+    "sortish_sampler": "use --train_sampling_strategy group_by_length (the default)",
+    "ignore_pad_token_for_loss": "a loss on padding isn't offered; leave it out",
+    "group_by_length": "use --train_sampling_strategy random",
+    "gpus": "start the run with a launcher: torchrun --nproc-per-node N, or deepspeed --num_gpus N",
+    "n_gpu": "start the run with a launcher: torchrun --nproc-per-node N, or deepspeed --num_gpus N",
+    "device": "a GPU is used where there is one; --use_cpu true leaves it out",
+}
+
+# Values that older command lines have.
+OLD_VALUES = {("optim", "adamw_hf"): "adamw_torch"}
+
+
+def unknown(name: str, known: Collection[str], help_command: str) -> str:
+    """What to say about an option that isn't there.
+
+    Args:
+        name: with its hyphens.
+        known: the options that are, with theirs.
+        help_command: lists them.
+    """
+    answer = ANSWERS.get(name.lstrip("-").replace("-", "_"))
+    if answer is not None:
+        return f"{name} is no option here: {answer} (all options: {help_command})"
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown option {name}{hint} (all options: {help_command})"

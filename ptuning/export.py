@@ -1,0 +1,77 @@
+"""`ptuning export` and `ptuning convert`: what was tuned, for other programs or another number of processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ptuning import distributed
+from ptuning.checkpoint.base import read_base_config, resolve_base
+from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
+from ptuning.config.commands import option, parse_options
+from ptuning.errors import ConfigError
+from ptuning.families import read_config
+from ptuning.loading import resolve_dtype
+from ptuning.methods import base_of
+from ptuning.methods.prefix.export import export_official, export_peft
+from ptuning.methods.prefix.read import read_prefix
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write, and for whom."""
+
+    output_dir: str = option(..., "new folder")
+    ptuning_checkpoint: str | None = option(None, "a prefix")
+    checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
+    format: Literal["official", "peft"] | None = option(None, "of a prefix; a whole model is always official")
+    model_name_or_path: str | None = option(
+        None, "default: the base that the checkpoint names, or the checkpoint itself"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "of a whole model; default: float32")
+
+    def __post_init__(self):
+        if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
+            raise ConfigError("give --ptuning_checkpoint (a prefix) or --checkpoint (a ZeRO checkpoint of all weights)")
+        if self.checkpoint is not None and self.format == "peft":
+            raise ConfigError(
+                "--format peft is for prefixes; leave it out, a whole model is written in the official format"
+            )
+        if self.checkpoint is None and (self.format is None or self.dtype is not None):
+            raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
+
+
+def export(argv: Sequence[str]) -> None:
+    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
+    args = parse_options(ExportOptions, argv, "ptuning export")
+    if args.checkpoint is not None:
+        base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
+        folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", _CPU))
+        print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
+        return
+    checkpoint = read_prefix(args.ptuning_checkpoint)
+    base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
+    read_base_config(base)  # refuses other architectures
+    if args.format == "official":
+        folder = export_official(checkpoint, read_config(base), args.output_dir)
+    else:
+        folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
+    print(f"Wrote {folder} in {args.format} format")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Which checkpoint."""
+
+    checkpoint: str = option(..., "checkpoint-N of a run with --deepspeed")
+
+
+def convert(argv: Sequence[str]) -> None:
+    """Adds DeepSpeed's universal files to a checkpoint, which any number of processes can resume from."""
+    args = parse_options(ConvertOptions, argv, "ptuning convert")
+    distributed.choose_deepspeed_device()
+    folder = convert_to_universal(args.checkpoint)
+    print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")
