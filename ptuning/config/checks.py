@@ -42,7 +42,7 @@ def check(config: Config) -> None:
         )
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if training.output_dir == "trainer_output":
+    if not training.output_dir:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
@@ -78,8 +78,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"--{flag} needs --validation_file")
     generation = config.generation
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
-    for flag, wanted in (("baseline", generation.baseline), ("baseline_from", generation.baseline_from is not None)):
-        if wanted and not answers:
+    for flag in ("baseline", "baseline_from"):
+        if getattr(generation, flag) not in (False, None) and not answers:
             raise ConfigError(f"--{flag} compares answers, and none are generated; add --do_predict, or leave it out")
     if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(

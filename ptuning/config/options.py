@@ -151,7 +151,7 @@ class GenerationArguments:
 class TuningArguments(TrainingArguments):
     """transformers' TrainingArguments with defaults for this job."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of this run."})
+    output_dir: str = field(default="", metadata={"help": "Folder of this run."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of an earlier run there."}
     )
@@ -198,7 +198,7 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain values for the run's record, which hides secrets."""
-        values = {}
+        values: dict[str, object] = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
         return values | dict(sorted(self.training.to_dict().items()))

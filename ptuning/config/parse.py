@@ -120,7 +120,7 @@ def _read_config(path: Path) -> list[str]:
 class _OptionLoader(yaml.SafeLoader):
     """YAML without what makes a file say something else than it seems to: a key twice, a value by reference."""
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
@@ -206,7 +206,7 @@ def _implied(argv: list[str]) -> list[str]:
     for of_eval, of_save in (("--eval_steps", "--save_steps"), ("--eval_strategy", "--save_strategy")):
         if wants_best and of_eval in given and of_save not in given:
             # The best evaluation must have its checkpoint.
-            implied += [of_save, _last(argv, of_eval)]
+            implied += [of_save, _last(argv, of_eval) or ""]
     if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs

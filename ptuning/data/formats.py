@@ -66,7 +66,7 @@ class Shape(Protocol):
 class Format(Shape, Protocol):
     """A shape whose columns have fixed names, so that it can be told from its rows."""
 
-    owns_columns: bool  # columns that look like a question and an answer of their own are this format's
+    owns_columns: ClassVar[bool]  # columns that look like a question and an answer of their own are this format's
 
     def fits(self, rows: Collection[Row]) -> bool:
         """Whether the first rows of a file look like it."""

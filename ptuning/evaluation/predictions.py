@@ -22,8 +22,14 @@ from ptuning.methods import attached
 from ptuning.runs.folder import BASE, TUNED
 from ptuning.runs.lines import ResumableLines, append, read_lines, write_lines
 
-_FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
-_NAMES = {str: "text", bool: "true or false", (int, float): "a number"}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "labels": str,
+    "predict": str,
+    "finished": bool,
+    "tokens": (int, float),
+}
+_NAMES: dict[type | tuple[type, ...], str] = {str: "text", bool: "true or false", (int, float): "a number"}
 _SAMPLED = 16  # numbers of each tensor of the base that go into a key
 
 

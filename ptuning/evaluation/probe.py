@@ -52,13 +52,14 @@ def read_probe(path: str | Path = QUESTIONS) -> list[ProbeQuestion]:
     for line, row in iterate_rows(path):
         if isinstance(row, Problem):
             raise DataError(str(row))
-        if row.get("kind") not in KINDS:
-            problem = f"is {described(row.get('kind'))}"
+        kind, prompt = row.get("kind"), row.get("prompt")
+        if not isinstance(kind, str) or kind not in KINDS:
+            problem = f"is {described(kind)}"
             raise DataError(str(Problem(str(path), line, "kind", problem, f"use one of {listed(list(KINDS))}")))
-        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            problem = f"is {described(row.get('prompt'))}"
+        if not isinstance(prompt, str) or not prompt.strip():
+            problem = f"is {described(prompt)}"
             raise DataError(str(Problem(str(path), line, "prompt", problem, "write a question")))
-        questions.append(ProbeQuestion(row["kind"], row["prompt"], f"{path}:{line}"))
+        questions.append(ProbeQuestion(kind, prompt, f"{path}:{line}"))
     return questions
 
 

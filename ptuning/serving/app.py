@@ -94,7 +94,8 @@ def _describe(app: FastAPI) -> None:
     original = app.openapi
 
     def openapi() -> dict:
-        if app.openapi_schema is None:
+        schema = app.openapi_schema
+        if schema is None:
             schema = original()
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
             parts |= components(ChatRequest, CompletionRequest, PrefixRequest, RestRequest)
@@ -104,6 +105,6 @@ def _describe(app: FastAPI) -> None:
                     answers.pop("422", None)
                     error = {"description": "{error: {message, type, param, code}}; on REST routes the REST shape"}
                     answers |= {str(code): error for code in (400, 401, 403, 404, 405, 408, 409, 413, 429, 503, 504)}
-        return app.openapi_schema
+        return schema
 
-    app.openapi = openapi
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -6,11 +6,12 @@ A body is JSON whatever its content type says. Errors have OpenAI's shape, on th
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 BODY_LIMIT = 1 << 20  # bytes; the longest prompt that any context takes is far below
@@ -120,7 +121,7 @@ def described(schema: type[BaseModel]) -> dict[str, Any]:
 
 def components(*schemas: type[BaseModel]) -> dict[str, Any]:
     """The schemas, and those inside them, for the OpenAPI description."""
-    modes = [(schema, "validation") for schema in schemas]
+    modes: list[tuple[type[BaseModel], Literal["validation"]]] = [(schema, "validation") for schema in schemas]
     return models_json_schema(modes, ref_template="#/components/schemas/{model}")[1].get("$defs", {})
 
 
@@ -135,7 +136,7 @@ def _place(loc: tuple) -> str:
     return text
 
 
-def _sentence(problem: dict) -> str:
+def _sentence(problem: ErrorDetails) -> str:
     place = _place(problem["loc"]) or "body"
     if problem["type"] == "extra_forbidden":
         return f"{place}: not supported by this server; leave it out"

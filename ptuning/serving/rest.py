@@ -49,7 +49,7 @@ def router(services: Services) -> APIRouter:
         """One answer, and the history with it."""
         body = await read_body(request, RestRequest)
         served = find(services, request, body.model or services.default_model)
-        history = [tuple(turn) for turn in body.history or ()]
+        history = [(asked, answered) for asked, answered in body.history or ()]
         dialogue = Dialogue(body.prompt, tuple(history), source_prefix=served.source_prefix)
         prompt = services.prompts.chat(dialogue, max_length=body.max_length)
         request.state.prompt = body.prompt

@@ -105,7 +105,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.backend, self.grace = backend, options.grace_seconds
         self.ending: asyncio.Task | None = None
-        config.timeout_graceful_shutdown = min(_LAST_SECONDS, self.grace / 2)
+        self.last = min(_LAST_SECONDS, self.grace / 2)
+        config.timeout_graceful_shutdown = self.last  # type: ignore[assignment]  # seconds to wait: a float does
 
     async def serve(self, sockets=None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -123,7 +124,7 @@ class Server(uvicorn.Server):
         self.ending = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
-        seconds = self.grace - self.config.timeout_graceful_shutdown
+        seconds = self.grace - self.last
         log.info("stopping", extra={"fields": {"running": self.backend.stats().running, "grace_seconds": self.grace}})
         idle = await asyncio.to_thread(self.backend.wait_idle, seconds)
         if not idle:
