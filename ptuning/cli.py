@@ -20,7 +20,7 @@ from ptuning.methods.prefix.export import export_official, export_peft
 from ptuning.methods.prefix.read import read_prefix
 from ptuning.report import report_command
 from ptuning.serving.chat import base_of, chat
-from ptuning.serving.server import serve
+from ptuning.serving.command import serve_command
 from ptuning.training.estimate import estimate_command
 from ptuning.validation.command import validate_command
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "export": export,
         "convert": convert,
         "estimate": estimate_command,
-        "serve": serve,
+        "serve": serve_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)

@@ -1,12 +1,12 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
-import importlib.util
 import math
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ptuning.config.options import Config, TuningArguments
 from ptuning.errors import ConfigError
+from ptuning.packages import missing, require
 
 # Part of an optimizer's name → the module that has it, and what pip calls that; the first that fits.
 _OPTIMIZER_PACKAGES = {
@@ -95,17 +95,12 @@ def _check_packages(training: TuningArguments) -> None:
                 f"--report_to {name}: no such logger; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none"
             )
         if name not in there:
-            raise ConfigError(
-                f"--report_to {name}: {name} is not installed; .venv/bin/python -m pip install {name.replace('_', '-')}, or "
-                "leave --report_to out (tensorboard)"
-            )
+            package = name.replace("_", "-")
+            raise missing(f"--report_to {name}", package, package, instead="leave --report_to out (tensorboard)")
     optim = str(getattr(training.optim, "value", training.optim))
     found = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optim), None)
-    if found is not None and importlib.util.find_spec(found[0]) is None:
-        raise ConfigError(
-            f"--optim {optim}: {found[1]} is not installed; .venv/bin/python -m pip install {found[1]}, or leave --optim out "
-            "(adamw_torch_fused)"
-        )
+    if found is not None:
+        require(f"--optim {optim}", *found, instead="leave --optim out (adamw_torch_fused)")
 
 
 def parse_mix(text: str) -> tuple[str, float]:

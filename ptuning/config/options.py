@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
+from ptuning.config import shipped
 from ptuning.errors import ConfigError
 
 
@@ -143,7 +144,7 @@ class GenerationArguments:
     )
     probe: bool = field(
         default=False,
-        metadata={"help": "Answer the general questions in data/probe before and after tuning: what was forgotten?"},
+        metadata={"help": "Answer general questions before and after tuning: what was forgotten?"},
     )
 
 
@@ -178,6 +179,8 @@ class TuningArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        if isinstance(self.deepspeed, str):
+            self.deepspeed = shipped.find(self.deepspeed)
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs an input that requires grad, which a frozen base doesn't have.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}

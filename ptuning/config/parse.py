@@ -9,6 +9,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from ptuning.config import shipped
 from ptuning.config.checks import check
 from ptuning.config.options import Config, DataArguments, GenerationArguments, ModelArguments, TuningArguments
 from ptuning.config.ranges import check_ranges
@@ -85,7 +86,7 @@ def expand_config(argv: list[str]) -> list[str]:
                 if index == len(argv):
                     raise ConfigError("--config needs a file, e.g. --config configs/ptuning_demo.yaml")
                 value = argv[index]
-            from_files += _read_config(Path(value))
+            from_files += _read_config(Path(shipped.find(value)))
         else:
             rest.append(argv[index])
         index += 1
@@ -96,10 +97,7 @@ def _read_config(path: Path) -> list[str]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _OptionLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(
-            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        ) from None
+        raise ConfigError(shipped.no_such_file(path)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(values, dict):

@@ -13,7 +13,8 @@ from ptuning.serving import openai_api, rest
 from ptuning.serving.access import AccessLog, KeyCheck, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.errors import ApiError, components
+from ptuning.serving.bodies import components, error_response
+from ptuning.serving.errors import ApiError
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
@@ -51,16 +52,18 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
-        return error.response(request.url.path)
+        return error_response(error, request.url.path)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {error.detail.lower()}; the routes are in /openapi.json"
-        return ApiError(error.status_code, text, "no_such_route", headers=error.headers).response(request.url.path)
+        problem = ApiError(error.status_code, text, "no_such_route", headers=error.headers)
+        return error_response(problem, request.url.path)
 
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "an error of the server's; its log says more", "internal_error").response(request.url.path)
+        problem = ApiError(500, "an error of the server's; its log says more", "internal_error")
+        return error_response(problem, request.url.path)
 
     _describe(app)
     # The last one added sees a request first.

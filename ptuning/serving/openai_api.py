@@ -14,8 +14,9 @@ from ptuning.families import Dialogue, Template, dialogue_of
 from ptuning.generation import GenerationRequest, Token
 from ptuning.serving.answering import DROPPED, Asked, EventStream, Services, ask, find, sampling_params, while_connected
 from ptuning.serving.backend import Served
+from ptuning.serving.bodies import described, read_body
 from ptuning.serving.detokenize import Piece
-from ptuning.serving.errors import ApiError, described, read_body
+from ptuning.serving.errors import ApiError
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.prompts import Prompt
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ptuning.families import Dialogue
 from ptuning.generation import GenerationRequest
 from ptuning.serving.answering import DROPPED, Services, ask, find, sampling_params, while_connected
-from ptuning.serving.errors import REST_ROUTES, described, read_body
+from ptuning.serving.bodies import REST_ROUTES, described, read_body
 
 
 def _none_if_empty(value: Any) -> Any:
