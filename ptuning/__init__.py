@@ -2,7 +2,7 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
+    errors ← packages ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
     validation ← generation ← training ← evaluation ← report ← serving ← main ← export ← cli ← completion
 
 `from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2

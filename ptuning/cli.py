@@ -58,7 +58,7 @@ COMMANDS = {
         "ptuning.report.page:ReportOptions",
     ),
     "serve": Command(
-        "ptuning.serving.server:serve",
+        "ptuning.serving.command:serve_command",
         "REST, OpenAI's format and a web page, many prefixes on one base: --model DIR --prefix NAME=DIR …",
         "ptuning.serving.options:ServeOptions",
     ),

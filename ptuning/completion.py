@@ -1,7 +1,7 @@
 """`ptuning completion bash|zsh`: a completion script for the shell, made of the commands' own parsers."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,8 +35,5 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[own], add_help=False, help=about.replace("%", "%%"))
         for action in added._actions:  # no public way to an added argument but the value that adding it returned
             if action.nargs != 0 and not action.choices:
-                action.complete = _FILES  # type: ignore[attr-defined]  # shtab's protocol
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's protocol
     return parser
-
-
-_FILES: Mapping[str, str] = shtab.FILE

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,7 +90,7 @@ def start(deepspeed: bool, timeout_s: float, last_words: Callable[[str], None] =
         ds.init_distributed()
         return
     # `import deepspeed.comm.torch as …` would give torch itself, which that package re-exports.
-    ds_torch = importlib.import_module("deepspeed.comm.torch")
+    ds_torch: Any = importlib.import_module("deepspeed.comm.torch")
     # The shared-memory operator is compiled on first use (28 s), a killed build hangs later ones, and every rank leaves
     # 69 MB in /dev/shm. Private, and without it DeepSpeed uses gloo alone.
     ds_torch.build_shm_op = lambda: None

@@ -52,6 +52,7 @@ def export(argv: Sequence[str]) -> None:
         folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", _CPU))
         print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
         return
+    assert args.ptuning_checkpoint is not None  # one of the two is given
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
     read_base_config(base)  # refuses other architectures

@@ -1,6 +1,7 @@
 """The one way in for training, evaluation, serving and users' own code: base, tokenizer, prefix, checked against each other."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -104,7 +105,7 @@ def load_base(
         source = str(model_name_or_path)  # from_pretrained downloads the weights
     if is_deepspeed_zero3_enabled():
         return _load_partitioned(source, torch_dtype, attn_implementation).eval()
-    options = {"ignore_mismatched_sizes": True}  # reported below, with names and shapes
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # reported below, with names and shapes
     if device.type != "cpu":
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
@@ -185,7 +186,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if supported else torch.float16
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ConfigError(f"dtype is {dtype!r}; use auto, float32, bfloat16 or float16.")
     return found
 

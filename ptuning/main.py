@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ def evaluate_command(argv: list[str]) -> int:
     return main(["--do_predict", *argv])
 
 
-def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
+def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
     """Trains and evaluates as the config says. Returns what metrics.json holds."""
     training = config.training
     distributed.start(training.deepspeed is not None, training.ddp_timeout, end_suddenly)
@@ -88,14 +88,15 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
             say(split)
         template = load_template(config.model.model_name_or_path)
         encoded = encode(config, template, splits)
-        for name, split in encoded.items():
-            say(f"{name}: {split.report}")
+        for name, rows_of_split in encoded.items():
+            say(f"{name}: {rows_of_split.report}")
         record, resume_from = recorded_run(config, method, splits, encoded), None
         if training.do_train:
             resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)
             if resume_from is not None and resume_from.finished:
                 return {}
             rows = encoded["train"].rows
+            assert method is not None  # of a run that trains
             estimate = estimate_run(config, method, longest=(int(rows.lengths.max()), int(rows.label_counts.max())))
             say(estimate)
             estimate.require_fit()
@@ -145,7 +146,7 @@ def train_and_evaluate(
     results |= evaluation.results
     if results:
         say(f"Wrote {evaluation.write(results)} and the predictions beside it")
-    if training.do_train:
+    if training.do_train and method is not None:
         for line in method.next_commands(config.model.model_name_or_path, training.output_dir):
             say(line)
     return results
@@ -233,12 +234,12 @@ def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
     options = FormatOptions(data.data_format, data.prompt_column, data.response_column, data.history_column)
-    wanted = {}
-    if training.do_train:
+    wanted: dict[str, tuple[str, int | None]] = {}
+    if training.do_train and data.train_file:
         wanted["train"] = (data.train_file, data.max_train_samples)
     if data.validation_file and (training.do_train or training.do_eval):
         wanted["validation"] = (data.validation_file, data.max_eval_samples)
-    if training.do_predict:
+    if training.do_predict and data.prediction_file:
         wanted["test"] = (data.prediction_file, data.max_predict_samples)
     reading = {"skip_invalid": data.skip_invalid_rows, "overwrite": data.overwrite_cache}
     splits = {name: load_split(name, file, options, limit, **reading) for name, (file, limit) in wanted.items()}
@@ -293,6 +294,7 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
     if args.ptuning_checkpoint is not None:
         attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path)
     if training.do_train:
+        assert method is not None  # of a run that trains
         method.start(model)
         if args.ptuning_checkpoint is not None:
             say(

@@ -134,7 +134,7 @@ def base_fingerprint(model_dir: str | Path) -> str:
     folder = resolve_base(model_dir)
     tensors = TensorFiles.find(folder, ModelError)
     family = None if tensors is None else _family_of_weights(folder, tensors)
-    if family is None:
+    if tensors is None or family is None:
         names = " or ".join(dict.fromkeys(family.embedding for family in families()))
         raise ModelError(f"{folder}: no fingerprint can be computed, {names} was not found.")
     digest = hashlib.sha256()

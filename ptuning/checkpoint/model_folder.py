@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
@@ -71,7 +71,7 @@ def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> 
 
 
 def save_model_folder(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer,
     manifest: Manifest | None,
     folder: Path,

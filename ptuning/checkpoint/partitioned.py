@@ -24,7 +24,7 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """The parameter's own shape, also where only a share is here."""
-    return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def gathered(parameters: Iterable[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager:

@@ -71,7 +71,7 @@ class ShardWriter:
             file.write(_header({name: self._layout[name] for name in self._shards[number]}))
             self._open = number, file
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        self._open[1].write(memoryview(flat.view(torch.uint8).numpy()))
+        self._open[1].write(flat.view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
         """Replaces the index in one step and deletes the shards that it doesn't name."""
@@ -112,7 +112,8 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 
 
 def _header(layout: TensorLayout) -> bytes:
-    entries, start = {"__metadata__": {"format": "pt"}}, 0
+    entries: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for name, (shape, dtype) in layout.items():
         end = start + _bytes(shape, dtype)
         entries[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}

@@ -16,6 +16,7 @@ from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
 from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of, read_config
+from ptuning.packages import require
 
 UNIVERSAL = "latest_universal"  # DeepSpeed's name for the file that names the converted folder
 
@@ -92,7 +93,9 @@ def merge_zero(
     Raises:
         CheckpointError: not such a checkpoint, of a prefix alone, damaged, or `output` isn't empty.
         ModelError: `base` has no usable config.json or tokenizer.model.
+        ConfigError: DeepSpeed isn't installed.
     """
+    require("a DeepSpeed checkpoint", "deepspeed", "ptuning[full]")
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     checkpoint, output = Path(checkpoint), Path(output)
@@ -146,7 +149,9 @@ def convert_to_universal(checkpoint: str | Path) -> Path:
 
     Raises:
         CheckpointError: not such a checkpoint, or it holds unknown objects.
+        ConfigError: DeepSpeed isn't installed.
     """
+    require("a DeepSpeed checkpoint", "deepspeed", "ptuning[full]")
     from deepspeed.checkpoint import ds_to_universal
 
     checkpoint = Path(checkpoint)

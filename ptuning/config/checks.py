@@ -1,12 +1,12 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
-import importlib.util
 import math
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ptuning.config.options import Config, TuningArguments
 from ptuning.errors import ConfigError
+from ptuning.packages import missing, require
 
 # Part of an optimizer's name → the module that has it, and what pip calls that; the first that fits.
 _OPTIMIZER_PACKAGES = {
@@ -42,7 +42,7 @@ def check(config: Config) -> None:
         )
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if training.output_dir == "trainer_output":
+    if not training.output_dir:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
@@ -78,8 +78,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"--{flag} needs --validation_file")
     generation = config.generation
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
-    for flag, wanted in (("baseline", generation.baseline), ("baseline_from", generation.baseline_from is not None)):
-        if wanted and not answers:
+    for flag in ("baseline", "baseline_from"):
+        if getattr(generation, flag) not in (False, None) and not answers:
             raise ConfigError(f"--{flag} compares answers, and none are generated; add --do_predict, or leave it out")
     if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(
@@ -95,17 +95,12 @@ def _check_packages(training: TuningArguments) -> None:
                 f"--report_to {name}: no such logger; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))} or none"
             )
         if name not in there:
-            raise ConfigError(
-                f"--report_to {name}: {name} is not installed; .venv/bin/python -m pip install {name.replace('_', '-')}, or "
-                "leave --report_to out (tensorboard)"
-            )
+            package = name.replace("_", "-")
+            raise missing(f"--report_to {name}", package, package, instead="leave --report_to out (tensorboard)")
     optim = str(getattr(training.optim, "value", training.optim))
     found = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optim), None)
-    if found is not None and importlib.util.find_spec(found[0]) is None:
-        raise ConfigError(
-            f"--optim {optim}: {found[1]} is not installed; .venv/bin/python -m pip install {found[1]}, or leave --optim out "
-            "(adamw_torch_fused)"
-        )
+    if found is not None:
+        require(f"--optim {optim}", *found, instead="leave --optim out (adamw_torch_fused)")
 
 
 def parse_mix(text: str) -> tuple[str, float]:

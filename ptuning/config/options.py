@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
+from ptuning.config import shipped
 from ptuning.errors import ConfigError
 
 
@@ -143,7 +144,7 @@ class GenerationArguments:
     )
     probe: bool = field(
         default=False,
-        metadata={"help": "Answer the general questions in data/probe before and after tuning: what was forgotten?"},
+        metadata={"help": "Answer general questions before and after tuning: what was forgotten?"},
     )
 
 
@@ -151,7 +152,7 @@ class GenerationArguments:
 class TuningArguments(TrainingArguments):
     """transformers' TrainingArguments with defaults for this job."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of this run."})
+    output_dir: str = field(default="", metadata={"help": "Folder of this run."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of an earlier run there."}
     )
@@ -178,6 +179,8 @@ class TuningArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        if isinstance(self.deepspeed, str):
+            self.deepspeed = shipped.find(self.deepspeed)
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs an input that requires grad, which a frozen base doesn't have.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
@@ -198,7 +201,7 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain values for the run's record, which hides secrets."""
-        values = {}
+        values: dict[str, object] = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
         return values | dict(sorted(self.training.to_dict().items()))

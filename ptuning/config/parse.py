@@ -1,6 +1,5 @@
 """Command line and YAML → Config. An unknown name is an error that says what to use instead."""
 
-import difflib
 import itertools
 import json
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from ptuning.config import shipped
 from ptuning.config.checks import check
 from ptuning.config.help import EVALUATION, TRAINING, help_text
 from ptuning.config.names import OLD_VALUES, RENAMED, WITHOUT_EFFECT, unknown
@@ -86,7 +86,7 @@ def expand_config(argv: list[str]) -> list[str]:
                 if index == len(argv):
                     raise ConfigError("--config needs a file, e.g. --config configs/ptuning_demo.yaml")
                 value = argv[index]
-            from_files += _read_config(Path(value))
+            from_files += _read_config(Path(shipped.find(value)))
         else:
             rest.append(argv[index])
         index += 1
@@ -97,10 +97,7 @@ def _read_config(path: Path) -> list[str]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _OptionLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(
-            f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        ) from None
+        raise ConfigError(shipped.no_such_file(path)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -121,7 +118,7 @@ def _read_config(path: Path) -> list[str]:
 class _OptionLoader(yaml.SafeLoader):
     """YAML without what makes a file say something else than it seems to: a key twice, a value by reference."""
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
@@ -209,7 +206,7 @@ def _implied(argv: list[str]) -> list[str]:
     for of_eval, of_save in (("--eval_steps", "--save_steps"), ("--eval_strategy", "--save_strategy")):
         if wants_best and of_eval in given and of_save not in given:
             # The best evaluation must have its checkpoint.
-            implied += [of_save, _last(argv, of_eval)]
+            implied += [of_save, _last(argv, of_eval) or ""]
     if torch.cuda.is_available() and not given & {"--fp16", "--bf16", "--dtype"}:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             implied += ["--fp16", "true"]  # brings the loss scaling that a 16-bit float needs

@@ -74,7 +74,7 @@ class LengthGroupedSampler(Sampler[int]):
         pool: batches that are sorted together.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 32):
+    def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, pool: int = 32):
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed

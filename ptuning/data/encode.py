@@ -174,7 +174,7 @@ class Encoder:
         limit = self.lengths.max_target_length
         # What is longer in characters is cut anyway; the rest keeps the cut away from the tokens that stay.
         longest_text = (limit + 100) * self.template.longest_token
-        texts = [record.response[:longest_text] for record in records]
+        texts = [record.response[:longest_text] for record in records if record.response is not None]
         for ids in self.template.encode_text(texts):
             yield (ids[:limit], True) if len(ids) > limit else ([*ids, self._end_id], False)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import datasets
 import numpy as np
@@ -57,7 +58,11 @@ class EncodedRows(Sequence[EncodedRow]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int | slice) -> EncodedRow | list[EncodedRow]:
+    @overload
+    def __getitem__(self, index: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         values = self._dataset[int(index)]
@@ -185,10 +190,11 @@ def _encode(batch: dict[str, list], encoder: Encoder) -> dict[str, list]:
 def _report(dataset: Dataset) -> EncodingReport:
     lengths = _column(dataset, "length")
     changes = [_column(dataset, field.name) for field in fields(Changes)]
-    counts = [int(np.count_nonzero(values)) for values in changes]
-    report = EncodingReport(len(lengths), *counts, tokens=int(lengths.sum()), longest=int(lengths.max()))
+    systems, turns, questions, answers = (int(np.count_nonzero(values)) for values in changes)
+    total, longest = int(lengths.sum()), int(lengths.max())
+    report = EncodingReport(len(lengths), systems, turns, questions, answers, total, longest)
     for index in np.flatnonzero(sum(changes))[:3].tolist():
-        report.note_all(dataset[index]["source"], Changes(*(int(values[index]) for values in changes)))
+        report.note_all(dataset[index]["source"], Changes(*(values[index].item() for values in changes)))
     return report
 
 

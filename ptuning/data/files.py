@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import hashlib
+import io
 import os
 import shlex
 from collections.abc import Iterator
@@ -47,8 +48,8 @@ def opened_text(path: str | os.PathLike[str], newline: str | None) -> Iterator[T
     """
     try:
         _refuse_pipe(path)
-        with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
-            _refuse_by_first_bytes(path, file.buffer.peek(8))
+        with Path(path).open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file:
+            _refuse_by_first_bytes(path, raw.peek(8))
             yield file
     except UnicodeDecodeError:
         raise _not_utf8(path) from None

@@ -125,7 +125,7 @@ class _Fitter:
         dropped_system = estimate is not None and estimate.system_is_large
         if dropped_system:
             self.dialogue, self.seen = replace(self.dialogue, system=None), {}
-        dropped = self._turns_to_drop(estimate, known=-1 if dropped_system else 0) if self.turns else 0
+        dropped = self._turns_to_drop(estimate, known=-1 if dropped_system else 0) if estimate and self.turns else 0
         if dropped not in self.seen and self.may_fit(dropped):
             self._encode([dropped])
         encoded, cut = self.seen.get(dropped), False

@@ -6,7 +6,7 @@ One conversation is one record: the last question and its answer, with the turns
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast
 
 from ptuning.data.problems import (
@@ -66,11 +66,13 @@ class Shape(Protocol):
 class Format(Shape, Protocol):
     """A shape whose columns have fixed names, so that it can be told from its rows."""
 
-    references: bool  # rows must have answers
-    owns_columns: bool  # columns that look like a question and an answer of their own are this format's
+    owns_columns: ClassVar[bool]  # columns that look like a question and an answer of their own are this format's
 
     def fits(self, rows: Collection[Row]) -> bool:
         """Whether the first rows of a file look like it."""
+
+    def unanswered(self) -> Format:
+        """The same for rows to answer, which need hold no answers; those that are there are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class Alpaca:
     def needed(self) -> list[tuple[str, str]]:
         return [("--data_format", name) for name in ("instruction", "output")[: 2 if self.references else 1]]
 
+    def unanswered(self) -> Alpaca:
+        return replace(self, references=False)
+
     def fits(self, rows: Collection[Row]) -> bool:
         return all(any(name in row for row in rows) for _, name in self.needed)
 
@@ -189,6 +194,9 @@ class Chat:
     @property
     def json_columns(self) -> dict[str, str]:
         return {self.column: self.example}
+
+    def unanswered(self) -> Chat:
+        return replace(self, references=False)
 
     def fits(self, rows: Collection[Row]) -> bool:
         return any(is_list(row.get(self.column)) for row in rows)

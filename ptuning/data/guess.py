@@ -128,7 +128,7 @@ def find_format(path: str | os.PathLike[str], wanted: Columns | FormatOptions) -
 
 
 def _shape(known: Format, wanted: FormatOptions) -> Format:
-    return known if wanted.references else replace(known, references=False)
+    return known if wanted.references else known.unanswered()
 
 
 def has_columns(path: str | os.PathLike[str], options: FormatOptions) -> bool:
@@ -165,8 +165,7 @@ def _column_candidates(sample: _Sample, wanted: FormatOptions) -> list[Shape]:
     kept = history if wanted.history or not values or any(map(is_list, values)) else None
     pairs = []
     for prompt, response in PAIRS:
-        prompt, response = by_name.get(prompt), by_name.get(response)
-        pairs.append((wanted.prompt or prompt, wanted.response or response))
+        pairs.append((wanted.prompt or by_name.get(prompt), wanted.response or by_name.get(response)))
     if not wanted.references:
         return [Columns(prompt, None, kept) for prompt in dict.fromkeys(prompt for prompt, _ in pairs) if prompt]
     return [
@@ -207,11 +206,12 @@ def _checked(file: str, shape: Shape) -> Found:
 
 def _require(file: str, needed: list[tuple[str, str]]) -> None:
     """Raises where a needed column is in no row. Stops reading as soon as each has been seen."""
-    missing, names, first_line, objects = list(needed), {}, None, False
+    missing, first_line, objects = list(needed), 0, False
+    names: dict[str, None] = {}
     if not missing:
         return
     for line, row in iterate_rows(file):
-        first_line = line if first_line is None else first_line
+        first_line = first_line or line
         if isinstance(row, dict):
             objects = True
             if len(names) < _NAMES:

@@ -40,6 +40,7 @@ def iterate_rows(
     """
     file = os.fspath(path)
     first = first_character(path)
+    read: Callable[[str, TextIO], Iterator[tuple[int, Row | Problem]]]
     if file.lower().endswith(".csv"):
         read, newline = functools.partial(_csv_rows, json_columns=json_columns), ""
     else:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,11 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int | slice) -> Record | Records:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return Records(self.dataset.select(range(*index.indices(len(self))), keep_in_memory=True))
         return record_of(self.dataset[int(index)])
@@ -60,8 +65,6 @@ class Records(Sequence[Record]):
         if not isinstance(other, (Records, list)):
             return NotImplemented
         return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
-
-    __hash__ = None
 
 
 def record_of(values: dict) -> Record:

@@ -108,7 +108,7 @@ def predict_command(argv: Sequence[str]) -> None:
 
 def _line(record: Record, answer: Answer) -> dict[str, Any]:
     """The question as it was read, and its answer."""
-    context = {"history": record.history} if record.history else {}
+    context: dict[str, Any] = {"history": record.history} if record.history else {}
     if record.system is not None:
         context["system"] = record.system
     return {

@@ -6,7 +6,7 @@ at the end.
 Shapes: B rows of a batch, S its longest row.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     try:
-        tokens: dict[int, list[int]] = {request.id: [] for request in requests}
+        tokens: dict[Hashable, list[int]] = {request.id: [] for request in requests}
         with _generator(model, template, options, say) as generator:
             for event in generator.submit(requests, anywhere):
                 if event.token is not None:
@@ -186,6 +186,7 @@ def answer_losses(
                 for index, loss in zip(batch, losses, strict=True):
                     results[index] = (loss, sum(label != IGNORE for label in rows[index].labels[1:]))
             for _ in range(len(batches), calls):
+                assert filler is not None
                 _batch_losses(model, collate([_item(filler)]))
     finally:
         model.train(was_training)

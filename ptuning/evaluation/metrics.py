@@ -93,7 +93,7 @@ def row_metrics() -> list[Metric]:
 
 def row_scores(prediction: str, reference: str) -> dict[str, float]:
     """All scores of one answer, by the names of `row_metrics`."""
-    return {metric.name: metric.row(prediction, reference) for metric in row_metrics()}
+    return {metric.name: metric.row(prediction, reference) for metric in METRICS.values() if metric.row is not None}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,14 @@ from ptuning.methods import attached
 from ptuning.runs.folder import BASE, TUNED
 from ptuning.runs.lines import ResumableLines, append, read_lines, write_lines
 
-_FIELDS = {"prompt": str, "labels": str, "predict": str, "finished": bool, "tokens": (int, float)}
-_NAMES = {str: "text", bool: "true or false", (int, float): "a number"}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "labels": str,
+    "predict": str,
+    "finished": bool,
+    "tokens": (int, float),
+}
+_NAMES: dict[type | tuple[type, ...], str] = {str: "text", bool: "true or false", (int, float): "a number"}
 _SAMPLED = 16  # numbers of each tensor of the base that go into a key
 
 
@@ -70,7 +76,7 @@ def predict(
     key = key_of(model, settings, max_target_length, scores, texts, questions.rows.sha256)
 
     def line_of(record: Record, answer: Answer) -> dict[str, Any]:
-        reference = _reference(record.response, template, options, max_target_length)
+        reference = _reference(record.response or "", template, options, max_target_length)
         return {
             "prompt": record.prompt,
             "history": record.history,

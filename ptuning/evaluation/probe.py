@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import ptuning
 from ptuning.data.encode import EncodedRow, Encoder
 from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
@@ -24,7 +24,7 @@ from ptuning.evaluation.corpus import percentile_interval, ratio, resampled_sums
 from ptuning.runs.folder import PROBE_BASE
 from ptuning.runs.lines import read_lines
 
-QUESTIONS = Path(ptuning.__file__).resolve().parent.parent / "data" / "probe" / "probe.jsonl"
+QUESTIONS = Path(str(resources.files("ptuning.evaluation"))) / "questions" / "probe.jsonl"
 KINDS = ("knowledge", "arithmetic", "rewriting", "chat")
 
 
@@ -43,22 +43,18 @@ def read_probe(path: str | Path = QUESTIONS) -> list[ProbeQuestion]:
     Raises:
         DataError: the file isn't there, can't be read, or a row is no question.
     """
-    if not Path(path).is_file():
-        raise DataError(
-            f"{path}: no such file: the probe's questions come with the repository and not with the installed package; "
-            "run from a checkout (pip install -e .), or leave --probe out"
-        )
     questions = []
     for line, row in iterate_rows(path):
         if isinstance(row, Problem):
             raise DataError(str(row))
-        if row.get("kind") not in KINDS:
-            problem = f"is {described(row.get('kind'))}"
+        kind, prompt = row.get("kind"), row.get("prompt")
+        if not isinstance(kind, str) or kind not in KINDS:
+            problem = f"is {described(kind)}"
             raise DataError(str(Problem(str(path), line, "kind", problem, f"use one of {listed(list(KINDS))}")))
-        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            problem = f"is {described(row.get('prompt'))}"
+        if not isinstance(prompt, str) or not prompt.strip():
+            problem = f"is {described(prompt)}"
             raise DataError(str(Problem(str(path), line, "prompt", problem, "write a question")))
-        questions.append(ProbeQuestion(row["kind"], row["prompt"], f"{path}:{line}"))
+        questions.append(ProbeQuestion(kind, prompt, f"{path}:{line}"))
     return questions
 
 
@@ -213,7 +209,9 @@ def probe_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         DataError: there are no lines.
     """
     if not lines:
-        raise DataError("0 probe questions were answered, and a summary needs at least 1: check data/probe/probe.jsonl")
+        raise DataError(
+            "0 probe questions were answered, and a summary needs at least 1: check ptuning/evaluation/questions/probe.jsonl"
+        )
     kinds = Counter(line["kind"] for line in lines)
     by_kind = {kind: _summary([line for line in lines if line["kind"] == kind]) for kind in kinds}
     return _summary(lines) | {"kinds": by_kind}

@@ -107,7 +107,7 @@ class Evaluation:
         self._prober = self._make_prober() if settings.probe else None
         self._check_base_is_there()
         earlier = settings.baseline_from
-        self._earlier_base = None if earlier is None else _base_scores(earlier)
+        self._earlier_base = {} if earlier is None else _base_scores(earlier)
         if self._prober is not None and earlier is not None and not self._keeps_base:
             self._base_probe = read_probe_base(earlier, self._prober.questions)
             if self._base_probe is None:
@@ -140,10 +140,11 @@ class Evaluation:
                 self._take_over(settings.baseline_from)
         if self._prober is None:
             return
-        if self._keeps_base or self._base_probe is None:
+        base = self._base_probe
+        if self._keeps_base or base is None:
             with bare(self.model):
-                self._base_probe = probe_base(self._prober)
-        self._finish_probe()
+                base = probe_base(self._prober)
+        self._finish_probe(self._prober, base)
 
     def validation_scores(self, questions: Questions) -> dict[str, float]:
         """The scores of the present weights on the validation rows, without intervals and losses (the trainer has those)."""
@@ -226,13 +227,13 @@ class Evaluation:
 
         return Prober(read_probe(), plain, self.template.end_id, answer, losses)
 
-    def _finish_probe(self) -> None:
+    def _finish_probe(self, prober: Prober, base: list[dict[str, Any]]) -> None:
         """The tuned model's half of the probe, where there is one; the files of both."""
         lines = None
         if self._is_tuned:
-            lines, self.results["probe"] = probe_tuned(self._prober, self._base_probe)
+            lines, self.results["probe"] = probe_tuned(prober, base)
         if PartialState().is_main_process:
-            write_lines(self.settings.folder / PROBE_BASE, self._base_probe)
+            write_lines(self.settings.folder / PROBE_BASE, base)
             if lines is not None:
                 write_lines(self.settings.folder / PROBE, lines)
 

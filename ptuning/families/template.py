@@ -199,7 +199,8 @@ def dialogue_of(messages: Sequence[Mapping[str, str]], source_prefix: str = "") 
     Raises:
         DataError: roles that don't alternate, an unknown role, content that isn't text.
     """
-    system, turns = None, []
+    system: str | None = None
+    turns: list[str] = []
     for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         where = f"messages[{index}]"

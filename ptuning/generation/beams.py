@@ -68,7 +68,8 @@ class BeamSearch(AbstractContextManager):
 
     def _batch(self, waiting: list[GenerationRequest]) -> list[GenerationRequest]:
         """The next requests that can be computed together: of one prefix and one limit, within the budget."""
-        first, widest, batch = waiting[0], 0, []
+        first, widest = waiting[0], 0
+        batch: list[GenerationRequest] = []
         for request in waiting:
             widest = max(widest, request.room)
             fits = (len(batch) + 1) * self.num_beams * widest <= self.batch_tokens

@@ -222,7 +222,7 @@ class Engine:
         answers, ended = [], []
         for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             request = row.request
-            extra = _likeliest(logprobs[index], token, request.logprobs) if index in logprobs else {}
+            extra = _likeliest(logprobs[index], token, request.logprobs or 0) if index in logprobs else {}
             if token in self.stop_ids:
                 answers.append(Token(request.id, None, "stop", **extra))
                 ended.append(row)

@@ -53,7 +53,7 @@ class PrefixCache:
         for key, entry in self._entries.items():
             if entry.prefix is prefix and (common := _common(entry.ids, ids[:-1])) > best:
                 best, best_key = common, key
-        if best < _LEAST:
+        if best_key is None or best < _LEAST:
             return None
         self._entries.move_to_end(best_key)
         return self._entries[best_key].key_values[:, :, :, :best]

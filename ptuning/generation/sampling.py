@@ -45,11 +45,12 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     chosen = logits_NV.argmax(-1)
     groups: dict[tuple, list[int]] = {}
     for row, chooser in enumerate(choosers):
-        rule = chooser.sampling
         if chooser.random is not None:
-            groups.setdefault((rule.temperature, rule.top_k, rule.top_p), []).append(row)
+            sampling = chooser.sampling
+            groups.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append(row)
     for rule, rows in groups.items():
-        chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), [choosers[row].random for row in rows])
+        random = [chooser.random for chooser in (choosers[row] for row in rows) if chooser.random is not None]
+        chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), random)
     tokens = chosen.tolist()
     for token, chooser in zip(tokens, choosers, strict=True):
         if chooser.sampling.penalised:

@@ -30,21 +30,26 @@ class Answer:
 
     text: str
     scores: dict[str, float]
-    tokens: int | None
+    tokens: float | None
     finished: bool | None
     loss: float | None  # of the reference, a token
 
     @classmethod
     def of(cls, line: dict) -> "Answer":
-        scores = line.get("scores") if isinstance(line.get("scores"), dict) else {}
+        scores = line.get("scores")
         finished = line.get("finished")
-        loss, tokens = number(line.get("loss")), number(line.get("loss_tokens"))  # summed over the reference's tokens
+        loss, loss_tokens = (
+            number(line.get("loss")),
+            number(line.get("loss_tokens")),
+        )  # summed over the reference's tokens
         return cls(
             text=as_text(line.get("predict")),
-            scores={str(key): value for key, value in scores.items() if number(value) is not None},
+            scores={str(key): value for key, value in scores.items() if number(value) is not None}
+            if isinstance(scores, dict)
+            else {},
             tokens=number(line.get("tokens")),
             finished=finished if isinstance(finished, bool) else None,
-            loss=loss / tokens if loss is not None and tokens else None,
+            loss=loss / loss_tokens if loss is not None and loss_tokens else None,
         )
 
 
@@ -185,7 +190,8 @@ class ProbeKind:
     @property
     def change(self) -> float | None:
         """How much less likely the base's answers have become."""
-        return self.tuned_loss - self.base_loss if self.losses else None
+        before, after = self.base_loss, self.tuned_loss
+        return None if before is None or after is None else after - before
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ptuning.evaluation.metrics import METRICS
 from ptuning.report.figures import best_point, interval
@@ -45,7 +46,7 @@ def _options(run: Run) -> dict:
 
 def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
     """Metrics, and the values of each base that was scored and of each run; the best of each metric is marked."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in runs:
         best = best_point(run)
         validation = run.metrics.get("validation", {})
@@ -55,7 +56,14 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
             values = {key: number(scores.get(key)) for key in ("eval_loss", *METRICS)}
             if any(value is not None for value in values.values()):
                 spans = {key: interval(scores, key) for key in METRICS}
-                row = {"run": run, "label": run.name, "model": model, "values": values, "spans": spans, "best": set()}
+                row: dict[str, Any] = {
+                    "run": run,
+                    "label": run.name,
+                    "model": model,
+                    "values": values,
+                    "spans": spans,
+                    "best": set(),
+                }
                 same = next((other for other in rows if model == other["model"] == "base" and _same(row, other)), None)
                 if same is None:
                     rows.append(row)
@@ -69,9 +77,9 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
         there = [row for row in rows if row["values"][metric] is not None and row["model"] == "tuned"]
         if direction and len(there) > 1:
             top = max(direction * row["values"][metric] for row in there)
-            for row in there:
-                if direction * row["values"][metric] == top:
-                    row["best"].add(metric)
+            for each in there:
+                if direction * each["values"][metric] == top:
+                    each["best"].add(metric)
     return metrics, rows
 
 

@@ -19,8 +19,8 @@ _LENGTHS = {
 
 def curve_figures(run: Run) -> list[Drawing]:
     """Loss, eval scores, learning rate, gradient norm, throughput, memory: those that were logged."""
-    figures = [loss_figure(run), *_eval_figures(run)]
-    single = (
+    figures: list[Drawing | None] = [loss_figure(run), *_eval_figures(run)]
+    single: tuple[tuple[str, str, str, str, float | None], ...] = (
         ("learning_rate", "Learning rate", "", "s3", None),
         ("grad_norm", "Gradient norm", "before clipping", "s4", 0),
         ("tokens_per_second", "Throughput", "tokens a second", "s5", 0),
@@ -91,7 +91,8 @@ def _eval_figures(run: Run) -> list[Drawing]:
         figures.append(Drawing("Eval scores", draw(plot), keys, _lost(*(run.curves[key] for key in scores))))
     for key in [key for key in names if key not in scores][:MAX_OTHER]:
         name = metric_name(key)
-        figures.append(_line_figure("Eval " + name.removeprefix("eval "), run.curves[key], "", "s2", None))
+        figure = _line_figure("Eval " + name.removeprefix("eval "), run.curves[key], "", "s2", None)
+        figures += [] if figure is None else [figure]
     return figures
 
 
@@ -205,7 +206,7 @@ def _lost(*curves: Curve | None) -> str:
     if not lost:
         return ""
     count = sum(curve.lost for curve in lost)
-    first = min(curve.first_lost for curve in lost)
+    first = min(curve.first_lost for curve in lost if curve.first_lost is not None)
     return f"{count} value{'s are' if count > 1 else ' is'} NaN or infinite and not drawn, the first at step {first:g}."
 
 
@@ -233,14 +234,14 @@ def _length_figure(run: Run, split: str, part: str) -> Drawing | None:
     option = option or _answer_limit(run, split)
     limit = number(run.config.get(option))
     end = bins[-1][1]
-    near = limit is not None and limit <= 3 * end
+    near = limit if limit is not None and limit <= 3 * end else None  # a limit far away would squeeze the bars
 
     def plot(axes):
         widths = [high - low for low, high, _ in bins]
         axes.bar([low for low, _, _ in bins], [count for *_, count in bins], widths, align="edge", color=color(name))
-        if near:
-            axes.axvline(limit, color=color("best"), linewidth=1.6, linestyle="--")
-        axes.set_xlim(0, max(end, limit if near else 0) * 1.03)
+        if near is not None:
+            axes.axvline(near, color=color("best"), linewidth=1.6, linestyle="--")
+        axes.set_xlim(0, max(end, near or 0) * 1.03)
         axes.set_xlabel("tokens")
         axes.set_ylabel("rows")
         axes.grid(axis="x", visible=False)

@@ -45,8 +45,9 @@ def cards(run: Run) -> list[tuple[str, str, str]]:
         found.append(_score_card(base, tuned, metric))
     if point := best_point(run):
         curve = run.curves.get("eval_loss")
-        later = curve and curve.steps[-1] > point[0]
-        words = f"best, at step {point[0]:g}" + (f"; last {show_number(curve.values[-1])}" if later else "")
+        words = f"best, at step {point[0]:g}"
+        if curve and curve.steps[-1] > point[0]:
+            words += f"; last {show_number(curve.values[-1])}"
         found.append(("Eval loss", show_number(point[1]), words))
     elif (loss := number(run.metrics.get("validation", {}).get("eval_loss"))) is not None:
         found.append(("Eval loss", show_number(loss), "on the validation rows"))
@@ -54,8 +55,8 @@ def cards(run: Run) -> list[tuple[str, str, str]]:
         found.append(("Training loss", show_number(loss), "the last logged"))
     if (step := run.last.get("step")) is not None:
         planned, epoch = number(run.config.get("max_steps")), run.last.get("epoch")
-        words = [f"of {planned:g}" if planned and planned > 0 else "", "" if epoch is None else f"{epoch:.2f} epochs"]
-        found.append(("Steps", show_number(step), ", ".join(word for word in words if word)))
+        parts = [f"of {planned:g}" if planned and planned > 0 else "", "" if epoch is None else f"{epoch:.2f} epochs"]
+        found.append(("Steps", show_number(step), ", ".join(part for part in parts if part)))
     if (seconds := run_seconds(run)) is not None:
         speed = run.curves.get("tokens_per_second")
         words = f"{sum(speed.values) / len(speed):,.0f} training tokens a second" if speed else ""
@@ -92,9 +93,9 @@ def main_options(run: Run) -> list[tuple[str, object]]:
     world = number(run.record.get("world_size"))
     if world is not None:
         rows.append(("world_size", world))
-    batch = [number(config.get(key)) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")]
-    if world is not None and None not in batch:
-        rows.append(("effective batch", batch[0] * batch[1] * world))
+    batch, steps = (number(config.get(key)) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    if world is not None and batch is not None and steps is not None:
+        rows.append(("effective batch", batch * steps * world))
     return rows
 
 
@@ -103,8 +104,9 @@ def score_rows(base: dict, tuned: dict) -> list[dict]:
     keys = in_order(key for scores in (base, tuned) for key in scores if number(scores[key]) is not None)
     rows = []
     for key in keys:
-        values = {name: number(scores.get(key)) for name, scores in (("base", base), ("tuned", tuned))}
-        change = None if None in values.values() else values["tuned"] - values["base"]
+        before, after = number(base.get(key)), number(tuned.get(key))
+        values = {"base": before, "tuned": after}
+        change = None if before is None or after is None else after - before
         verdict = 0 if not change else better(key) * (1 if change > 0 else -1)
         spans = {"base": interval(base, key), "tuned": interval(tuned, key)}
         rows.append({"key": key, "values": values, "spans": spans, "change": change, "verdict": verdict})

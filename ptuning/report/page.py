@@ -86,7 +86,7 @@ def render_run(run: Run) -> str:
             undrawn=[(key, curve) for key, curve in run.curves.items() if curve.lost and not len(curve)],
             scores=overview.score_rows(base, tuned),
             score_figure=figures.score_figure(base, tuned),
-            spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.scores else None,
+            spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.metric else None,
             data=overview.data_table(run),
             length_figures=figures.length_figures(run),
         )

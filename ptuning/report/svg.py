@@ -11,8 +11,12 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 SERIES = 8  # colours of series, --s1 … --s8 in style.css
 # Stand-in → CSS variable. matplotlib writes hex in lower case.
@@ -20,7 +24,7 @@ _VARIABLES = {"ink": "#0101f0", "muted": "#0101f1", "grid": "#0101f2", "base": "
 _VARIABLES |= {f"s{i + 1}": f"#0101a{i}" for i in range(SERIES)}
 _NAMES = {stand_in: name for name, stand_in in _VARIABLES.items()}
 
-_RC = {
+_RC: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "font.size": 10,
     "axes.linewidth": 0.8,

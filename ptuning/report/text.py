@@ -91,7 +91,8 @@ def show_number(value: object, digits: int | None = None) -> str:
     """A number for people: thousands separated, four significant digits, or `digits` decimals; a dash where there is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    if number(value) is None:
+    value = number(value)
+    if value is None:
         return "–"
     if digits is not None:
         text = f"{value:,.{digits}f}"

@@ -53,8 +53,15 @@ _ABOUT = (
 )
 # What a tuned model consists of; where no manifest says that it was tuned here, such files are from elsewhere and stay.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-_MODEL = (*_WEIGHTS[::2], "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json")
-_MODEL += ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_MODEL = (
+    *_WEIGHTS[::2],
+    "config.json",
+    "generation_config.json",
+    *_TOKENIZER,
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 _TENSORBOARD = "runs/**/events.out.tfevents.*"
 
 

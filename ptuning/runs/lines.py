@@ -103,7 +103,7 @@ class ResumableLines:
 
     def read(self) -> dict[int, dict]:
         """What is there with the same key: index → line. Damaged lines are left out, and so made again."""
-        found = {}
+        found: dict[int, dict] = {}
         for part in part_files(self.path):
             lines = (line for _, line in Lines(part))
             if next(lines, {}).get("key") == self.key:

@@ -113,7 +113,7 @@ def hide_in_command(command: list[str]) -> list[str]:
         if token.startswith("--") or not hide:
             match = _NAMED_VALUE.fullmatch(token)
             secret = match is not None and _is_secret(match[1])
-            shown.append(f"{match[1]}={HIDDEN}" if secret else _without_secrets(token))
+            shown.append(f"{match[1]}={HIDDEN}" if match and secret else _without_secrets(token))
         else:
             shown.append(HIDDEN)
         hide = token.startswith("--") and "=" not in token and _is_secret(token)

@@ -13,7 +13,8 @@ from ptuning.serving import openai_api, rest
 from ptuning.serving.access import AccessLog, KeyCheck, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.errors import ApiError, components
+from ptuning.serving.bodies import components, error_response
+from ptuning.serving.errors import ApiError
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
@@ -51,16 +52,18 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
-        return error.response(request.url.path)
+        return error_response(error, request.url.path)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {error.detail.lower()}; the routes are in /openapi.json"
-        return ApiError(error.status_code, text, "no_such_route", headers=error.headers).response(request.url.path)
+        problem = ApiError(error.status_code, text, "no_such_route", headers=error.headers)
+        return error_response(problem, request.url.path)
 
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "an error of the server's; its log says more", "internal_error").response(request.url.path)
+        problem = ApiError(500, "an error of the server's; its log says more", "internal_error")
+        return error_response(problem, request.url.path)
 
     _describe(app)
     # The last one added sees a request first.
@@ -94,7 +97,8 @@ def _describe(app: FastAPI) -> None:
     original = app.openapi
 
     def openapi() -> dict:
-        if app.openapi_schema is None:
+        schema = app.openapi_schema
+        if schema is None:
             schema = original()
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
             parts |= components(ChatRequest, CompletionRequest, PrefixRequest, RestRequest)
@@ -104,6 +108,6 @@ def _describe(app: FastAPI) -> None:
                     answers.pop("422", None)
                     error = {"description": "{error: {message, type, param, code}}; on REST routes the REST shape"}
                     answers |= {str(code): error for code in (400, 401, 403, 404, 405, 408, 409, 413, 429, 503, 504)}
-        return app.openapi_schema
+        return schema
 
-    app.openapi = openapi
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

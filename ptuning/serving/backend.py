@@ -47,7 +47,8 @@ class Stats:
 class BackendError(ApiError):
     """Why an answer can't be computed; the subclasses say which HTTP status that is."""
 
-    status, kind, code, param = 500, "server_error", "internal_error", None
+    status, kind, code = 500, "server_error", "internal_error"
+    param: str | None = None
 
     def __init__(self, message: str, headers: dict[str, str] | None = None):
         super().__init__(self.status, message, self.code, self.param, self.kind, headers)

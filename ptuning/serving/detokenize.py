@@ -145,7 +145,7 @@ class AnswerText:
         self._out += len(shown)
         return Piece(text, *self._take(len(text) > 0))
 
-    def _last(self, shown: str, finish: str, everything: bool = False) -> Piece:
+    def _last(self, shown: str, finish: str | None, everything: bool = False) -> Piece:
         text = self._blanks.push(shown) if self._blanks else shown
         # Tokens that begin behind the text belong to the stop string.
         self._out = self._made + 1 if everything else self._out + len(shown)

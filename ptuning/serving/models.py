@@ -147,6 +147,7 @@ class LoadedModel:
             manifest = attach_checkpoint(self.model, folder, self.folder)
             self_test(self.model)
             method = attached(self.model)
+            assert method is not None  # the self-test has passed
             prefix = method.served(self.model, name)
         finally:
             detach(self.model)

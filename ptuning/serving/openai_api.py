@@ -14,8 +14,9 @@ from ptuning.families import Dialogue, Template, dialogue_of
 from ptuning.generation import GenerationRequest, Token
 from ptuning.serving.answering import DROPPED, Asked, EventStream, Services, ask, find, sampling_params, while_connected
 from ptuning.serving.backend import Served
+from ptuning.serving.bodies import described, read_body
 from ptuning.serving.detokenize import Piece
-from ptuning.serving.errors import ApiError, described, read_body
+from ptuning.serving.errors import ApiError
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.prompts import Prompt
 
@@ -142,13 +143,14 @@ class TokenTexts:
         content = [
             self._entry(token.token, token.logprob) | {"top_logprobs": [self._entry(*top) for top in token.top]}
             for token in tokens
+            if token.token is not None and token.logprob is not None
         ]
         return {"content": content, "refusal": None}
 
     def plain(self, piece: Piece) -> dict[str, Any]:
         """The `logprobs` of a completion's choice."""
         return {
-            "tokens": [self.text(token.token) for token in piece.tokens],
+            "tokens": [self.text(token.token) for token in piece.tokens if token.token is not None],
             "token_logprobs": [token.logprob for token in piece.tokens],
             "top_logprobs": [{self.text(t): value for t, value in token.top} for token in piece.tokens],
             "text_offset": list(piece.starts),

@@ -6,6 +6,7 @@
 """
 
 import time
+from typing import Any, Literal
 
 import page_history as history
 import page_state as page
@@ -182,7 +183,7 @@ def _literal(place, body: str) -> None:
 
 def _buttons(index: int, is_last: bool, off: bool) -> None:
     with st.container(horizontal=True, gap="small", key=f"buttons_{index}"):
-        given = {"type": "tertiary", "disabled": off, "args": (index,)}
+        given: dict[str, Any] = {"type": "tertiary", "disabled": off, "args": (index,)}
         st.button(page.say("edit"), key=f"edit_{index}", icon=":material/edit:", on_click=page.edit, **given)
         if is_last:
             icon = ":material/refresh:"
@@ -209,7 +210,8 @@ def _edit_form(index: int, turn: history.Turn) -> None:
 
 def _main() -> None:
     page.prepare()
-    session, layout = page.current(), "wide" if st.session_state.compare else "centered"
+    session = page.current()
+    layout: Literal["wide", "centered"] = "wide" if st.session_state.compare else "centered"
     st.set_page_config(page_title=page.say("title"), page_icon="💬", layout=layout)
     problem = None if session.jobs else page.load_models()
     _sidebar()

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -103,7 +103,7 @@ def list_models(api: Api) -> list[str]:
             raise ApiProblem("not_the_api", url=api.url) from None
 
 
-async def stream_chat(api: Api, model: str, messages: list[dict], sampling: Sampling) -> AsyncIterator[Piece]:
+async def stream_chat(api: Api, model: str, messages: list[dict], sampling: Sampling) -> AsyncGenerator[Piece, None]:
     """Streams one answer. Closing the iterator or cancelling its task closes the connection, and so frees the server.
 
     Raises:
@@ -160,7 +160,7 @@ class Job:
             if self.done:
                 return
             self.stopped = True
-            if self._loop is not None:
+            if self._loop is not None and self._task is not None:
                 with contextlib.suppress(RuntimeError):  # the loop closed just now, the answer is complete
                     self._loop.call_soon_threadsafe(self._task.cancel)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ptuning.families import Dialogue
 from ptuning.generation import GenerationRequest
 from ptuning.serving.answering import DROPPED, Services, ask, find, sampling_params, while_connected
-from ptuning.serving.errors import REST_ROUTES, described, read_body
+from ptuning.serving.bodies import REST_ROUTES, described, read_body
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -49,7 +49,7 @@ def router(services: Services) -> APIRouter:
         """One answer, and the history with it."""
         body = await read_body(request, RestRequest)
         served = find(services, request, body.model or services.default_model)
-        history = [tuple(turn) for turn in body.history or ()]
+        history = [(asked, answered) for asked, answered in body.history or ()]
         dialogue = Dialogue(body.prompt, tuple(history), source_prefix=served.source_prefix)
         prompt = services.prompts.chat(dialogue, max_length=body.max_length)
         request.state.prompt = body.prompt

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from ptuning.errors import GenerationError
@@ -106,7 +106,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, timeout: float, metrics: Metrics, ended: Callable[[float], None]):
         self.engine, self.timeout, self.metrics, self.ended = engine, timeout, metrics, ended
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[Hashable, _Answer] = {}
         self._numbers = itertools.count()
         self._retired: set[Prefix] = set()
 
@@ -170,13 +170,13 @@ class Scheduler:
         for number in list(self._answers):
             self._refuse(number, error)
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: Hashable) -> None:
         answer = self._answers.pop(number)
         self.ended(time.monotonic() - answer.stream.submitted)
         if answer.prefix in self._retired:
             self.retire(answer.prefix)
 
-    def _refuse(self, number: int, error: BackendError) -> None:
+    def _refuse(self, number: Hashable, error: BackendError) -> None:
         stream = self._answers[number].stream
         self._end(number)
         deliver({stream: [error]})

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -19,7 +19,7 @@ from ptuning.serving.access import Metrics, configure_logs
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
 from ptuning.serving.models import LoadedModel, Registry
-from ptuning.serving.options import OUTPUT, ServeOptions, parse
+from ptuning.serving.options import OUTPUT, ServeOptions
 from ptuning.serving.worker import Worker
 
 log = logging.getLogger("ptuning.serving")
@@ -27,13 +27,12 @@ log = logging.getLogger("ptuning.serving")
 _LAST_SECONDS = 2.0  # of the grace time, for sending what is computed and closing connections
 
 
-def serve(argv: Sequence[str]) -> int:
-    """`ptuning serve`. Returns the exit status.
+def serve(options: ServeOptions) -> int:
+    """Serves until it is stopped. Returns the exit status.
 
     Raises:
-        PTuningError: options, model or prefix can't be used, or a port is taken.
+        PTuningError: model or prefix can't be used, or a port is taken.
     """
-    options = parse(argv)
     configure_logs()
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
     sockets = [listen(options.host, options.port)]
@@ -105,7 +104,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.backend, self.grace = backend, options.grace_seconds
         self.ending: asyncio.Task | None = None
-        config.timeout_graceful_shutdown = min(_LAST_SECONDS, self.grace / 2)
+        self.last = min(_LAST_SECONDS, self.grace / 2)
+        config.timeout_graceful_shutdown = self.last  # type: ignore[assignment]  # seconds to wait: a float does
 
     async def serve(self, sockets=None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
         self.ending = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
-        seconds = self.grace - self.config.timeout_graceful_shutdown
+        seconds = self.grace - self.last
         log.info("stopping", extra={"fields": {"running": self.backend.stats().running, "grace_seconds": self.grace}})
         idle = await asyncio.to_thread(self.backend.wait_idle, seconds)
         if not idle:

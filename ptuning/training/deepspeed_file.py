@@ -1,7 +1,5 @@
 """Reads a DeepSpeed JSON file before transformers does, whose own errors name neither file, line nor fix."""
 
-import difflib
-import importlib.util
 import itertools
 import json
 from collections.abc import Sequence
@@ -9,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptuning.config import shipped
 from ptuning.errors import ConfigError
+from ptuning.packages import require
 
 DEFAULT_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's own default of stage3_max_live_parameters
 DEFAULT_SUB_GROUP = 1_000_000_000  # DeepSpeed's own default of sub_group_size
@@ -65,16 +65,13 @@ def read_deepspeed(source: str | dict[str, Any] | None) -> dict[str, Any] | None
     """
     if source is None:
         return None
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            "--deepspeed: DeepSpeed is not installed; install it (pip install 'deepspeed>=0.19'), or leave --deepspeed out "
-            "and start with torchrun, which keeps all weights on every GPU"
-        )
+    without = "leave --deepspeed out and start with torchrun, which keeps all weights on every GPU"
+    require("--deepspeed", "deepspeed", "ptuning[full]", instead=without)
     if isinstance(source, dict):
         return source
     name = "--deepspeed" if source.lstrip().startswith("{") else f"--deepspeed {source}"
     try:
-        values = json.loads(source if name == "--deepspeed" else _text(Path(source).expanduser()))
+        values = json.loads(source if name == "--deepspeed" else _text(Path(shipped.find(source)).expanduser()))
     except ValueError as error:
         raise ConfigError(
             f"{name}: not valid JSON ({error}); JSON knows no comments and no comma after the last entry"
@@ -107,7 +104,4 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--deepspeed {path}: not UTF-8 text ({error.reason})") from error
     except OSError as error:
-        there = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else f"; looked in {path.parent.absolute()}"
-        raise ConfigError(f"--deepspeed {path}: no such file{hint}") from error
+        raise ConfigError(f"--deepspeed {shipped.no_such_file(path)}") from error

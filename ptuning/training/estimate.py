@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ptuning.config import Config, expand_config, parse
 from ptuning.config.commands import option, parse_known_options
@@ -96,12 +97,12 @@ class Estimate:
 
     def _disk_advice(self) -> str:
         weights_only = "--save_only_model true (such a run can't be resumed)"
-        for flags, changes in (
-            ("--save_total_limit 1", {"checkpoints": 2}),
-            (f"--save_total_limit 1 {weights_only}", {"checkpoints": 2, "save_optimizer": False}),
-            ("--save_strategy no (only the tuned model at the end)", {"checkpoints": 0}),
+        for flags, checkpoints, optimizer in (
+            ("--save_total_limit 1", 2, self.work.save_optimizer),
+            (f"--save_total_limit 1 {weights_only}", 2, False),
+            ("--save_strategy no (only the tuned model at the end)", 0, self.work.save_optimizer),
         ):
-            changed = replace(self.work, **changes)
+            changed = replace(self.work, checkpoints=checkpoints, save_optimizer=optimizer)
             if changed.checkpoints <= self.work.checkpoints and need(changed, 0).disk_peak <= self.machine.disk:
                 return f"The nearest setting that fits: {flags}; or another disk with --output_dir."
         return "Free some space or choose another disk with --output_dir."
@@ -160,6 +161,7 @@ def estimate_command(argv: list[str]) -> int:
         rest += ["--method", "full"]  # as a training run takes it
     config, _ = parse(["--do_train", *unused, *rest], defaults=defaults_of)
     method = method_of(config.model, trains=True)
+    assert method is not None
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
     elsewhere = own.gpu_memory_gb is not None
     if elsewhere and not (config.training.fp16 or config.training.bf16):
@@ -167,7 +169,7 @@ def estimate_command(argv: list[str]) -> int:
     machine = None
     if elsewhere or own.host_memory_gb is not None:
         here = Machine.here(config.training.output_dir, "cpu" if config.training.use_cpu else "cuda")
-        gpu = int(own.gpu_memory_gb * 1e9) if elsewhere else here.gpu
+        gpu = here.gpu if own.gpu_memory_gb is None else int(own.gpu_memory_gb * 1e9)
         machine = replace(here, gpu=gpu, host=int(own.host_memory_gb * 1e9) if own.host_memory_gb else here.host)
     estimate = estimate_run(
         config,
@@ -204,7 +206,11 @@ def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
         terms = prefix.memory(work.shape)
         for more, cheaper in (([], work), *_slower(work)):
             frozen = replace(cheaper, weight_bytes=work.compute_bytes, autocast=False, zero=None)
-            tuned = {"method": prefix.describe(), "trained": terms.trained, "positions": terms.positions}
+            tuned: dict[str, Any] = {
+                "method": prefix.describe(),
+                "trained": terms.trained,
+                "positions": terms.positions,
+            }
             yield ["--method prefix --pre_seq_len 128", *more], replace(frozen, frozen=True, **tuned)
 
 

@@ -101,7 +101,7 @@ def layer_activations(work: Workload) -> int:
     """Bytes that one layer keeps: inputs of the norms in fp32, query, output, keys, values, and the feed-forward part."""
     s, c = work.shape, work.compute_bytes
     seen = work.length + work.positions
-    token = 2 * s.hidden * 4 + (2 * s.query + 3 * s.ffn) * c
+    token: float = 2 * s.hidden * 4 + (2 * s.query + 3 * s.ffn) * c
     # with a prefix there is a mask, and keys and values are repeated for every query head
     token += 2 * s.query * c * seen / work.length if work.positions else 2 * s.key * c
     if work.eager:
@@ -148,7 +148,7 @@ def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
         "gathered weights": min(total, zero.live_parameters) * w if zero.stage == 3 else 0,
         "reduce buckets": 2 * bucket * w,
     }
-    host = {}
+    host: dict[str, int] = {}
     where = host if zero.offload_param != "none" else fixed
     where["weights"] = weights if zero.offload_param != "nvme" else 5 * 100_000_000 * w  # DeepSpeed's default buffers
     states = (4 + work.optimizer_bytes) * trained // share(1)  # fp32 master weights and the optimizer's own

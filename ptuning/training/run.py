@@ -1,12 +1,12 @@
 """One training run: output folder, trainer, resume, final checkpoint."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import transformers.trainer
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ptuning import distributed
 from ptuning.checkpoint.manifest import Manifest
@@ -82,7 +82,7 @@ def build_trainer(
     model: PreTrainedModel,
     template: Template,
     method: Method | None,
-    rows: dict[str, Sequence[EncodedRow]],
+    rows: Mapping[str, Sequence[EncodedRow]],
     manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
 ) -> TuningTrainer:
@@ -95,7 +95,7 @@ def build_trainer(
         score_answers: see TuningTrainer.
     """
     args, data = config.training, config.data
-    callbacks = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
+    callbacks: list[TrainerCallback] = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     trainer = TuningTrainer(

@@ -53,9 +53,15 @@ class TuningTrainer(Trainer):
         super().__init__(
             processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
         )
-        self.method, self.manifest, self.score_answers = method, manifest, score_answers
+        self._method, self.manifest, self.score_answers = method, manifest, score_answers
         self._throughput = Throughput(self.args.world_size)
         self.add_callback(SamplerEpoch())
+
+    @property
+    def method(self) -> Method:
+        """Of a trainer that trains."""
+        assert self._method is not None
+        return self._method
 
     # --- data order -------------------------------------------------------------------------------------------------
 

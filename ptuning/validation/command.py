@@ -96,7 +96,8 @@ def validate_command(argv: list[str]) -> int:
         say("note: no token lengths; for them give --model_name_or_path")
     written = [] if outputs is None else write_clean(surveys, outputs)
     for path, rows in written:
-        say(f"Wrote {path}: {rows:,} rows{' that were left out' if path == outputs.dropped else ''}")
+        left_out = outputs is not None and path == outputs.dropped
+        say(f"Wrote {path}: {rows:,} rows{' that were left out' if left_out else ''}")
     bad = any(survey.failure or survey.problems for survey in surveys)
     if args.json:
         values = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +21,7 @@ class Outputs:
     dropped: Path
 
 
-def plan_outputs(files: list[str], out: str) -> Outputs:
+def plan_outputs(files: Sequence[str], out: str) -> Outputs:
     """OUT names a file where it ends in .jsonl or .json and there is one input, else a folder.
 
     Raises:
@@ -89,7 +89,7 @@ def _write_file(survey: FileSurvey, target: Path, reasons: TextIO) -> tuple[int,
 
     with part.open("w", encoding="utf-8") as clean:
         for line, row, why in _rows(survey):
-            if why:
+            if row is None:
                 drop(line, why)
             else:
                 clean.write(_as_json(row) + "\n")

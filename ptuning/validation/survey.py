@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ptuning.data.encode import Encoder
-from ptuning.data.formats import Record
+from ptuning.data.formats import Record, Shape
 from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
 from ptuning.data.records import iterate_records
@@ -133,7 +133,7 @@ def survey_file(
         survey.found = find_format(file, options)
         size = Path(file).stat().st_size
         with tqdm(total=size, desc=Path(file).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            _read(survey, encoder, tell, lambda position: bar.update(position - bar.n))
+            _read(survey, survey.found.shape, encoder, tell, lambda position: bar.update(position - bar.n))
         if not survey.rows:
             raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")
     except DataError as error:
@@ -142,11 +142,15 @@ def survey_file(
 
 
 def _read(
-    survey: FileSurvey, encoder: Encoder | None, tell: Callable[[Problem], None], progress: Callable[[int], object]
+    survey: FileSurvey,
+    shape: Shape,
+    encoder: Encoder | None,
+    tell: Callable[[Problem], None],
+    progress: Callable[[int], object],
 ) -> None:
     batch: list[tuple[int, Record]] = []
     try:
-        for example in iterate_records(survey.file, survey.found.shape, progress):
+        for example in iterate_records(survey.file, shape, progress):
             survey.rows += 1
             if example.record is None:
                 survey.bad_rows += 1

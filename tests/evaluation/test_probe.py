@@ -41,10 +41,10 @@ def test_the_questions_in_the_repository():
     assert len(set(prompts)) == 72
     assert all(prompt == prompt.strip() and 2 < len(prompt) < 80 for prompt in prompts)
     english = [prompt for prompt in prompts if prompt.isascii()]
-    readme = (REPO / "data" / "probe" / "README.md").read_text(encoding="utf-8")
+    readme = (REPO / "ptuning" / "evaluation" / "questions" / "README.md").read_text(encoding="utf-8")
     counts = ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS)
     assert counts in readme and f"{72 - len(english)} in\nChinese, {len(english)} in English" in readme
-    assert questions[3].source.endswith("data/probe/probe.jsonl:4")
+    assert questions[3].source.endswith("questions/probe.jsonl:4")
 
 
 def test_no_question_is_in_the_training_data():
@@ -69,13 +69,6 @@ def test_other_files_are_refused_by_line(tmp_path, text, message):
     with pytest.raises(DataError) as caught:
         read_probe(path)
     assert str(caught.value).startswith(f"{path}{message}")
-
-
-def test_an_installed_package_has_no_questions(tmp_path):
-    with pytest.raises(
-        DataError, match=r"no such file: the probe's questions come with the repository and not with the"
-    ):
-        read_probe(tmp_path / "probe.jsonl")
 
 
 @pytest.fixture(scope="module")

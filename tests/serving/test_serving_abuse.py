@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from ptuning.families.chatglm2.template import build_prompt
-from ptuning.serving import access, errors
+from ptuning.serving import access, bodies
 from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app
 from ptuning.serving.options import ServeOptions
@@ -102,8 +102,8 @@ def test_malformed_bodies(server, route, name):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_oversize_bodies(server, route):
-    answer = server.post(route, b'{"prompt": "' + b"a" * errors.BODY_LIMIT + b'"}', headers=KEY)
-    assert answer.status_code == 413 and str(errors.BODY_LIMIT) in answer.text
+    answer = server.post(route, b'{"prompt": "' + b"a" * bodies.BODY_LIMIT + b'"}', headers=KEY)
+    assert answer.status_code == 413 and str(bodies.BODY_LIMIT) in answer.text
 
     def chunks():
         for _ in range(100):
@@ -114,7 +114,7 @@ def test_oversize_bodies(server, route):
 
 
 def test_a_body_that_dawdles(server, monkeypatch):
-    monkeypatch.setattr(errors, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(b"POST /chatglm HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

@@ -1,13 +1,13 @@
 """Options that don't go together are refused before loading, and the message says both values and the fix."""
 
 import json
+import sys
 
 import pytest
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
 from ptuning.methods import method_of
-from ptuning.training import deepspeed_file
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import ZeroSettings, check_deepspeed_file, read_deepspeed
 from tests.conftest import REPO
@@ -202,8 +202,10 @@ def test_the_deepspeed_file_itself(tmp_path, monkeypatch):
         read_deepspeed('{"zero_optimization": 3}')
     check_deepspeed_file(["--do_train", "--deepspeed", str(tmp_path / "zero3.json")])
     check_deepspeed_file(["--do_train"])
-    monkeypatch.setattr(deepspeed_file.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="DeepSpeed is not installed; install it"):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(
+        ConfigError, match=r"deepspeed is not installed; pip install 'ptuning\[full\]', or leave --deepspeed"
+    ):
         read_deepspeed(str(tmp_path / "zero3.json"))
 
 

@@ -25,7 +25,7 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """GlmForCausalLM.forward, in which padding on the left doesn't shift positions.

@@ -165,7 +165,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if kwargs.get("truncation"):
             raise DataError("truncation would cut off the end of the question and 答：; leave out old messages instead")
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        dialogues = [dialogue_of(messages) for messages in (conversation if batched else [conversation])]
+        several: Sequence[Any] = conversation if batched else [conversation]
+        dialogues = [dialogue_of(messages) for messages in several]
         prompts = [build_prompt(each.prompt, each.history, each.system or "") for each in dialogues]
         answers = [each.response for each in dialogues]
         if not tokenize:

@@ -60,6 +60,14 @@ def prefix_of(model: nn.Module) -> PrefixEncoder | None:
     return getattr(model, NAME, None)
 
 
+def attached_prefix(model: nn.Module) -> PrefixEncoder:
+    """The prefix of a model that has one."""
+    encoder = prefix_of(model)
+    if encoder is None:
+        raise RuntimeError("no prefix is attached")
+    return encoder
+
+
 @contextmanager
 def without_prefix(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model is the bare base."""
@@ -74,7 +82,7 @@ def without_prefix(model: PreTrainedModel) -> Iterator[None]:
 def _hand_over(model: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if kwargs.get("prefix") is None:
         inputs = next(x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-        kwargs["prefix"] = prefix_of(model)(inputs.shape[0], model.dtype)
+        kwargs["prefix"] = attached_prefix(model)(inputs.shape[0], model.dtype)
     if not model.config._attn_implementation.startswith(PREFIXED):
         raise RuntimeError(
             f"attention implementation '{model.config._attn_implementation}' would ignore the prefix; "

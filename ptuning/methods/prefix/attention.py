@@ -8,6 +8,7 @@ Shapes: B rows, H query heads, G key/value groups, S query positions, K key posi
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ def _pad_block_mask(mask: BlockMask, prefix_length: int) -> BlockMask:
         padded = create_block_mask(
             mask_mod, mask.shape[0], None, q_length, kv_length + prefix_length, device=mask.kv_num_blocks.device
         )
-        mask._with_prefix = padded
+        mask._with_prefix = padded  # type: ignore[attr-defined]  # kept on the mask, so that it lives as long
     return padded
 
 
@@ -91,7 +92,7 @@ def _eager(module: nn.Module, *args, **kwargs):
 
 def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     def attention(
-        module: nn.Module,
+        module: Any,  # an attention layer of any model
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -114,7 +115,7 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
             value = torch.cat((prefix_value, value), dim=2)
             if not mask_is_2d:
                 attention_mask = _pad_mask(attention_mask, query, prefix_length, key_length)
-            elif attention_mask is not None:
+            elif isinstance(attention_mask, torch.Tensor):
                 attention_mask = nn.functional.pad(attention_mask, (prefix_length, 0), value=1)
         return kernel(module, query, key, value, attention_mask, **kwargs)
 

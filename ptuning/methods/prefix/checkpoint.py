@@ -164,7 +164,7 @@ def _check(stored: dict[str, torch.Tensor], folder: Path) -> None:
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     width = shapes[EMBEDDING][-1]
-    expected = {EMBEDDING: (shapes[EMBEDDING][0], width)}
+    expected: dict[str, tuple[int, ...]] = {EMBEDDING: (shapes[EMBEDDING][0], width)}
     if len(names) > 1:
         hidden = shapes["trans.0.weight"][0]
         expected |= zip(PROJECTION, ((hidden, width), (hidden,), (width, hidden), (width,)), strict=True)

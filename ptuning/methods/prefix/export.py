@@ -11,6 +11,7 @@ from ptuning.errors import CheckpointError
 from ptuning.families import family_of
 from ptuning.methods.prefix.checkpoint import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
 from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.packages import require
 from ptuning.runs.files import write_atomically
 
 
@@ -53,7 +54,9 @@ def export_peft(
 
     Raises:
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
+        ConfigError: peft isn't installed.
     """
+    require("--format peft", "peft", "ptuning[peft]")
     from peft import PrefixTuningConfig, TaskType  # here, because nothing else in the package needs peft
 
     raw, folder, shape = for_base(checkpoint, base_config), _new_folder(folder), PrefixShape.of(base_config)

@@ -14,7 +14,7 @@ from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
-from ptuning.methods.prefix.attach import attach_prefix, detach_prefix, prefix_of, without_prefix
+from ptuning.methods.prefix.attach import attach_prefix, attached_prefix, detach_prefix, prefix_of, without_prefix
 from ptuning.methods.prefix.checkpoint import for_base, save_prefix
 from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
 from ptuning.methods.prefix.read import PREFIX, read_prefix
@@ -71,7 +71,7 @@ class PrefixMethod(Method):
     def start(self, model: PreTrainedModel) -> None:
         if prefix_of(model) is None:  # else it goes on from a checkpoint's
             attach_prefix(model, self.pre_seq_len, self.prefix_projection)
-        prefix_of(model).dropout.p = self.prefix_dropout
+        attached_prefix(model).dropout.p = self.prefix_dropout
 
     def memory(self, base: Dimensions) -> MemoryTerms:
         shape = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden)
@@ -98,11 +98,11 @@ class PrefixMethod(Method):
 
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
-        return Prefix.of(name, prefix_of(model), model.dtype)
+        return Prefix.of(name, attached_prefix(model), model.dtype)
 
     @classmethod
     def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:
-        return prefix_of(model).parameters()
+        return attached_prefix(model).parameters()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -117,14 +117,14 @@ class PrefixMethod(Method):
         return checkpoint.manifest
 
     def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
-        encoder = prefix_of(model)
+        encoder = attached_prefix(model)
         with gathered(encoder.parameters()):
             tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in encoder.state_dict().items()}
         if target.writes and manifest is not None:
             save_prefix(target.folder, tensors, manifest)
 
     def restore(self, model: PreTrainedModel, folder: Path) -> None:
-        prefix_of(model).load_state_dict(read_prefix(folder).tensors)
+        attached_prefix(model).load_state_dict(read_prefix(folder).tensors)
 
     def saved_bytes(self, model: PreTrainedModel) -> int:
-        return 4 * sum(whole_shape(parameter).numel() for parameter in prefix_of(model).parameters())
+        return 4 * sum(whole_shape(parameter).numel() for parameter in attached_prefix(model).parameters())

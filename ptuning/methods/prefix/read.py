@@ -53,6 +53,7 @@ def read_prefix(folder: str | Path) -> PrefixCheckpoint:
 def _read_own(folder: Path) -> PrefixCheckpoint:
     path = folder / MANIFEST
     manifest = read_manifest(folder)
+    assert manifest is not None  # its file is there
     if manifest.method != PREFIX:
         raise CheckpointError(f"{path}: method is {manifest.method!r}, so it is not a prefix. Expected {EXPECTED}.")
     if not manifest.file or Path(manifest.file).name != manifest.file:
