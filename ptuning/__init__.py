@@ -2,14 +2,18 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
+    threads ← errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
     validation ← generation ← training ← evaluation ← report ← serving ← main ← cli
 
 Importing the package makes transformers' Auto classes read official ChatGLM2 directories.
 """
 
-from ptuning import families as _families  # noqa: F401  registers every family with transformers
-from ptuning.loading import load_model
+from ptuning.threads import bound_spinning
+
+bound_spinning()  # before the first import of torch
+
+from ptuning import families as _families  # noqa: E402, F401  registers every family with transformers
+from ptuning.loading import load_model  # noqa: E402
 
 __all__ = ["load_model"]
 __version__ = "0.1.0"
