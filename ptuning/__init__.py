@@ -2,7 +2,7 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← packages ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
+    threads ← errors ← packages ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
     validation ← generation ← training ← evaluation ← report ← serving ← main ← export ← cli ← completion
 
 `from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2
@@ -11,8 +11,12 @@ directories. Nothing heavy is imported before it is asked for, so that `ptuning 
 
 from typing import TYPE_CHECKING, Any
 
+from ptuning.threads import bound_spinning
+
 if TYPE_CHECKING:
     from ptuning.loading import load_model
+
+bound_spinning()  # before the first import of torch
 
 __all__ = ["load_model"]
 __version__ = "0.1.0"

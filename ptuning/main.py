@@ -10,6 +10,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # The launchers put ptuning/ itself on the path, where our `data` or `config` would shadow other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    import ptuning  # noqa: F401  before torch, whose threads it bounds
 
 import torch
 from transformers import PreTrainedModel, set_seed

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ptuning.checkpoint.code_files import carry_code
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.checkpoint.shards import ShardWriter, TensorLayout, total_bytes
@@ -113,6 +114,7 @@ def save_model_folder(
             tokenizer.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             write_config(folder, model.config, next(iter(parameters.values())).dtype)
+            carry_code(model.config.name_or_path, folder)
             if manifest is not None:
                 manifest.write(folder)
             writer.finish()

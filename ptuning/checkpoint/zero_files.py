@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ptuning.checkpoint.base import check_tokenizer, read_base_config
+from ptuning.checkpoint.code_files import carry_code
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_config
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
@@ -134,6 +135,7 @@ def merge_zero(
         if (base / name).is_file():
             shutil.copyfile(base / name, output / name)
     write_config(output, config, dtype)
+    carry_code(base, output)
     manifest = read_manifest(checkpoint)  # not the base's, which may be a tuned model itself
     if manifest is not None:
         manifest.write(output)

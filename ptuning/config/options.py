@@ -162,6 +162,14 @@ class TuningArguments(TrainingArguments):
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
+    loss_average: str = field(
+        default="tokens",
+        metadata={
+            "help": "tokens: every label of a step counts the same; rows: the mean over each forward pass's labels first, then "
+            "over accumulation steps and processes, as the official trainer (with batch 1 every row counts the same).",
+            "choices": ["tokens", "rows"],
+        },
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay off: a NaN shown as 0 hid broken runs for months."}

@@ -163,6 +163,11 @@ def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
         f"  effective batch {effective} = {args.per_device_train_batch_size} rows × {args.gradient_accumulation_steps} "
         f"accumulation steps × {args.world_size} processes; {steps:,} steps = {steps * effective / rows:.2f} epochs",
         f"  learning rate {args.learning_rate:g}, {args.lr_scheduler_type.value} schedule, device {args.device}",
+        *(
+            ["  loss: the mean of each forward pass's labels first (--loss_average rows)"]
+            if args.loss_average == "rows"
+            else []
+        ),
     ]
     if resume_from:
         lines.append(f"  continuing the run at {resume_from}")

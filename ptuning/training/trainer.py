@@ -54,6 +54,9 @@ class TuningTrainer(Trainer):
             processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
         )
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
+        # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it
+        # divides each loss by the number of accumulation steps itself.
+        self.loss_is_scaled_for_ga = False if self.args.loss_average == "rows" else None
         self._throughput = Throughput(self.args.world_size)
         self.add_callback(SamplerEpoch())
 
@@ -74,6 +77,10 @@ class TuningTrainer(Trainer):
         return LengthGroupedSampler(dataset.lengths, batch, seed)
 
     # --- loss -------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """The labels of all forward passes of a step; None where each is divided by its own."""
+        return None if self.args.loss_average == "rows" else super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)

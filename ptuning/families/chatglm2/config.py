@@ -45,13 +45,6 @@ OFFICIAL_CONSTANTS = {
     "rmsnorm": True,
 }
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_chatglm.ChatGLMConfig",
-    "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
-    "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
-    "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
-}
-
 # A different value of these means a network that GlmForCausalLM does not compute.
 _REFUSED = {
     "rmsnorm": (True, "LayerNorm instead of RMSNorm"),
@@ -107,7 +100,6 @@ class ChatGLMConfig(GlmConfig):
         for official in OFFICIAL_CONSTANTS:
             kwargs.pop(official, None)
         self.architectures = self.architectures or ["ChatGLMModel"]
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         if kwargs.get("rope_parameters") is None and self.rope_parameters is None:
             self.rope_parameters = _rope_parameters(self.rope_ratio)
         super().__post_init__(**kwargs)
