@@ -24,8 +24,8 @@ _FILE_FORMAT = b"ARROW1"  # the first bytes of an Arrow file with an index; `dat
 
 
 def parquet_rows(file: str, json_columns: Mapping[str, str], progress: Progress) -> Rows:
-    """See Source."""
-    with readable(file), _whole(file, "Parquet"), pq.ParquetFile(file) as parquet:
+    """See Source. Mapped into memory: Arrow's readers of open files allocate as much as the file has."""
+    with readable(file), _whole(file, "Parquet"), pq.ParquetFile(file, memory_map=True) as parquet:
         size, total = Path(file).stat().st_size, parquet.metadata.num_rows
         yield from _numbered(parquet.iter_batches(_BATCH), total, size, progress)
 
@@ -129,13 +129,13 @@ def _from_hub(name: str) -> Dataset:
             f"dataset {path} --local-dir DIR), and give DIR in its place (--dataset_name DIR)"
         ) from error
     except Exception as error:  # whatever the reader of the dataset's files raises
-        raise DataError(f"{name}: can't be read: {_short(error.__cause__ or error)}{_hint(error)}") from error
+        raise DataError(f"{name}: can't be read: {_short(error.__cause__ or error)}{_hint(error, path)}") from error
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, path: str) -> str:
     text = str(error)
     if "split" in text:
-        return ": name one of them as dataset:NAME:SPLIT, e.g. --validation_file dataset:NAME:test"
+        return f": name one of them where a file is asked for (--test_file {DATASET}{path}:SPLIT)"
     if "onfig" in text:
         return ": give one of them with --dataset_config_name"
     return ": give its files instead (--train_file FILE …), whose faults are named by line"

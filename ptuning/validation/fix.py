@@ -119,7 +119,7 @@ def _rows(survey: FileSurvey) -> Iterator[tuple[int, dict | None, list[str]]]:
                 yield example.line, None, [f"{p.field}: {p.problem}: {p.fix}" for p in example.problems]
                 continue
             if number == next_repeated:
-                yield example.line, None, [f"the same as the row at {survey.unit} {survey.keys.lines[first]}"]
+                yield example.line, None, [f"the same as {survey.unit} {survey.keys.lines[first]}"]
                 next_repeated, first = next(repeated, (-1, -1))
             else:
                 yield example.line, example.row, []

@@ -172,7 +172,7 @@ def test_splits_and_configurations_of_a_dataset(tmp_path):
     message = refusal(f"dataset:{folder}:test")
     assert message == (
         f"dataset:{folder}:test: can't be read: Unknown split \"test\". Should be one of ['train', 'validation']: name one of "
-        "them as dataset:NAME:SPLIT, e.g. --validation_file dataset:NAME:test"
+        f"them where a file is asked for (--test_file dataset:{folder}:SPLIT)"
     )
     message = refusal(f"dataset:{folder}:zh:train")
     assert message.endswith("'zh' not found. Available: ['default']: give one of them with --dataset_config_name")
