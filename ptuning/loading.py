@@ -17,7 +17,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import ContextManagers
 
-from ptuning.checkpoint.base import check_tokenizer, check_weights, read_base_config, resolve_base
+from ptuning.checkpoint.base import check_tokenizer, check_weights, read_base_config, resolve_base, whole_folder
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.partitioned import load_partitioned
 from ptuning.errors import ConfigError, ModelError
@@ -47,7 +47,7 @@ def load_model(
     """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
 
     Args:
-        model_name_or_path: folder in the official format, or a hub id. No remote code is run.
+        model_name_or_path: folder in the official format, a hub id, or modelscope:OWNER/NAME. No remote code is run.
         ptuning_checkpoint: prefix folder (this package's, the official trainer's or peft's); length and projection are
             inferred.
         dtype: of the base; auto is fp32 on a CPU, bf16 on a GPU that has it, else fp16. The prefix stays fp32.
@@ -95,7 +95,7 @@ def load_base(
         raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
     folder = resolve_base(model_name_or_path)
     read_base_config(folder)
-    if Path(model_name_or_path).expanduser().is_dir():
+    if whole_folder(model_name_or_path) is not None:
         check_weights(folder)
         manifest = read_manifest(folder)
         if manifest is not None:  # a fully tuned model says which template it was trained with
@@ -156,7 +156,7 @@ def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """
     folder = resolve_base(model_name_or_path)
     read_base_config(folder)
-    local = Path(model_name_or_path).expanduser().is_dir()
+    local = whole_folder(model_name_or_path) is not None
     if local:
         check_tokenizer(folder)
     try:

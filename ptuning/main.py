@@ -235,15 +235,17 @@ def read_data(config: Config) -> dict[str, Split]:
     """Reads and checks every file the run needs, before any model is loaded."""
     data, training = config.data, config.training
     options = FormatOptions(data.data_format, data.prompt_column, data.response_column, data.history_column)
-    wanted: dict[str, tuple[str, int | None]] = {}
-    if training.do_train and data.train_file:
-        wanted["train"] = (data.train_file, data.max_train_samples)
-    if data.validation_file and (training.do_train or training.do_eval):
-        wanted["validation"] = (data.validation_file, data.max_eval_samples)
-    if training.do_predict and data.prediction_file:
-        wanted["test"] = (data.prediction_file, data.max_predict_samples)
+    limits = {}
+    if training.do_train:
+        limits["train"] = data.max_train_samples
+    # A file that is given is used; a dataset's split only where something asks for it.
+    evaluates = training.do_eval or (training.do_train and training.eval_strategy != "no")
+    if data.sources("validation") and (evaluates or (training.do_train and data.validation_file)):
+        limits["validation"] = data.max_eval_samples
+    if training.do_predict:
+        limits["test"] = data.max_predict_samples
     reading = {"skip_invalid": data.skip_invalid_rows, "overwrite": data.overwrite_cache}
-    splits = {name: load_split(name, file, options, limit, **reading) for name, (file, limit) in wanted.items()}
+    splits = {name: load_split(name, data.sources(name), options, limit, **reading) for name, limit in limits.items()}
     if "train" in splits:
         splits["train"] = mixed(splits["train"], data.mix or (), training.seed, options, **reading)
     return splits

@@ -227,3 +227,52 @@ def test_the_record_of_a_run_has_every_option_and_no_secret():
     values = parse([*TRAIN, "--hub_token", "secret"])[0].to_dict()
     assert {"model_name_or_path", "train_file", "num_beams", "learning_rate", "seed"} <= values.keys()
     assert "secret" not in str(values)
+
+
+DATASET_RUN = [*TRAIN[: TRAIN.index("--train_file")], *TRAIN[TRAIN.index("--train_file") + 2 :]]
+
+
+def test_one_file_is_recorded_by_its_name_and_several_as_a_list():
+    one, several = (parse([*TRAIN, "--train_file", *files])[0] for files in (["a.json"], ["a.json", "b.csv"]))
+    assert (one.data.train_file, several.data.train_file) == (["a.json"], ["a.json", "b.csv"])
+    assert one.to_dict()["train_file"] == "a.json"
+    assert several.to_dict()["train_file"] == ["a.json", "b.csv"]
+
+
+def test_a_dataset_gives_what_no_file_gives():
+    data = parse([*DATASET_RUN, "--dataset_name", "o/n", "--dataset_config_name", "zh", "--test_file", "t.json"])[
+        0
+    ].data
+    assert data.sources("train") == ["dataset:o/n:zh:train"]
+    assert data.sources("validation") == ["dataset:o/n:zh:validation"]
+    assert data.sources("test") == ["t.json"]
+    data = parse([*TRAIN, "--validation_file", "v.json"])[0].data
+    assert data.sources("test") == ["v.json"], "answers are scored on the validation rows where there are no others"
+
+
+def test_the_best_checkpoint_of_a_dataset_is_found_on_its_validation_split():
+    assert parse([*DATASET_RUN, "--dataset_name", "o/n"])[0].training.eval_strategy == "no"
+    config, _ = parse([*DATASET_RUN, "--dataset_name", "o/n", "--early_stopping_patience", "2"])
+    assert config.training.eval_strategy == "steps"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--train_file", "a.json", "--dataset_name", "o/n"],
+            "--dataset_name o/n and --train_file a.json both give the training rows; leave one out, or read both: --train_file "
+            "a.json dataset:o/n:train",
+        ),
+        (["--dataset_config_name", "zh", "--train_file", "a"], "--dataset_config_name zh needs --dataset_name"),
+        ([], "--do_train needs --train_file"),
+        (
+            ["--do_train", "false", "--do_predict", "--test_file", "t", "--dataset_name", "o/n"],
+            "--dataset_name o/n: each split that is used has a file; leave one of the two out",
+        ),
+    ],
+)
+def test_sources_that_contradict_each_other(options, message):
+    with pytest.raises(ConfigError) as caught:
+        parse([*DATASET_RUN, *options])
+    assert str(caught.value).startswith(message)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from ptuning.checkpoint.modelscope import MODELSCOPE, modelscope_folder
 from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, read_object, require_whole
 from ptuning.errors import ModelError
 from ptuning.families import Family, families, family_of
@@ -20,16 +21,29 @@ DIGITS = 16
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def whole_folder(model_name_or_path: str | Path) -> Path | None:
+    """The folder with all files of a base: the path itself, or ModelScope's copy. None for anything else, such as a hub id,
+    whose files transformers fetches when it reads them.
+
+    Raises:
+        ModelError: ModelScope's copy can't be had.
+    """
+    if str(model_name_or_path).startswith(MODELSCOPE):
+        return modelscope_folder(str(model_name_or_path))
+    folder = Path(model_name_or_path).expanduser()
+    return folder if folder.is_dir() else None
+
+
 def resolve_base(model_name_or_path: str | Path) -> Path:
-    """The local folder of a base: the path itself, or the cached snapshot of a hub id (config.json is fetched if needed).
+    """The local folder of a base: the path itself, ModelScope's copy, or the cached snapshot of a hub id (config.json is
+    fetched if needed).
 
     Raises:
         ModelError: no such folder, or the hub id can't be reached.
     """
-    folder = Path(model_name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(model_name_or_path)
+    if (whole := whole_folder(model_name_or_path)) is not None:
+        return whole
+    name, folder = str(model_name_or_path), Path(model_name_or_path).expanduser()
     if folder.is_file():
         raise ModelError(f"{name}: is a file; give the folder it lies in.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):

@@ -41,8 +41,8 @@ def carry_code(base: str | Path, folder: Path) -> None:
 def _carried(classes: Any, source: Path | None, folder: Path) -> bool:
     """Whether the files of `module.Class`, or of a tokenizer's [slow, fast], are in the folder now."""
     modules = {str(name).rpartition(".")[0] for name in (classes if isinstance(classes, list) else [classes]) if name}
-    files = [None if source is None else source / f"{module}.py" for module in modules]
-    if not files or not all(file is not None and file.is_file() for file in files):
+    files = [] if source is None else [source / f"{module}.py" for module in modules]
+    if not files or not all(file.is_file() for file in files):
         return False
     for file in files:
         for needed in (file, *map(Path, get_relative_import_files(file))):

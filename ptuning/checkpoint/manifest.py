@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.base import base_fingerprint
+from ptuning.checkpoint.base import base_fingerprint, whole_folder
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.runs.files import version_of, versions, write_text
@@ -138,7 +138,7 @@ def describe(
         ModelError: the base's files can't be read.
     """
     local = Path(base).expanduser()
-    config = read_config(local if local.is_dir() else base)
+    config = read_config(whole_folder(base) or base)
     family = family_of(config)
     sizes: Dimensions = family.dimensions(config)
     return Manifest(

@@ -4,7 +4,7 @@ import math
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from ptuning.config.options import Config, TuningArguments
+from ptuning.config.options import DATASET, Config, DataArguments, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.packages import missing, require
 
@@ -46,16 +46,7 @@ def check(config: Config) -> None:
         raise ConfigError("--output_dir is missing; give the folder for this run, e.g. --output_dir output/my-run")
     for mix in data.mix or ():
         parse_mix(mix)
-    for flag, needed, file in (
-        ("--do_train", training.do_train, data.train_file and "--train_file"),
-        ("--do_eval", training.do_eval, data.validation_file and "--validation_file"),
-        ("--do_predict", training.do_predict, data.prediction_file and "--test_file"),
-    ):
-        if needed and not file:
-            wanted = {"--do_train": "--train_file", "--do_eval": "--validation_file", "--do_predict": "--test_file"}[
-                flag
-            ]
-            raise ConfigError(f"{flag} needs {wanted}")
+    _check_sources(data, training)
     for flag, instead in _UNSUPPORTED.items():
         if getattr(training, flag):
             raise ConfigError(f"--{flag} is not supported: {instead}")
@@ -74,7 +65,7 @@ def check(config: Config) -> None:
             "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from its prefix; give one"
         )
     for flag in ("early_stopping_patience", "metric_for_best_model"):
-        if getattr(training, flag) is not None and not data.validation_file:
+        if getattr(training, flag) is not None and not data.sources("validation"):
             raise ConfigError(f"--{flag} needs --validation_file")
     generation = config.generation
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
@@ -84,6 +75,30 @@ def check(config: Config) -> None:
     if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(
             "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"
+        )
+
+
+def _check_sources(data: DataArguments, training: TuningArguments) -> None:
+    if data.dataset_config_name and not data.dataset_name:
+        raise ConfigError(f"--dataset_config_name {data.dataset_config_name} needs --dataset_name")
+    if data.dataset_name and data.train_file:
+        raise ConfigError(
+            f"--dataset_name {data.dataset_name} and --train_file {data.train_file[0]} both give the training rows; leave one "
+            f"out, or read both: --train_file {data.train_file[0]} {DATASET}{data.dataset_name}:train"
+        )
+    used = False
+    for flag, wanted, role in (
+        ("do_train", "train_file", "train"),
+        ("do_eval", "validation_file", "validation"),
+        ("do_predict", "test_file", "test"),
+    ):
+        if getattr(training, flag):
+            if not data.sources(role):
+                raise ConfigError(f"--{flag} needs --{wanted}")
+            used = used or not getattr(data, wanted)
+    if data.dataset_name and not used:
+        raise ConfigError(
+            f"--dataset_name {data.dataset_name}: each split that is used has a file; leave one of the two out"
         )
 
 

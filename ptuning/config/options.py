@@ -5,6 +5,7 @@ TrainingArguments are there.
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -12,12 +13,14 @@ from transformers import TrainingArguments
 from ptuning.config import shipped
 from ptuning.errors import ConfigError
 
+DATASET = "dataset:"  # in front of NAME:SPLIT, where a file could stand: a split of a dataset of the hub
+
 
 @dataclass
 class ModelArguments:
     """Which model, and what of it is tuned."""
 
-    model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory or hub id."})
+    model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory, hub id, or modelscope:OWNER/NAME."})
     ptuning_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -50,11 +53,27 @@ class ModelArguments:
 class DataArguments:
     """Which data, and how it is cut."""
 
-    train_file: str | None = field(default=None, metadata={"help": "JSON array, JSON lines or CSV."})
-    validation_file: str | None = field(
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "One or more of: .json, .jsonl, .csv, .tsv (also .gz), .xlsx, .parquet, .arrow; a folder of save_to_disk; "
+            "dataset:NAME:SPLIT of the hub."
+        },
+    )
+    validation_file: list[str] | None = field(
         default=None, metadata={"help": "For the eval loss during training and --do_eval."}
     )
-    test_file: str | None = field(default=None, metadata={"help": "For --do_predict; default: the validation file."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "For --do_predict; default: the validation file."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Id of a hub dataset of data files, or a folder of them: its splits train, validation and test are used "
+            "where no file is given."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Which configuration of the dataset."})
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the question."})
     response_column: str | None = field(default=None, metadata={"help": "Column of the answer."})
     history_column: str | None = field(default=None, metadata={"help": "Column of past [question, answer] turns."})
@@ -107,9 +126,12 @@ class DataArguments:
     def eval_target_length(self) -> int:
         return self.val_max_target_length or self.max_target_length
 
-    @property
-    def prediction_file(self) -> str | None:
-        return self.test_file or self.validation_file
+    def sources(self, role: str) -> list[str]:
+        """What is read for train, validation or test: files, else the split of the dataset. Empty: nothing."""
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}[role]
+        if files or self.dataset_name:
+            return files or [DATASET + ":".join(filter(None, (self.dataset_name, self.dataset_config_name, role)))]
+        return self.sources("validation") if role == "test" else []
 
 
 @dataclass
@@ -209,7 +231,10 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain values for the run's record, which hides secrets."""
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         for group in (self.model, self.data, self.generation):
             values |= {f.name: getattr(group, f.name) for f in fields(group)}
+        for name in ("train_file", "validation_file", "test_file"):
+            if values[name] is not None and len(values[name]) == 1:
+                (values[name],) = values[name]  # as in the records of runs that could only have one
         return values | dict(sorted(self.training.to_dict().items()))

@@ -197,12 +197,13 @@ def _implied(argv: list[str]) -> list[str]:
     if "--do_train" not in given:
         return []
     implied = []
-    if "--validation_file" in given and "--eval_strategy" not in given:
+    wants_best = given & {"--early_stopping_patience", "--metric_for_best_model", "--load_best_model_at_end"}
+    validates = "--validation_file" in given or ("--dataset_name" in given and wants_best)
+    if validates and "--eval_strategy" not in given:
         # A validation file given to a training run is used: eval loss whenever a checkpoint is due.
         implied += ["--eval_strategy", "steps"]
         if "--eval_steps" not in given:
             implied += ["--eval_steps", _last(argv, "--save_steps") or "500"]
-    wants_best = given & {"--early_stopping_patience", "--metric_for_best_model", "--load_best_model_at_end"}
     for of_eval, of_save in (("--eval_steps", "--save_steps"), ("--eval_strategy", "--save_strategy")):
         if wants_best and of_eval in given and of_save not in given:
             # The best evaluation must have its checkpoint.

@@ -1,13 +1,15 @@
-"""Data files as text: found, decoded as UTF-8, and identified by a hash. What is not UTF-8 text is refused by name."""
+"""Data files as text: found, unpacked, decoded as UTF-8, and identified by a hash. What is not UTF-8 text is refused by name."""
 
 from __future__ import annotations
 
 import codecs
 import difflib
+import gzip
 import hashlib
 import io
 import os
 import shlex
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from typing import TextIO
 from ptuning.data.problems import listed
 from ptuning.errors import DataError
 
+GZIP = ".gz"
+
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -24,9 +28,11 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark starts with that o
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _NOT_TEXT = (
-    (b"\x1f\x8b", "a gzip archive", "unpack it with gunzip"),
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or export the sheet as CSV in UTF-8"),
-    (b"PAR1", "a Parquet file", "convert it to JSON lines (pandas: to_json(orient='records', lines=True))"),
+    (b"\x1f\x8b", "a gzip archive", "let its name end in .gz (train.json.gz), or unpack it with gunzip"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or let a workbook's name end in .xlsx"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save it as .xlsx, or export the sheet as CSV in UTF-8"),
+    (b"PAR1", "a Parquet file", "let its name end in .parquet"),
+    (b"ARROW1", "an Arrow file", "let its name end in .arrow"),
 )
 # Codec, iconv's name, and the least number of bytes above 0x7F for each character that is not ASCII. Common characters
 # have two such bytes in GBK, about 1.6 in Big5 (nearly all of which decodes as GBK, to nonsense), and one in Latin-1.
@@ -47,14 +53,53 @@ def opened_text(path: str | os.PathLike[str], newline: str | None) -> Iterator[T
         DataError: the file is missing, a directory, unreadable, no text, or in another encoding; also while it is read.
     """
     try:
-        _refuse_pipe(path)
-        with Path(path).open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file:
-            _refuse_by_first_bytes(path, raw.peek(8))
+        with _opened(path) as unpacked, io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=newline) as file:
+            _refuse_by_first_bytes(path, unpacked.peek(8))
             yield file
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
+
+
+def bytes_read(stream: TextIO) -> int:
+    """Of the file under a stream of `opened_text`, packed as it is."""
+    return getattr(stream.buffer, "fileobj", stream.buffer).tell()
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the system says of a file that is read in here into a DataError."""
+    try:
+        _refuse_pipe(path)
+        yield
     except OSError as error:
         raise DataError(_why_unreadable(Path(path), error)) from error
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Also of a path that the system refuses."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    """The file's bytes, unpacked where its name ends in .gz."""
+    with readable(path), Path(path).open("rb") as file:
+        if not _is_packed(path):
+            yield file
+            return
+        try:
+            yield gzip.GzipFile(fileobj=file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: the gzip archive is damaged or cut off ({error}): make or download it again"
+            ) from error
+
+
+def _is_packed(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith(GZIP)
 
 
 def first_character(path: str | os.PathLike[str]) -> str:
@@ -71,26 +116,30 @@ def first_character(path: str | os.PathLike[str]) -> str:
     raise DataError(f"{path}: the file is empty ({size} bytes): write at least 1 row into it")
 
 
-def data_fingerprint(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the file's bytes in 64 hex digits, read piece by piece.
+def data_fingerprint(*paths: str | os.PathLike[str]) -> str:
+    """SHA-256 of the bytes of a file, or of several one after the other, in 64 hex digits.
 
     Raises:
-        DataError: the file is missing, a directory or unreadable.
+        DataError: a file is missing, a directory or unreadable.
     """
     digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
+    for path in paths:
+        with readable(path), Path(path).open("rb") as file:
+            for chunk in _chunks(file):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
-def _chunks(path: str | os.PathLike[str], size: int = 1 << 20) -> Iterator[bytes]:
-    try:
-        _refuse_pipe(path)
-        with Path(path).open("rb") as file:
-            while chunk := file.read(size):
-                yield chunk
-    except OSError as error:
-        raise DataError(_why_unreadable(Path(path), error)) from error
+def _chunks(file: io.BufferedReader | gzip.GzipFile) -> Iterator[bytes]:
+    while chunk := file.read(1 << 20):
+        yield chunk
+
+
+def _to_the_end(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The unpacked file's chunks, and an empty one."""
+    with _opened(path) as file:
+        yield from _chunks(file)
+    yield b""
 
 
 def _refuse_pipe(path: str | os.PathLike[str]) -> None:
@@ -120,9 +169,7 @@ def _why_unreadable(path: Path, error: OSError) -> str:
         return f"{path}: no such file in {path.parent.resolve()}: {hint}"
     # Asked of the path, because Windows reports an opened directory as a lack of permission.
     if isinstance(error, (IsADirectoryError, PermissionError)) and path.is_dir():
-        files = [name for name in _file_names(path) if name.endswith((".json", ".jsonl", ".csv"))]
-        hint = f"name one of its files: {listed(files)}" if files else "it has no .json, .jsonl or .csv file to name"
-        return f"{path}: this is a directory, not a data file: {hint}"
+        return f"{path}: this is a directory, not a data file: name a file in it"
     return f"{path}: can't be read ({error.strerror}): check the path and the permissions"
 
 
@@ -135,10 +182,13 @@ def _file_names(folder: Path) -> list[str]:
 
 def _wrong_encoding(path: str | os.PathLike[str], encoding: str, evidence: str) -> DataError:
     name = Path(path)
-    target = name.with_name(f"{name.stem}.utf8{name.suffix}")
+    plain = name.with_suffix("") if _is_packed(path) else name
+    target = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))
+    source = shlex.quote(str(name))
+    convert = f"iconv -f {encoding} -t UTF-8"
+    command = f"gunzip -c {source} | {convert} > {target}" if _is_packed(path) else f"{convert} {source} > {target}"
     return DataError(
-        f"{path}: the encoding is {encoding} ({evidence}), only UTF-8 is read: convert it with "
-        f"`iconv -f {encoding} -t UTF-8 {shlex.quote(str(name))} > {shlex.quote(str(target))}`"
+        f"{path}: the encoding is {encoding} ({evidence}), only UTF-8 is read: convert it with `{command}`"
     )
 
 
@@ -148,7 +198,7 @@ def _not_utf8(path: str | os.PathLike[str]) -> DataError:
     guesses = [_Guess(codecs.getincrementaldecoder(codec)(), name, least) for codec, name, least in _CHINESE_ENCODINGS]
     high_bytes = damaged = intact = 0
     line, column, placed = 1, 1, False
-    for chunk in (*_chunks(path), b""):
+    for chunk in _to_the_end(path):
         high_bytes += len(chunk.translate(None, delete=_ASCII))
         text = lenient.decode(chunk, final=not chunk)
         bad = text.count(_REPLACED)

@@ -18,7 +18,7 @@ from ptuning.data.problems import (
     optional_text_finding,
     text_finding,
 )
-from ptuning.data.rows import Row
+from ptuning.data.source import Row
 from ptuning.errors import ConfigError
 from ptuning.families import Dialogue
 

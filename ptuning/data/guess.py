@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from ptuning.data.formats import FORMATS, Columns, Format, Shape, is_list
 from ptuning.data.problems import Problem, listed
-from ptuning.data.rows import Row, iterate_rows
+from ptuning.data.rows import iterate_rows
+from ptuning.data.source import Row
 from ptuning.errors import ConfigError, DataError
 
 # (question, answer) columns of the collections that people have; compared without regard to case.
@@ -229,6 +230,6 @@ def _absent(file: str, line: int, flag: str, name: str, names: list[str]) -> Pro
     else:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         fix = f"set {flag} to the name it has in the file" + (f", maybe {near[0]!r}" if near else "")
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+    if len(names) == 1 and "|" in names[0]:
         fix = "separate the cells with commas when exporting the CSV"
     return Problem(file, line, name, f"no row has this column, the columns are {listed(names)}", fix)

@@ -17,7 +17,7 @@ class Problem:
     """A fault that keeps one row of a data file from being used. `str()` gives `file:line: field: problem: fix`."""
 
     file: str
-    line: int  # counted from 1: where the row starts
+    line: int  # counted from 1: where the row starts; the row, where there are no lines
     field: str  # the column, or "row" or "JSON" where the whole row is at fault
     problem: str
     fix: str

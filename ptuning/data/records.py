@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ptuning.data.formats import Columns, Record, Shape
 from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
-from ptuning.data.rows import Row, iterate_rows
+from ptuning.data.rows import iterate_rows
+from ptuning.data.source import Row
 from ptuning.errors import ConfigError, DataError
 
 _SHOWN = 10  # problems printed in one message; the rest is counted

@@ -1,130 +1,117 @@
-"""Rows of a data file with the lines they start on: a JSON array, JSON lines, or CSV with a header."""
+"""Rows of any source, by the name that it is given as. To read another kind of file, write its Source and name its ending here."""
 
 from __future__ import annotations
 
-import csv
-import functools
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import TextIO
 
-from ptuning.data.files import first_character, opened_text
-from ptuning.data.json_array import array_values
-from ptuning.data.problems import Problem, bad_json, decoder, described, listed, quoted, too_deep
+from ptuning.config.options import DATASET
+from ptuning.data.arrow import arrow_rows, hub_files, hub_rows, parquet_rows, saved_files, saved_rows
+from ptuning.data.files import GZIP, data_fingerprint, first_character, is_folder
+from ptuning.data.json_rows import json_rows
+from ptuning.data.problems import listed
+from ptuning.data.source import Progress, Rows, Source
+from ptuning.data.tables import csv_rows, tsv_rows, workbook_rows
 from ptuning.errors import DataError
 
-Row = dict[str, object]
+_TEXT = {".json": Source(json_rows), ".jsonl": Source(json_rows), ".csv": Source(csv_rows), ".tsv": Source(tsv_rows)}
+_BINARY = {
+    ".xlsx": Source(workbook_rows, unit="row"),
+    ".parquet": Source(parquet_rows, unit="row"),
+    ".arrow": Source(arrow_rows, unit="row"),
+}
+ENDINGS = _TEXT | {ending + GZIP: source for ending, source in _TEXT.items()} | _BINARY
+_SAVED = Source(saved_rows, saved_files, "row")  # a folder
+_HUB = Source(hub_rows, hub_files, "row")  # dataset:NAME:SPLIT
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
+_READ = f"read are {', '.join(_TEXT)} (also with {GZIP}), {', '.join(_BINARY)}"
 
 
 def iterate_rows(
     path: str | os.PathLike[str],
     *,
     json_columns: Mapping[str, str] = MappingProxyType({}),
-    progress: Callable[[int], object] = lambda bytes_read: None,
-) -> Iterator[tuple[int, Row | Problem]]:
-    """Yield each row of the file as (line from 1, row), with a Problem in the place of a row that can't be read.
+    progress: Progress = lambda bytes_read: None,
+) -> Rows:
+    """Yield each row as (line or row from 1, row), with a Problem in the place of a row that can't be read.
 
-    A name ending in .csv means CSV. Otherwise the content decides: a text that starts with "[" is a JSON array, any other
-    is JSON lines. Blank lines are no rows. The file is read as it goes, in the memory of its longest row.
+    The ending of the name decides how it is read; a file with any other ending may hold JSON. It is read as it goes.
 
     Args:
-        path: the file; messages spell it as it is given here.
-        json_columns: columns whose cells hold JSON in a CSV file, each with an example of it.
-        progress: is told the bytes read so far, row by row.
+        path: a file, a folder that `save_to_disk` wrote, or dataset:NAME:SPLIT; messages spell it as it is given here.
+        json_columns: columns whose cells hold JSON in a table, each with an example of it.
+        progress: is told the bytes read so far.
 
     Raises:
-        DataError: the file can't be read as text, or has a fault after which the following rows can't be told apart: a
-            syntax error in an array or in CSV.
+        DataError: it can't be read, or has a fault after which the following rows can't be told apart: a syntax error in
+            an array or in CSV.
     """
-    file = os.fspath(path)
-    first = first_character(path)
-    read: Callable[[str, TextIO], Iterator[tuple[int, Row | Problem]]]
-    if file.lower().endswith(".csv"):
-        read, newline = functools.partial(_csv_rows, json_columns=json_columns), ""
-    else:
-        read, newline = (_array_rows, "") if first == "[" else (_json_lines, "\n")
-    with opened_text(path, newline) as stream:
-        for line, row in read(file, stream):
-            progress(stream.buffer.tell())
-            yield line, row
+    name = os.fspath(path)
+    return _source(name).read(name, json_columns, progress)
 
 
-def _array_rows(file: str, stream: TextIO) -> Iterator[tuple[int, Row | Problem]]:
-    for line, value in array_values(file, stream):
-        yield line, _as_row(file, line, value)
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the bytes that the rows come from, in 64 hex digits.
+
+    Raises:
+        DataError: they can't be read.
+    """
+    name = os.fspath(path)
+    return data_fingerprint(*_source(name).files(name))
 
 
-def _json_lines(file: str, stream: TextIO) -> Iterator[tuple[int, Row | Problem]]:
-    decode = decoder().decode
-    # Line feeds alone end a line: JSON allows U+2028 and U+0085 inside a text, and they are no line ends to an editor.
-    for line, content in enumerate(stream, start=1):
-        if not content.strip():
-            continue
-        content = content.removesuffix("\n")
-        try:
-            yield line, _as_row(file, line, decode(content))
-        except json.JSONDecodeError as error:
-            yield line, bad_json(file, error, first_line=line)
-        except RecursionError:
-            yield line, too_deep(file, line)
+def size(path: str | os.PathLike[str]) -> int:
+    """Those bytes' number, which is where `progress` ends."""
+    name = os.fspath(path)
+    return sum(file.stat().st_size for file in _source(name).files(name))
 
 
-def _as_row(file: str, line: int, value: object) -> Row | Problem:
-    if isinstance(value, dict):
-        return value
-    fix = 'write the row as {"column": "text", …}'
-    return Problem(file, line, "row", f"is {described(value)}, not an object", fix)
+def unit(path: str | os.PathLike[str]) -> str:
+    """What the numbers of its rows count: line or row."""
+    return _source(os.fspath(path)).unit
 
 
-def _csv_rows(file: str, stream: TextIO, json_columns: Mapping[str, str]) -> Iterator[tuple[int, Row | Problem]]:
-    # The stream keeps the line ends inside quoted cells; strict=True refuses unclosed quotes instead of guessing.
-    reader = csv.reader(stream, strict=True)
-    header: list[str] | None = None
-    start = 1
+def stem(path: str | os.PathLike[str]) -> str:
+    """The last part of the name, without its ending."""
+    name = Path(path).name.replace(":", "-")
+    ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default=None)
+    return name[: -len(ending)] if ending else Path(name).stem
+
+
+def _source(name: str) -> Source:
+    if name.startswith(DATASET):
+        return _HUB
+    if _URL.match(name):
+        raise DataError(f"{name}: a URL isn't read: download the file first and give its path ({_READ})")
+    if is_folder(name):
+        return _saved(Path(name))
+    return next((source for ending, source in ENDINGS.items() if name.lower().endswith(ending)), _OTHER)
+
+
+def _saved(folder: Path) -> Source:
+    if (folder / "state.json").is_file():
+        return _SAVED
     try:
-        for cells in reader:
-            line, start = start, reader.line_num + 1
-            if not cells:
-                continue
-            if header is None:
-                header = _header(file, line, cells)
-            elif len(cells) != len(header):
-                yield line, _wrong_width(file, line, cells, header)
-            else:
-                yield line, _csv_row(file, line, dict(zip(header, cells, strict=True)), json_columns)
-    except csv.Error as error:
-        # The start of the record, because an unclosed quote is noticed only at the end of the file.
-        problem = f"{error} in the record that starts on this line"
-        limit = f"a cell holds at most {csv.field_size_limit():,} characters"
-        fix = f'close each quoted cell, and write a quote inside it twice (""); {limit}'
-        raise DataError(str(Problem(file, start, "CSV", problem, fix))) from None
+        entries = sorted(folder.iterdir())
+    except OSError:  # a folder that can be entered but not listed: then there are no names to propose
+        entries = []
+    splits = [entry.name for entry in entries if (entry / "state.json").is_file()]
+    if splits:
+        raise DataError(
+            f"{folder}: this folder holds the splits {listed(splits)}: name one of them: {folder / splits[0]}"
+        )
+    files = [entry.name for entry in entries if entry.is_file() and entry.name.lower().endswith(tuple(ENDINGS))]
+    hint = f"name one of its files: {listed(files)}" if files else f"it has none to name ({_READ})"
+    raise DataError(f"{folder}: this is a directory, not a data file: {hint}")
 
 
-def _header(file: str, line: int, cells: list[str]) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
-    if twice:
-        problem, fix = f"the header names {listed(twice)} more than once", "give each column its own name"
-        raise DataError(str(Problem(file, line, "CSV", problem, fix)))
-    return cells
+def _other_rows(file: str, json_columns: Mapping[str, str], progress: Progress) -> Rows:
+    if first_character(file) not in "[{":
+        raise DataError(f"{file}: the ending of the name says no format, and the text is no JSON: {_READ}")
+    yield from json_rows(file, json_columns, progress)
 
 
-def _wrong_width(file: str, line: int, cells: list[str], header: list[str]) -> Problem:
-    problem = f"has {len(cells)} cells, the header has {len(header)} ({listed(header)})"
-    return Problem(file, line, "row", problem, 'put a cell with commas into double quotes: "a, b"')
-
-
-def _csv_row(file: str, line: int, cells: dict[str, str], json_columns: Mapping[str, str]) -> Row | Problem:
-    row: Row = dict(cells)
-    for name, example in json_columns.items():
-        if name not in cells or not (cell := cells[name]).strip():
-            continue
-        try:
-            row[name] = decoder().decode(cell)
-        except json.JSONDecodeError as error:
-            problem = f"the cell is not JSON ({error.msg} at character {error.pos + 1} of {quoted(cell)})"
-            return Problem(file, line, name, problem, f"write it as {example}, each quote doubled as CSV wants it")
-        except RecursionError:
-            return too_deep(file, line)
-    return row
+_OTHER = Source(_other_rows)

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ptuning.config.checks import parse_mix
 from ptuning.data.cache import cached, key_of
-from ptuning.data.files import data_fingerprint
 from ptuning.data.formats import Columns, Record
 from ptuning.data.guess import FormatOptions, find_format, has_columns
 from ptuning.data.records import Skipped, valid_records
+from ptuning.data.rows import fingerprint, size
 
 _FEATURES = Features(
     {
@@ -81,11 +81,12 @@ def records_of(batch: dict[str, list]) -> Iterator[Record]:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Records of one file, maybe with others mixed in, and what to call it in the run's record.
+    """Records of a file or of several, maybe with others mixed in, and what to call them in the run's record.
 
     Args:
         name: train, validation or test.
-        sha256: of the file; with rows mixed in, of all files and shares.
+        file: its name; of several, all of them with commas between.
+        sha256: of the file; of several, of all of them; with rows mixed in, of all files and shares.
         skipped: rows left out because they had problems.
         key: fingerprint of the records in this order.
         guessed: the format, where the flags left it open.
@@ -111,35 +112,69 @@ class Split:
 
 def load_split(
     name: str,
-    file: str,
+    files: str | Sequence[str],
     columns: Columns | FormatOptions,
     max_samples: int | None = None,
     skip_invalid: bool = False,
     overwrite: bool = False,
 ) -> Split:
-    """Reads one file, or takes its records from the cache.
+    """Reads files one after the other, or takes their records from the cache.
 
     Args:
         name: train, validation or test.
-        columns: of its rows.
-        max_samples: as in `read_records`, as is skip_invalid.
-        overwrite: read the file also where its records are in the cache.
+        files: each is a source as in `iterate_rows`, with a format and a place in the cache of its own.
+        columns: of their rows.
+        max_samples: as in `read_records`, of all files together; as is skip_invalid.
+        overwrite: read the files also where their records are in the cache.
 
     Raises:
-        DataError: the file or its rows are unusable; the message names file, line, field and fix.
+        DataError: a file or its rows are unusable; the message names file, line, field and fix.
     """
-    sha256 = data_fingerprint(file)
+    files = [files] if isinstance(files, str) else list(files)
+    parts: list[Split] = []
+    left, hashes = max_samples, []
+    for file in files:
+        sha256 = fingerprint(file)  # also of a file that max_samples leaves nothing of
+        hashes.append(sha256)
+        if left is None or left > 0 or not parts:
+            parts.append(_load_file(name, file, sha256, columns, left, skip_invalid, overwrite))
+            left = None if left is None else left - len(parts[-1].records)
+    if len(files) == 1:
+        return parts[0]
+    guessed = [f"{part.file}: {part.guessed}" for part in parts if part.guessed]
+    if len(guessed) == len(parts) and len({part.guessed for part in parts}) == 1:
+        guessed = [str(parts[0].guessed)]
+    return Split(
+        name,
+        ", ".join(files),
+        Records(concatenate_datasets([part.records.dataset for part in parts])),
+        hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
+        sum(part.skipped for part in parts),
+        key_of(*(part.key for part in parts)),
+        "; ".join(guessed) or None,
+    )
+
+
+def _load_file(
+    name: str,
+    file: str,
+    sha256: str,
+    columns: Columns | FormatOptions,
+    max_samples: int | None,
+    skip_invalid: bool,
+    overwrite: bool,
+) -> Split:
     key = key_of(sha256, file, type(columns).__name__, dataclasses.astuple(columns), max_samples, skip_invalid)
 
     def build(folder: Path) -> dict:
-        found, skipped, size = find_format(file, columns), Skipped(), Path(file).stat().st_size
+        found, skipped, total = find_format(file, columns), Skipped(), size(file)
         bar = tqdm(
-            total=size,
+            total=total,
             desc=f"Reading {Path(file).name}",
             unit="B",
             unit_scale=True,
             leave=False,
-            disable=None if size >= _BIG else True,  # None: shown on a terminal only
+            disable=None if total >= _BIG else True,  # None: shown on a terminal only
         )
         with bar:
             records = valid_records(

@@ -36,7 +36,7 @@ BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # May go up: the run gets longer.
 LENGTH_OPTIONS = ("max_steps", "num_train_epochs")
 # Another spelling of the same path is no change.
-PATH_OPTIONS = ("model_name_or_path", "train_file", "deepspeed", "mix")
+PATH_OPTIONS = ("model_name_or_path", "train_file", "dataset_name", "deepspeed", "mix")
 
 _START_OPTIONS = ("pre_seq_len", "prefix_projection")
 

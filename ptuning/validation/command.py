@@ -31,7 +31,7 @@ _ABOUT = (
 class ValidateOptions:
     """Which files, how to read them, and what to do with what is found."""
 
-    files: tuple[str, ...] = option(..., "JSON array, JSON lines or CSV: train, dev, test", positional=True)
+    files: tuple[str, ...] = option(..., "train, dev, test: what --train_file takes", positional=True)
     model_name_or_path: str | None = option(None, "whose tokenizer measures the lengths; without it none are measured")
     data_format: str = same_option(DataArguments, "data_format")
     prompt_column: str | None = same_option(DataArguments, "prompt_column")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from ptuning.data.files import GZIP
 from ptuning.data.records import iterate_records
+from ptuning.data.rows import ENDINGS, stem
 from ptuning.errors import ConfigError, DataError
 from ptuning.validation.survey import FileSurvey
 
@@ -28,7 +30,7 @@ def plan_outputs(files: Sequence[str], out: str) -> Outputs:
         ConfigError: an output exists, two inputs would become one output, or the name promises another format.
     """
     target = Path(out)
-    if target.suffix.lower() in (".csv", ".txt", ".xlsx", ".parquet"):
+    if target.suffix.lower() in (*ENDINGS.keys() - {".json", ".jsonl"}, GZIP, ".txt"):
         raise ConfigError(
             f"--fix {out}: clean rows are written as JSON lines; end the name in .jsonl, or name a folder"
         )
@@ -37,7 +39,7 @@ def plan_outputs(files: Sequence[str], out: str) -> Outputs:
             raise ConfigError(f"--fix {out}: there are {len(files)} input files; name a folder instead of a file")
         outputs = Outputs({files[0]: target}, target.with_name(f"{target.stem}.dropped.jsonl"))
     else:
-        clean = {file: target / f"{Path(file).stem}.jsonl" for file in files}
+        clean = {file: target / f"{stem(file)}.jsonl" for file in files}
         outputs = Outputs(clean, target / "dropped.jsonl")
     paths = [*outputs.clean.values(), outputs.dropped]
     for path in paths:
@@ -117,7 +119,7 @@ def _rows(survey: FileSurvey) -> Iterator[tuple[int, dict | None, list[str]]]:
                 yield example.line, None, [f"{p.field}: {p.problem}: {p.fix}" for p in example.problems]
                 continue
             if number == next_repeated:
-                yield example.line, None, [f"the same as the row at line {survey.keys.lines[first]}"]
+                yield example.line, None, [f"the same as {survey.unit} {survey.keys.lines[first]}"]
                 next_repeated, first = next(repeated, (-1, -1))
             else:
                 yield example.line, example.row, []
@@ -127,9 +129,9 @@ def _rows(survey: FileSurvey) -> Iterator[tuple[int, dict | None, list[str]]]:
 
 
 def _as_json(row: dict) -> str:
-    text = json.dumps(row, ensure_ascii=False)
+    text = json.dumps(row, ensure_ascii=False, default=str)  # Arrow has dates and the like
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # half a character in a column that is not read
-        return json.dumps(row)
+        return json.dumps(row, default=str)
     return text

@@ -29,32 +29,34 @@ def file_text(survey: FileSurvey, lengths: Lengths) -> str:
     if survey.prompts:
         lines.append(f"  tokens   {'median':>7}{'90%':>7}{'95%':>7}{'99%':>7}{'longest':>9}")
         lines += [
-            _lengths_text("prompts", survey.prompts, "--max_source_length", lengths.max_source_length),
-            _lengths_text("answers", survey.answers, "--max_target_length", lengths.max_target_length),
+            _lengths_text("prompts", survey.unit, survey.prompts, "--max_source_length", lengths.max_source_length),
+            _lengths_text("answers", survey.unit, survey.answers, "--max_target_length", lengths.max_target_length),
         ]
     lines += [f"  note: {note}" for note in _notes(survey)]
     return "\n".join(lines)
 
 
-def _lengths_text(what: str, histogram: Histogram, flag: str, limit: int) -> str:
+def _lengths_text(what: str, unit: str, histogram: Histogram, flag: str, limit: int) -> str:
     figures = "".join(f"{histogram.percentile(percent):>7}" for percent in (50, 90, 95, 99))
     cut = histogram.above(limit)
     share = f" ({_percent(cut, len(histogram))})" if cut else ""
-    return f"  {what:<9}{figures}{histogram.longest:>9} (line {histogram.longest_line}); {cut:,} cut{share} at {flag} {limit}"
+    return f"  {what:<9}{figures}{histogram.longest:>9} ({unit} {histogram.longest_line}); {cut:,} cut{share} at {flag} {limit}"
 
 
 def _notes(survey: FileSurvey) -> list[str]:
-    notes = []
+    notes, unit = [], survey.unit
     numbers, firsts = survey.keys.repeated()
     if len(numbers):
         lines = survey.keys.lines
-        pairs = [f"line {lines[n]} = line {lines[f]}" for n, f in zip(numbers[:_SHOWN], firsts[:_SHOWN], strict=True)]
+        pairs = [
+            f"{unit} {lines[n]} = {unit} {lines[f]}" for n, f in zip(numbers[:_SHOWN], firsts[:_SHOWN], strict=True)
+        ]
         notes.append(f"{_rows(len(numbers), 'repeats', 'repeat')} an earlier row: {_some(pairs, len(numbers))}")
     for kind, found in survey.lint.items():
         shown = [str(line) for line in found.lines]
-        notes.append(f"{_rows(found.count)}: {MEANING[kind]}: lines {_some(shown, found.count)}")
+        notes.append(f"{_rows(found.count)}: {MEANING[kind]}: {unit}s {_some(shown, found.count)}")
     for count, line in _frequent_answers(survey):
-        notes.append(f"{count:,} rows have the same answer, the first at line {line}")
+        notes.append(f"{count:,} rows have the same answer, the first at {unit} {line}")
     return notes
 
 

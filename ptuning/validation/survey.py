@@ -14,6 +14,7 @@ from ptuning.data.formats import Record, Shape
 from ptuning.data.guess import FormatOptions, Found, find_format
 from ptuning.data.problems import Problem
 from ptuning.data.records import iterate_records
+from ptuning.data.rows import size, unit
 from ptuning.errors import DataError
 from ptuning.validation.lint import TRAINED_LENGTH, RowKeys, lint
 
@@ -90,6 +91,7 @@ class FileSurvey:
     """What one file holds.
 
     Args:
+        unit: what the numbers of its rows count: line or row.
         failure: why the file, or the rest of it, can't be read; one message in the form of a problem.
         bad_rows: rows with at least one problem.
         turns: rows by the number of their question-answer pairs.
@@ -97,6 +99,7 @@ class FileSurvey:
     """
 
     file: str
+    unit: str = "line"
     found: Found | None = None
     failure: str | None = None
     rows: int = 0
@@ -130,9 +133,8 @@ def survey_file(
     """
     survey = FileSurvey(file)
     try:
-        survey.found = find_format(file, options)
-        size = Path(file).stat().st_size
-        with tqdm(total=size, desc=Path(file).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        survey.found, survey.unit = find_format(file, options), unit(file)
+        with tqdm(total=size(file), desc=Path(file).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             _read(survey, survey.found.shape, encoder, tell, lambda position: bar.update(position - bar.n))
         if not survey.rows:
             raise DataError(f"{file}: has 0 rows, at least 1 is needed: write rows into it")

@@ -9,6 +9,7 @@ import pytest
 from ptuning.data.files import data_fingerprint
 from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
+from ptuning.data.rows import fingerprint, iterate_rows, size
 from ptuning.errors import DataError
 
 COLUMNS = Columns("prompt", "response")
@@ -51,7 +52,9 @@ def test_a_directory_names_its_data_files(tmp_path):
     (tmp_path / "readme.md").write_text("", encoding="utf-8")
     assert refusal(tmp_path).endswith(": this is a directory, not a data file: name one of its files: 'dev.json'")
     (tmp_path / "dev.json").unlink()
-    assert refusal(tmp_path).endswith("not a data file: it has no .json, .jsonl or .csv file to name")
+    assert refusal(tmp_path).endswith(
+        "not a data file: it has none to name (read are .json, .jsonl, .csv, .tsv (also with .gz), .xlsx, .parquet, .arrow)"
+    )
 
 
 def test_a_path_the_system_refuses(tmp_path):
@@ -70,10 +73,10 @@ def test_an_empty_file(tmp_path, content, size):
     [
         (
             gzip.compress(ROW.encode(), mtime=0),
-            ": this is a gzip archive, not JSON, JSON lines or CSV: unpack it with gunzip",
+            ": this is a gzip archive, not JSON, JSON lines or CSV: let its name end in .gz (train.json.gz), or unpack it",
         ),
         (b"PK\x03\x04\x14\0", ": this is a zip archive or an Excel workbook, not JSON, JSON lines or CSV: unpack it"),
-        (b"PAR1\x15\x04", ": this is a Parquet file, not JSON, JSON lines or CSV: convert it to JSON lines"),
+        (b"PAR1\x15\x04", ": this is a Parquet file, not JSON, JSON lines or CSV: let its name end in .parquet"),
     ],
 )
 def test_files_that_are_not_text(tmp_path, content, problem):
@@ -206,6 +209,86 @@ def test_the_fingerprint_is_the_sha256_of_the_bytes(tmp_path):
     assert data_fingerprint(path) == hashlib.sha256(content).hexdigest()
     path.write_bytes(b"")
     assert data_fingerprint(str(path)) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("name", ["https://host/train.json", "hf://datasets/a/b/train.parquet", "s3://bucket/a.csv"])
+def test_a_url_is_not_read(name):
+    for read in (fingerprint, lambda name: read_records(name, COLUMNS)):
+        with pytest.raises(DataError) as caught:
+            read(name)
+        assert str(caught.value) == (
+            f"{name}: a URL isn't read: download the file first and give its path (read are .json, .jsonl, .csv, .tsv (also "
+            "with .gz), .xlsx, .parquet, .arrow)"
+        )
+
+
+def test_an_unknown_ending_is_read_where_it_holds_json(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text(ROW, encoding="utf-8")
+    assert read_records(path, COLUMNS)[0][0].response == "白色的"
+    path.write_text("衣服\t白色", encoding="utf-8")
+    assert refusal(path) == (
+        f"{path}: the ending of the name says no format, and the text is no JSON: read are .json, .jsonl, .csv, .tsv (also "
+        "with .gz), .xlsx, .parquet, .arrow"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json.gz", f"[{ROW}]"),
+        ("a.JSONL.GZ", ROW),
+        ("a.csv.gz", "prompt,response\n衣服的颜色是什么,白色的\n"),
+        ("a.tsv.gz", "prompt\tresponse\n衣服的颜色是什么\t白色的\n"),
+    ],
+)
+def test_gzip_is_read_as_what_is_in_it(tmp_path, name, text):
+    path, bytes_read = tmp_path / name, []
+    path.write_bytes(gzip.compress(text.encode("utf-8-sig")))
+    (record,), problems = read_records(path, COLUMNS)
+    assert (record.prompt, record.response, problems) == ("衣服的颜色是什么", "白色的", [])
+    assert record.source.startswith(f"{path}:")
+    assert list(iterate_rows(path, progress=bytes_read.append))
+    assert bytes_read[-1] == size(path) == path.stat().st_size
+    assert fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_faults_in_gzip(tmp_path):
+    packed = gzip.compress((ROW + "\n").encode() * 10_000, mtime=0)
+    end = ": the gzip archive is damaged or cut off (Compressed file ended before the end-of-stream marker was reached): make or"
+    assert refused_bytes(tmp_path, packed[:-20], "a.jsonl.gz").startswith(end)
+    bad = refused_bytes(tmp_path, ROW.encode(), "a.jsonl.gz")
+    assert bad.startswith(": the gzip archive is damaged or cut off (Not a gzipped file (b'{\"')): make")
+    message = refused_bytes(tmp_path, gzip.compress(ROW.encode("gbk")), "a.json.gz")
+    assert message.endswith(f"`gunzip -c {tmp_path}/a.json.gz | iconv -f GBK -t UTF-8 > {tmp_path}/a.utf8.json`")
+    assert refused_bytes(tmp_path, gzip.compress(b"[1,\n"), "a.json.gz").startswith(":2: JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "prompt;response\na, b, c;d\n"),
+        ("a.csv", '\n"prompt";response\n"a, b, c";d\n'),
+        ("a.csv", "prompt\tresponse\na, b, c\td\n"),
+        ("a.tsv", "prompt\tresponse\na, b, c\td\n"),
+        ("a.csv", 'prompt,response\n"a, b, c",d\n'),
+        ("a.csv", '"prompt",response,"x;y;z;"\n"a, b, c",d,\n'),
+    ],
+)
+def test_the_header_says_what_separates_cells(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    (record,), _ = read_records(path, COLUMNS)
+    assert (record.prompt, record.response) == ("a, b, c", "d")
+
+
+def test_a_tsv_has_tabs_alone_and_says_so(tmp_path):
+    message = refused_bytes(tmp_path, b"prompt\tresponse;x;y\na\tb\n", "a.tsv")
+    assert "no row has this column, the columns are 'prompt', 'response;x;y'" in message
+    message = refused_bytes(tmp_path, b"prompt\tresponse\na\tb\tc\n", "a.tsv")
+    assert 'put a cell with tabs into double quotes: "a\t b"' in message
+    message = refused_bytes(tmp_path, b"prompt;response\na;b;c\n", "a.csv")
+    assert 'put a cell with semicolons into double quotes: "a; b"' in message
 
 
 def test_the_fingerprint_of_a_missing_file(tmp_path):

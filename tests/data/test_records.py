@@ -128,8 +128,8 @@ def test_a_column_missing_from_all_rows_is_one_error(tmp_path):
 
 def test_a_csv_with_another_separator(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("prompt;response\na;b\n", encoding="utf-8")
-    assert "the columns are 'prompt;response': separate the cells with commas" in refusal(path)
+    path.write_text("prompt|response\na|b\n", encoding="utf-8")
+    assert "the columns are 'prompt|response': separate the cells with commas" in refusal(path)
 
 
 def test_the_response_is_not_read_when_not_asked_for(tmp_path):

@@ -163,6 +163,10 @@ def test_another_spelling_of_a_path_is_no_change(tmp_path, monkeypatch):
     assert conflicts(first, record(train_file="a.json", cwd=str(data), mix=["b.json:0.5"])) == []
     assert conflicts(first, record(train_file="b.json", cwd=str(data), mix=["b.json:0.5"]))
     assert conflicts(first, record(train_file="a.json", cwd=str(data), mix=["b.json:0.6"]))
+    several = record(train_file=["data/a.json", "data/b.json"], cwd=str(tmp_path))
+    assert conflicts(several, record(train_file=["a.json", "../data/b.json"], cwd=str(data))) == []
+    assert conflicts(several, record(train_file=["b.json", "a.json"], cwd=str(data)))
+    assert conflicts(several, record(train_file="a.json", cwd=str(data)))
 
 
 def test_a_deepspeed_file_counts_by_what_it_says(tmp_path):

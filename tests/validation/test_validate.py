@@ -1,10 +1,14 @@
 """`ptuning validate-data`: figures, problems, notes, clean files and exit status."""
 
+import datetime
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ptuning.config import DataArguments
@@ -205,7 +209,7 @@ def test_fix_writes_clean_rows_as_they_are_and_the_reasons_for_the_others(tmp_pa
     dropped = [json.loads(line) for line in (tmp_path / "clean.dropped.jsonl").read_text().splitlines()]
     assert [(row["file"], row["line"]) for row in dropped] == [(train, 2), (train, 3), (train, 5)]
     assert dropped[0]["reasons"] == ["summary: is empty: write a text or delete the row"]
-    assert dropped[2]["reasons"] == ["the same as the row at line 1"]
+    assert dropped[2]["reasons"] == ["the same as line 1"]
     assert (
         f"Wrote {tmp_path}/clean.jsonl: 2 rows\nWrote {tmp_path}/clean.dropped.jsonl: 3 rows that were left out\n"
         in out
@@ -318,3 +322,27 @@ for file in sys.argv[1:]:
     first, *peaks = (int(line.split()[1]) * unit for line in done.stdout.splitlines() if line.startswith("peak"))
     assert len(peaks) == 3 and min(path.stat().st_size for path in files) > 50e6
     assert max(peaks) - first < 20e6, f"{(max(peaks) - first) / 1e6:.0f} MB"
+
+
+def test_files_without_lines_are_spoken_of_by_row(tmp_path, validate):
+    rows = [*numbered(3), {"content": "问题 0", "summary": "答案 0"}]
+    for row in rows:
+        row["day"] = datetime.date(2024, 5, 1)
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    status, out = validate(file, "--fix", tmp_path / "clean", "--model_name_or_path", MODEL)
+    assert status == 0 and "note: 1 row repeats an earlier row: row 4 = row 1" in out
+    assert "line" not in out.replace(".jsonl", "")
+    clean = [json.loads(line) for line in (tmp_path / "clean" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert clean[0] == {"content": "问题 0", "summary": "答案 0", "day": "2024-05-01"} and len(clean) == 3
+    dropped = json.loads((tmp_path / "clean" / "dropped.jsonl").read_text(encoding="utf-8"))
+    assert dropped["reasons"] == ["the same as row 1"]
+
+
+def test_packed_files_keep_their_names(tmp_path, validate):
+    rows = "\n".join(json.dumps(row, ensure_ascii=False) for row in numbered(3))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    status, out = validate(tmp_path / "train.jsonl.gz", "--fix", tmp_path / "clean")
+    assert status == 0 and f"Wrote {tmp_path}/clean/train.jsonl: 3 rows" in out
+    with pytest.raises(ConfigError, match=r"clean rows are written as JSON lines"):
+        validate(tmp_path / "train.jsonl.gz", "--fix", tmp_path / "x.jsonl.gz")
