@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.lock, once. Sourced by the other scripts; sets $python.
+# Makes .venv from requirements.lock, once. Sourced by the other scripts; sets $python. With python_version=3.12 it is
+# .venv-3.12 with that Python.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -17,16 +18,29 @@ find_python() {
     setup_fail "no Python 3.11 or newer found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or set PYTHON=/path/to/python3"
 }
 
-python="$root/.venv/bin/python"
-stamp="$root/.venv/.installed"
+# The interpreter of one version: a pyenv shim is there also for a version that isn't in use, so it must run.
+find_version() {
+    local candidate
+    for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    setup_fail "no Python $1 found. Install it (Debian, Ubuntu: apt-get install python$1 python$1-venv, where the release has it)"
+}
+
+venv="$root/.venv${python_version:+-$python_version}"
+python="$venv/bin/python"
+stamp="$venv/.installed"
 wanted="$(cksum < "$root/requirements.lock")"
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
-    base="$(find_python)"
+    if [ -n "${python_version:-}" ]; then base="$(find_version "$python_version")"; else base="$(find_python)"; fi
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-        setup_fail "$base has no venv module. Debian, Ubuntu: apt-get install python3-venv"
-    echo "setup: installing into .venv (once; a few minutes)"
-    [ -x "$python" ] || "$base" -m venv "$root/.venv"
-    log="$root/.venv/install.log"
+        setup_fail "$base has no venv module. Debian, Ubuntu: apt-get install python${python_version:-3}-venv"
+    echo "setup: installing into ${venv##*/} (once; a few minutes)"
+    [ -x "$python" ] || "$base" -m venv "$venv"
+    log="$venv/install.log"
     if ! { "$python" -m pip install --disable-pip-version-check -r "$root/requirements.lock" &&
         "$python" -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e "$root"; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2

@@ -14,7 +14,10 @@ from packaging.requirements import Requirement
 
 from tests.end_to_end.conftest import MODEL, ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # several processes that import torch from files not read before
 PACKAGE = ROOT / "ptuning"
 
 
@@ -93,8 +96,6 @@ def test_train_and_evaluate(run, rows_file):
     run(*f"evaluate --ptuning_checkpoint tuned --test_file {rows_file} {columns} --output_dir scored {few}".split())
     assert (folder / "scored" / "report.html").is_file()
     assert (folder / "scored" / "predictions.jsonl").read_text() == (folder / "tuned" / "predictions.jsonl").read_text()
-    run("compare", "tuned", "scored")
-    run(*f"validate-data {rows_file} {columns}".split())
 
 
 def test_what_is_missing_says_the_pip_line(run):
@@ -105,8 +106,6 @@ def test_what_is_missing_says_the_pip_line(run):
         _, done = run(*line.split(), check=False)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert f"is not installed; pip install '{extra}'" in done.stderr
-    _, done = run("train", "--config", "official.yaml", check=False)
-    assert done.returncode == 2 and "ptuning_official.yaml" in done.stderr
 
 
 def pip(*arguments: object) -> None:
