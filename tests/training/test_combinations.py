@@ -204,7 +204,7 @@ def test_the_deepspeed_file_itself(tmp_path, monkeypatch):
     check_deepspeed_file(["--do_train"])
     monkeypatch.setattr(deepspeed_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="DeepSpeed is not installed; install it"):
-        read_deepspeed(str(tmp_path / "zero3.json"))
+        check_deepspeed_file(["--deepspeed", str(tmp_path / "zero3.json")])
 
 
 def test_settings_of_the_shipped_files():
