@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ptuning.errors import ConfigError, TrainingError
+from ptuning.errors import ConfigError, PTuningError, TrainingError
 
 # What torch and gloo say when the process at the other end is gone.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
@@ -144,15 +144,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def raise_together(problem: str | None, device: torch.device) -> None:
+def raise_together(problem: str | None, device: torch.device, error: type[PTuningError] = TrainingError) -> None:
     """Raises on every process if one has a problem, so that none waits for the others until a timeout.
 
     Args:
         problem: this process's, None = all is well.
         device: where the process group reduces.
+        error: what is raised.
 
     Raises:
-        TrainingError: with the message of the first process that has one.
+        PTuningError: (of class `error`) with the message of the first process that has one.
     """
     if world_size() > 1:
         flag = torch.tensor([problem is not None], dtype=torch.float32, device=device)
@@ -161,7 +162,7 @@ def raise_together(problem: str | None, device: torch.device) -> None:
             return
         problem = next(text for text in gather_object([problem]) if text is not None)
     if problem is not None:
-        raise TrainingError(problem)
+        raise error(problem)
 
 
 def most_anywhere(number: int) -> int:

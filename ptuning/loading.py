@@ -18,6 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import ContextManagers
 
 from ptuning.checkpoint.base import check_tokenizer, check_weights, read_base_config, resolve_base, whole_folder
+from ptuning.checkpoint.finite import require_finite
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.partitioned import load_partitioned
 from ptuning.errors import ConfigError, ModelError
@@ -58,7 +59,7 @@ def load_model(
         The model in eval mode and its tokenizer.
 
     Raises:
-        ModelError: the base is missing, incomplete, quantised or another architecture.
+        ModelError: the base is missing, incomplete, quantised, has NaN in it, or is another architecture.
         CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
         ConfigError: unknown dtype or attention implementation.
     """
@@ -125,6 +126,7 @@ def load_base(
             raise
         raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause
     _check_loading_info(info, model_name_or_path)
+    require_finite(dict(model.named_parameters()), model.config, resolve_base(source))
     return model.eval()
 
 

@@ -42,5 +42,3 @@ if [ "${#predict[@]}" -gt 0 ]; then
 fi
 run "${flags[@]}" --overwrite_output_dir "$@" --do_train true "${predict[@]}" ${before[@]+"${before[@]}"}
 echo "The tuned model, complete and in the official format: $output"
-echo "Next: $root/.venv/bin/ptuning chat --model_name_or_path $output"
-echo "      $root/.venv/bin/ptuning serve --model $output"

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ptuning.checkpoint.finite import not_finite, problem
 from ptuning.checkpoint.tensors import TensorFiles
+from ptuning.distributed import raise_together
 from ptuning.errors import ModelError
 from ptuning.families import family_of
 
@@ -52,7 +54,7 @@ def load_partitioned(model: nn.Module, folder: Path) -> None:
         folder: .bin or safetensors in the official format.
 
     Raises:
-        ModelError: a tensor is missing or has another shape; on all processes alike.
+        ModelError: a tensor is missing, has another shape, or values that are no numbers; on all processes alike.
     """
     files = TensorFiles.find(folder, ModelError)
     if files is None:
@@ -60,14 +62,18 @@ def load_partitioned(model: nn.Module, folder: Path) -> None:
     parameters = dict(model.named_parameters())
     plan = family_of(model.config).weight_sources(parameters)
     _check(folder, files, plan, parameters)
+    broken = None
     for file_name, names in plan.items():
         parts = [parameters[name] for name in names]
         with gathered(parts, modifier_rank=0):
             if dist.get_rank() == 0:
                 tensor = files.read(file_name)
+                if broken is None and (count := not_finite(tensor)):
+                    broken = problem(files.files[file_name], file_name, count)  # the others wait in the next gather
                 with torch.no_grad():
                     for part, rows in zip(parts, tensor.split([part.shape[0] for part in parts]), strict=True):
                         part.copy_(rows)
+    raise_together(broken, next(iter(parameters.values())).device, ModelError)
 
 
 def _check(folder, files: TensorFiles, plan, parameters) -> None:

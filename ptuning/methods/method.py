@@ -6,6 +6,7 @@ a request that is served with it brings along. No other module asks which method
 
 from __future__ import annotations
 
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -107,13 +108,13 @@ class Method(ABC):
         return None
 
     def next_commands(self, base: str, folder: str) -> list[str]:
-        """What to type after a run, for people.
+        """What to type after a run, quoted for a shell.
 
         Args:
             base: --model_name_or_path.
             folder: --output_dir.
         """
-        command = Path(sys.executable).parent / "ptuning"
+        command = shlex.quote(str(Path(sys.executable).parent / "ptuning"))
         chat, serve = self.where(base, folder)
         return [f"Next: {command} chat {chat}", f"      {command} serve {serve}"]
 

@@ -1,6 +1,7 @@
 """A run while it lives and as it ends: the lock on its folder, its outcome, and SIGTERM as a kind of Ctrl-C."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -70,7 +71,12 @@ def _why_no_folder(path: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
         return f"--output_dir {path}: {file} is a file; name a new folder"
-    return f"--output_dir {str(path)[:100]}{'…' if len(str(path)) > 100 else ''}: {error.strerror}; name a folder that can be made"
+    shown = f"{str(path)[:100]}{'…' if len(str(path)) > 100 else ''}"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        there = next((place for place in (path, *path.parents) if place.exists()), path)
+        why = "on a read-only file system" if error.errno == errno.EROFS else "not writable for this user"
+        return f"--output_dir {shown}: {there} is {why}; name a folder elsewhere"
+    return f"--output_dir {shown}: {error.strerror}; name a folder that can be made"
 
 
 def _this_process() -> dict:

@@ -61,12 +61,10 @@ def read_deepspeed(source: str | dict[str, Any] | None) -> dict[str, Any] | None
         source: path of a JSON file, JSON text, or the values themselves.
 
     Raises:
-        ConfigError: DeepSpeed isn't installed; no such file; not JSON; not an object.
+        ConfigError: no such file; not JSON; not an object.
     """
     if source is None:
         return None
-    without = "leave --deepspeed out and start with torchrun, which keeps all weights on every GPU"
-    require("--deepspeed", "deepspeed", "ptuning[full]", instead=without)
     if isinstance(source, dict):
         return source
     name = "--deepspeed" if source.lstrip().startswith("{") else f"--deepspeed {source}"
@@ -85,16 +83,18 @@ def read_deepspeed(source: str | dict[str, Any] | None) -> dict[str, Any] | None
 
 
 def check_deepspeed_file(argv: Sequence[str]) -> None:
-    """Reads the file that --deepspeed names, before TrainingArguments do.
+    """Holds that DeepSpeed is there, and reads the file that --deepspeed names, before TrainingArguments do.
 
     Args:
         argv: all options, those of a --config file included.
 
     Raises:
-        ConfigError: as `read_deepspeed`.
+        ConfigError: DeepSpeed isn't installed; else as `read_deepspeed`.
     """
     given = [value for option, value in itertools.pairwise(argv) if option == "--deepspeed"]
     if given:
+        without = "leave --deepspeed out and start with torchrun, which keeps all weights on every GPU"
+        require("--deepspeed", "deepspeed", "ptuning[full]", instead=without)
         read_deepspeed(given[-1])
 
 

@@ -1,5 +1,6 @@
 """Will it fit? Memory and disk that a run needs, against what the machine has, said before any weight is read."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,9 @@ from ptuning.training.workload import Workload
 
 # The estimate is within 15 % of measured peaks, so only what is clearly too much is refused; the rest gets a warning.
 REFUSE_ABOVE = 1.1
+
+GPU, HOST, DISK = "memory per GPU", "host memory per node", "disk for checkpoints"
+_FLAGS = {GPU: "--gpu_memory_gb", HOST: "--host_memory_gb", DISK: "--disk_gb"}
 
 SHIPPED = {
     "configs/zero2.json": ZeroSettings(2, bucket=200_000_000, torch_adam=True),
@@ -45,7 +49,7 @@ class Estimate:
         return [
             f"{name} {in_words(size)} of {in_words(free)} free"
             for name, size, free in self._rows()
-            if size > free * REFUSE_ABOVE
+            if free is not None and size > free * REFUSE_ABOVE
         ]
 
     def require_fit(self) -> None:
@@ -54,24 +58,21 @@ class Estimate:
         if lacking:
             raise ConfigError(f"this run can't fit: it needs {', and '.join(lacking)}. {self._advice()}")
 
-    def _rows(self) -> Iterator[tuple[str, int, int]]:
+    def _rows(self) -> Iterator[tuple[str, int, int | None]]:
         if self.machine.gpu is not None:
-            yield "memory per GPU", self.need.device_peak, self.machine.gpu
-        yield "host memory per node", self.need.host_peak, self.machine.host
-        yield "disk for checkpoints", self.need.disk_peak, self.machine.disk
+            yield GPU, self.need.device_peak, self.machine.gpu
+        yield HOST, self.need.host_peak, self.machine.host
+        yield DISK, self.need.disk_peak, self.machine.disk
 
     def __str__(self) -> str:
         work, lines = self.work, [f"Estimate for {_describe(self.work)}"]
         parts = {
-            "memory per GPU": self.need.device,
-            "host memory per node": self.need.host if not work.cpu else self._cpu_parts(),
-            "disk for checkpoints": self.need.disk,
+            GPU: self.need.device,
+            HOST: self.need.host if not work.cpu else self._cpu_parts(),
+            DISK: self.need.disk,
         }
         for name, size, free in self._rows():
-            state = "too much" if size > free * REFUSE_ABOVE else "tight" if size > 0.9 * free else "fits"
-            lines.append(
-                f"  {name:<21} {in_words(size):>9} of {in_words(free):>9} free: {state}  ({_join(parts[name])})"
-            )
+            lines.append(f"  {name:<21} {in_words(size):>9} {_judged(name, size, free)}  ({_join(parts[name])})")
         return "\n".join(lines)
 
     def _cpu_parts(self) -> dict[str, int]:
@@ -80,18 +81,17 @@ class Estimate:
         return {name: local * size for name, size in sizes.items()}
 
     def _advice(self) -> str:
-        rows = list(self._rows())
-        if rows[-1][1] > rows[-1][2] * REFUSE_ABOVE and len(self.lacking) == 1:
+        if [sentence.startswith(DISK) for sentence in self.lacking] == [True]:
             return self._disk_advice()
         for flags, work in _alternatives(self.work):
             other = replace(self, work=work, need=need(work, self.process_rss))
-            if not any(size > free for _, size, free in list(other._rows())[:-1]):
+            if not any(name != DISK and free is not None and size > free for name, size, free in other._rows()):
                 peak = other.need.host_peak if other.machine.gpu is None else other.need.device_peak
                 where = "host memory" if other.machine.gpu is None else "a GPU"
                 return f"The nearest setting that fits: {' '.join(flags)} (about {in_words(peak)} of {where})."
         smallest = min(need(work, self.process_rss).host_peak for _, work in _alternatives(self.work))
         return (
-            f"No setting fits on this machine; the smallest found still needs {in_words(smallest)} "
+            f"No setting fits; the smallest found still needs {in_words(smallest)} "
             "of host memory per node. More GPUs or nodes divide it (--num_gpus), or tune a smaller model."
         )
 
@@ -138,10 +138,40 @@ class EstimateOptions:
 
     num_gpus: int = option(1, "processes on each node")
     num_nodes: int = option(1, "machines")
-    gpu_memory_gb: float | None = option(None, "free on each GPU (10^9 bytes), for another machine than this")
-    host_memory_gb: float | None = option(None, "free on each node, for another machine than this")
+    gpu_memory_gb: float | None = option(
+        None, "free on each GPU (10^9 bytes) of another machine, of which only what is given here is known"
+    )
+    host_memory_gb: float | None = option(
+        None, "free on each node of another machine; without --gpu_memory_gb one without GPUs"
+    )
+    disk_gb: float | None = option(None, "free for checkpoints; else this machine's, and another's isn't looked at")
     # Kept from TrainingArguments, which would make a process group.
     deepspeed: str | None = option(None, "DeepSpeed JSON file")
+
+    def __post_init__(self):
+        for name in ("num_gpus", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; use at least 1")
+        for name in ("gpu_memory_gb", "host_memory_gb", "disk_gb"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"--{name} is {value:g}; use more than 0")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is about another machine, so that nothing of this one counts."""
+        return self.gpu_memory_gb is not None or self.host_memory_gb is not None
+
+    @property
+    def machine(self) -> Machine | None:
+        """The other machine; None: this one."""
+        return (
+            Machine(*map(_bytes, (self.host_memory_gb, self.disk_gb, self.gpu_memory_gb))) if self.elsewhere else None
+        )
+
+
+def _bytes(gb: float | None) -> int | None:
+    return None if gb is None else int(gb * 1e9)
 
 
 def estimate_command(argv: list[str]) -> int:
@@ -154,8 +184,6 @@ def estimate_command(argv: list[str]) -> int:
         ConfigError, ModelError: as `estimate_run`.
     """
     own, rest = parse_known_options(EstimateOptions, expand_config(argv), "ptuning estimate", _ABOUT)
-    if own.num_gpus < 1 or own.num_nodes < 1:
-        raise ConfigError(f"--num_gpus is {own.num_gpus} and --num_nodes {own.num_nodes}; both are at least 1")
     unused = ["--train_file", "-", "--prompt_column", "-", "--response_column", "-", "--output_dir", "."]
     if own.deepspeed is not None and not {"--method", "--pre_seq_len", "--ptuning_checkpoint"} & set(rest):
         rest += ["--method", "full"]  # as a training run takes it
@@ -163,22 +191,21 @@ def estimate_command(argv: list[str]) -> int:
     method = method_of(config.model, trains=True)
     assert method is not None
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
-    elsewhere = own.gpu_memory_gb is not None
-    if elsewhere and not (config.training.fp16 or config.training.bf16):
-        config.training.bf16 = not method.keeps_base  # what a run on a GPU would choose
-    machine = None
-    if elsewhere or own.host_memory_gb is not None:
-        here = Machine.here(config.training.output_dir, "cpu" if config.training.use_cpu else "cuda")
-        gpu = here.gpu if own.gpu_memory_gb is None else int(own.gpu_memory_gb * 1e9)
-        machine = replace(here, gpu=gpu, host=int(own.host_memory_gb * 1e9) if own.host_memory_gb else here.host)
+    device_type = None
+    if own.elsewhere:
+        device_type = "cpu" if own.gpu_memory_gb is None else "cuda"
+        if not {"--fp16", "--bf16", "--dtype"} & set(rest):  # else what this machine's GPU would choose
+            config.training.fp16, config.training.bf16 = False, device_type == "cuda" and not method.keeps_base
     estimate = estimate_run(
         config,
         method,
-        machine,
+        own.machine,
         deepspeed=read_deepspeed(own.deepspeed),
         processes=processes,
-        device_type="cuda" if elsewhere else None,
+        device_type=device_type,
     )
+    if own.disk_gb is not None:
+        estimate = replace(estimate, machine=replace(estimate.machine, disk=_bytes(own.disk_gb)))
     print(estimate)
     estimate.require_fit()
     return 0
@@ -240,6 +267,13 @@ def _describe(work: Workload) -> str:
         f"({work.local_processes} on this node), {how}, {work.batch} rows × {work.length} tokens, gradient checkpointing "
         f"{'on' if work.checkpointing else 'off'}"
     )
+
+
+def _judged(name: str, size: int, free: int | None) -> str:
+    if free is None:
+        return f"(what there is: {_FLAGS[name]})"
+    state = "too much" if size > free * REFUSE_ABOVE else "tight" if size > 0.9 * free else "fits"
+    return f"of {in_words(free):>9} free: {state}"
 
 
 def _join(sizes: dict[str, int]) -> str:

@@ -19,13 +19,13 @@ class Machine:
     """Free resources of one node.
 
     Args:
-        host: memory that processes on this node can still take, the cgroup's limit included.
-        disk: free where the checkpoints go.
+        host: memory that processes on this node can still take, the cgroup's limit included; None: not known.
+        disk: free where the checkpoints go; None: not known.
         gpu: free on this process's GPU; None without one.
     """
 
-    host: int
-    disk: int
+    host: int | None
+    disk: int | None
     gpu: int | None
 
     @classmethod

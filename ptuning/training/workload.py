@@ -99,8 +99,8 @@ class Workload:
         terms = method.memory(shape)
         half = training.bf16 or training.fp16
         dtype = base_dtype(model.dtype, method, trains=True)
-        if dtype == "auto" and device_type == "cuda" and not torch.cuda.is_available():
-            dtype = "bfloat16"  # an estimate for another machine
+        if dtype == "auto" and device_type == "cuda":
+            dtype = "bfloat16"  # or float16, which is as long; this machine may have no GPU to ask
         weight_bytes = resolve_dtype(dtype, torch.device(device_type)).itemsize
         if values is not None and half:
             weight_bytes = 2

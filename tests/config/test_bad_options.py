@@ -1,5 +1,6 @@
 """What is typed wrongly is answered in one line, before anything is loaded."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -126,3 +127,17 @@ def test_the_example_client_says_that_no_server_answers():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: no server answers at http://127.0.0.1:9/chatglm; start one with")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(errno.EROFS, "on a read-only file system"), (errno.EACCES, "not writable for this user")]
+)
+def test_an_output_folder_where_nothing_may_be_written(tmp_path, monkeypatch, number, why):
+    def refuses(self, *args, **kwargs):
+        raise OSError(number, "no", str(self))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuses)
+    for path in (tmp_path / "a" / "run", tmp_path):
+        with pytest.raises(ConfigError) as error, lock(RunFolder(path)):
+            pass
+        assert str(error.value) == f"--output_dir {path}: {tmp_path} is {why}; name a folder elsewhere"

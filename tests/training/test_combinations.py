@@ -206,7 +206,7 @@ def test_the_deepspeed_file_itself(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"deepspeed is not installed; pip install 'ptuning\[full\]', or leave --deepspeed"
     ):
-        read_deepspeed(str(tmp_path / "zero3.json"))
+        check_deepspeed_file(["--deepspeed", str(tmp_path / "zero3.json")])
 
 
 def test_settings_of_the_shipped_files():

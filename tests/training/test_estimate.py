@@ -1,7 +1,9 @@
 """The estimate against what real runs take, and what it says when there is too little."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -260,7 +262,7 @@ def test_too_little_disk(official, tmp_path):
 def test_nothing_fits(official, tmp_path):
     machine = Machine(host=2 * GB, disk=10**13, gpu=None)
     estimate = estimate_of(config_of(official, tmp_path), machine, processes=(1, 1))
-    with pytest.raises(ConfigError, match="No setting fits on this machine; the smallest found still needs"):
+    with pytest.raises(ConfigError, match="No setting fits; the smallest found still needs"):
         estimate.require_fit()
 
 
@@ -345,8 +347,73 @@ def test_the_command(official, capsys, tmp_path):
     assert "nearest setting that fits: --method prefix --pre_seq_len 128" in printed.err
     assert cli.main([*flags, "--gpu_memory_gb", "40", "--host_memory_gb", "32", "--save_strategy", "no"]) == 0
     assert "Estimate for prefix of 128, base of 6.24 B parameters, 1 process" in capsys.readouterr().out
-    assert cli.main(["estimate", "--num_gpus", "0", "--model_name_or_path", str(official)]) == 2
-    assert "--num_gpus is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("num_gpus", "0"), ("num_nodes", "0"), ("gpu_memory_gb", "0"), ("host_memory_gb", "-1"), ("disk_gb", "nan")],
+)
+def test_a_size_that_is_none(official, capsys, flag, value):
+    assert cli.main(["estimate", f"--{flag}", value, "--model_name_or_path", str(official)]) == 2
+    assert f"error: --{flag} is {value}; use " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--gpu_memory_gb", "80"], ["--host_memory_gb", "2000"]])
+def test_another_machine_is_all_that_counts(official, capsys, monkeypatch, given):
+    """Nothing of this one: neither its memory and disk, nor whether it has DeepSpeed or a GPU without bf16."""
+    here = (
+        *(f"ptuning.training.machine.{name}" for name in ("free_disk", "available_memory")),
+        "torch.cuda.mem_get_info",
+    )
+    for name in here:
+        monkeypatch.setattr(name, lambda *_: pytest.fail("asked this machine"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "deepspeed" else find(name, *a))
+    zero = ["--deepspeed", str(REPO / "configs" / "zero3.json"), "--num_gpus", "8"]
+    flags = ["estimate", "--model_name_or_path", str(official), "--output_dir", "/not/here", *zero, *given]
+    flags += ["--per_device_train_batch_size", "1", "--max_source_length", "64"]
+    assert cli.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert ("memory per GPU" in printed) == (given[0] == "--gpu_memory_gb")
+    assert "(what there is: --disk_gb)" in printed
+    assert cli.main([*flags, "--disk_gb", "30"]) == 2
+    printed = capsys.readouterr()
+    assert "of   30.0 GB free: too much" in printed.out
+    assert "it needs disk for checkpoints" in printed.err and "--save_strategy no" in printed.err
+
+
+def test_another_disk_of_this_machine(capsys):
+    flags = ["estimate", "--model_name_or_path", str(TINY), "--pre_seq_len", "8"]
+    assert cli.main([*flags, "--disk_gb", "0.000001"]) == 2
+    assert "it needs disk for checkpoints" in capsys.readouterr().err
+
+
+def test_a_gpu_elsewhere_trains_all_weights_in_bf16(official, capsys):
+    flags = ["estimate", "--model_name_or_path", str(official), *FULL, "--gpu_memory_gb", "200"]
+    assert cli.main(flags) == 0
+    assert "16-bit copies 12.5 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["none", "zero2.json", "zero3.json", "zero3_offload.json", "zero3_nvme.json"])
+def test_docs_say_what_the_estimate_says(official, capsys, file):
+    """Every "X GB with N" in docs/training.md's table of configurations."""
+    lines = (REPO / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if re.match(rf"\| `?{file}`? \|", line)).split(" | ")
+    how = ["--method", "full"] if file == "none" else ["--deepspeed", str(REPO / "configs" / file)]
+    batch = ["--per_device_train_batch_size", "4", "--max_source_length", "64", "--gradient_checkpointing", "true"]
+    flags = ["estimate", "--model_name_or_path", str(official), *how, *batch, "--host_memory_gb", "1000"]
+    said = 0
+    for name, cell in (("memory per GPU", row[2]), ("host memory per node", row[3])):
+        for size, count in re.findall(r"(\d+) GB with (\d+)", cell):
+            assert cli.main([*flags, "--gpu_memory_gb", "1000", "--num_gpus", count]) == 0
+            found = float(re.search(rf"{name} +([\d.]+) GB", capsys.readouterr().out)[1])
+            # A process of the tests is larger than one that only estimates.
+            assert int(size) == pytest.approx(found, abs=1 + 0.5 * int(count) * (name != "memory per GPU")), (
+                name,
+                count,
+            )
+            said += 1
+    assert said >= 2
 
 
 @pytest.mark.slow
