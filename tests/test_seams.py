@@ -22,10 +22,13 @@ from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 from ptuning import load_model, methods
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.families import Dialogue, Family, Segment, Template, family, family_of
+from ptuning.generation import Token
 from ptuning.main import main
 from ptuning.methods import FullMethod, MemoryTerms, add_method, attached, bare, method
 from ptuning.serving.app import create_app
+from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.options import ServeOptions
+from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.server import build
 
 
@@ -244,3 +247,11 @@ def test_serve(tuned, ends_otherwise):
             answer = httpx.post(f"{url}/v1/chat/completions", json=body | {"max_tokens": 8}, timeout=60).json()
             (choice,) = answer["choices"]
             assert (choice["message"]["content"], choice["finish_reason"]) == (row["a"], "stop"), answer
+
+
+def test_where_control_tokens_part_the_turns_no_text_ends_an_answer():
+    template = ToyTemplate(ByT5Tokenizer())
+    prompt = PromptBuilder(template, 256).chat(Dialogue("好", (("b", "no"),)))
+    text, said = AnswerText(template, prompt.stops), "ok\n\n[Round 3]\n\n问：b"
+    parts = [text.push(Token(0, token)).text for token in template.encode_text([said])[0]]
+    assert prompt.stops == () and "".join(parts) == said

@@ -107,27 +107,35 @@ def render(one: dict) -> tuple[str, list[tuple[int, int]]]:
     return text + f"[Round {len(one['history']) + 1}]\n\n问：{one['prompt']}\n\n答：", answers
 
 
-def encode(one: dict, sp: sentencepiece.SentencePieceProcessor) -> tuple[list[int], list[float]]:
-    """Token ids of one row, and the loss weight of each token as a target."""
+def encode(one: dict, sp: sentencepiece.SentencePieceProcessor) -> tuple[list[int], list[int], list[float]]:
+    """Token ids of one row, the label and the loss weight of each token as a target.
+
+    The template writes no eos behind an earlier answer, but the model that gave it had to end there. So the label of the
+    newline that follows it is eos: no answer teaches to run on into the next round.
+    """
     pieces = sp.vocab_size()
     text, answers = render(one)
     prompt = sp.encode(text)
-    ids = [pieces + 1, pieces + 3, *prompt]  # [gMASK] sop
-    weights = [0.0, 0.0]
+    response = [*sp.encode(one["response"]), sp.eos_id()]
+    ids = [pieces + 1, pieces + 3, *prompt, *response]  # [gMASK] sop
+    labels, weights = ids[:2], [0.0, 0.0]
     place = -1  # in the text; the dummy prefix stands before it
     for token in prompt:
-        weights.append(1.0 if any(start <= place < end for start, end in answers) else QUESTION_WEIGHT)
+        ends = any(place == end for _, end in answers)
+        learned = ends or any(start <= place < end for start, end in answers)
+        labels.append(sp.eos_id() if ends else token)
+        weights.append(1.0 if learned else QUESTION_WEIGHT)
         place += 1 if sp.is_byte(token) else len(sp.id_to_piece(token))
-    response = [*sp.encode(one["response"]), sp.eos_id()]
-    return ids + response, weights + [1.0] * len(response)
+    return ids, labels + response, weights + [1.0] * len(response)
 
 
-def batches(corpus: Path, sp: sentencepiece.SentencePieceProcessor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded (ids, weights), one pass over the corpus, rows of similar length together, batches in random order."""
+def batches(corpus: Path, sp: sentencepiece.SentencePieceProcessor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Padded (ids, labels, weights), one pass over the corpus, rows of similar length together, batches in random order."""
     rng = random.Random(SEED)
+    Encoded = tuple[list[int], list[int], list[float]]
 
-    def cut(pool: list[tuple[list[int], list[float]]]) -> list[list[tuple[list[int], list[float]]]]:
-        parts: list[list[tuple[list[int], list[float]]]] = [[]]
+    def cut(pool: list[Encoded]) -> list[list[Encoded]]:
+        parts: list[list[Encoded]] = [[]]
         for one in sorted(pool, key=lambda x: len(x[0])):
             if parts[-1] and len(one[0]) * (len(parts[-1]) + 1) > BATCH_TOKENS:
                 parts.append([])
@@ -135,14 +143,11 @@ def batches(corpus: Path, sp: sentencepiece.SentencePieceProcessor) -> Iterator[
         rng.shuffle(parts)
         return parts
 
-    def padded(part: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(ids) for ids, _ in part)
-        return (
-            torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part]),
-            torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in part]),
-        )
+    def padded(part: list[Encoded]) -> tuple[torch.Tensor, ...]:
+        width = max(len(ids) for ids, _, _ in part)
+        return tuple(torch.tensor([row + [0] * (width - len(row)) for row in rows]) for rows in zip(*part, strict=True))
 
-    pool: list[tuple[list[int], list[float]]] = []
+    pool: list[Encoded] = []
     with corpus.open(encoding="utf-8") as lines:
         for line in lines:
             one = encode(json.loads(line), sp)
@@ -174,9 +179,9 @@ def pretrain(corpus: Path, sp: sentencepiece.SentencePieceProcessor, steps: int,
     ]
     history, seen, answer_loss, window, start = [], 0, 0.0, 0, time.perf_counter()
     step = 0
-    for step, (ids, weights) in enumerate(batches(corpus, sp), start=1):
+    for step, (ids, labels, weights) in enumerate(batches(corpus, sp), start=1):
         logits = model(input_ids=ids).logits[:, :-1]
-        targets, weight = ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
+        targets, weight = labels[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
         losses = cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, reduction="none")
         loss = (losses * weight).sum() / weight.sum()
         loss.backward()

@@ -100,6 +100,11 @@ class Template(ABC):
         """The tokens that end an answer."""
         return (self.end_id,)
 
+    def stop_texts(self, dialogue: Dialogue) -> tuple[str, ...]:
+        """Texts that end a shown answer to the dialogue, for a model that goes on and writes the user's next turn itself:
+        exactly what the template puts between the two. None where a control token stands there."""
+        return ()
+
     @property
     def pad_id(self) -> int:
         """Fills shorter rows of a batch."""

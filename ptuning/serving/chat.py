@@ -111,14 +111,17 @@ class Conversation:
             print(f"({prompt.dropped} old turns no longer fit and are forgotten)")
         print("答：", end="", flush=True)
         request = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, self.sampling, prefix=self.model.prefix)
-        text, whole = AnswerText(self.loaded.template), ""
+        text, whole = AnswerText(self.loaded.template, prompt.stops), ""
         try:
             for token in self.engine.submit([request]):
-                part = text.push(token).text
-                whole += part
-                print(part, end="", flush=True)
+                piece = text.push(token)
+                whole += piece.text
+                print(piece.text, end="", flush=True)
+                if piece.finish is not None:
+                    break
         except KeyboardInterrupt:  # stops the answer, not the dialogue
-            self.engine.cancel(0)
+            pass
+        self.engine.cancel(0)  # interrupted, or ended by a text; else it is gone already
         print()
         self.history.append((question, whole))
 

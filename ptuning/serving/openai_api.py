@@ -48,7 +48,8 @@ def router(services: Services) -> APIRouter:
         prompt = services.prompts.chat(dialogue, max_new_tokens=body.max_new_tokens)
         request.state.prompt = dialogue.prompt
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        asked = ask(services, request, served, _wanted(body, [prompt], logprobs), body.stops, strip=True)
+        stops = [*body.stops, *prompt.stops]
+        asked = ask(services, request, served, _wanted(body, [prompt], logprobs), stops, strip=True)
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 

@@ -1,6 +1,6 @@
 """Fits prompts into the model's context: the oldest turns go first, and what is too long by itself is refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ptuning.data.fit import FitPolicy, PromptTooLong, fit
 from ptuning.families import Dialogue, Template
@@ -17,11 +17,13 @@ class Prompt:
         ids: its tokens.
         max_new_tokens: of the answer.
         dropped: old turns that were left out.
+        stops: texts that end the answer and aren't part of it.
     """
 
     ids: list[int]
     max_new_tokens: int
     dropped: int = 0
+    stops: tuple[str, ...] = ()
 
 
 class PromptBuilder:
@@ -54,7 +56,9 @@ class PromptBuilder:
             fitted = fit(self.template, dialogue, limit, FitPolicy(room=room))
         except PromptTooLong as error:
             raise self._too_long(error.tokens, limit, name) from None
-        return self._prompt(fitted.ids, limit, max_new_tokens, fitted.dropped_turns)
+        kept = replace(dialogue, history=dialogue.history[fitted.dropped_turns :])
+        room = self._room(fitted.ids, limit, max_new_tokens)
+        return Prompt(fitted.ids, room, fitted.dropped_turns, self.template.stop_texts(kept))
 
     def plain(self, text: str, max_new_tokens: int) -> Prompt:
         """Text as it is, without the template.
@@ -69,7 +73,7 @@ class PromptBuilder:
         ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
         if len(ids) >= limit:
             raise self._too_long(len(ids), limit, name)
-        return self._prompt(ids, limit, max_new_tokens, 0)
+        return Prompt(ids, self._room(ids, limit, max_new_tokens))
 
     def _limit(self, max_length: int | None) -> tuple[int, str]:
         if max_length is not None and max_length < self.context:
@@ -77,9 +81,9 @@ class PromptBuilder:
         return self.context, "the model's context"
 
     @staticmethod
-    def _prompt(ids: list[int], limit: int, max_new_tokens: int | None, dropped: int) -> Prompt:
+    def _room(ids: list[int], limit: int, max_new_tokens: int | None) -> int:
         left = limit - len(ids)
-        return Prompt(ids, min(max_new_tokens or left, left), dropped)
+        return min(max_new_tokens or left, left)
 
     @staticmethod
     def _too_long(tokens: int | None, limit: int, name: str) -> ApiError:

@@ -55,7 +55,7 @@ def router(services: Services) -> APIRouter:
         request.state.prompt = body.prompt
         rule = sampling_params(body.temperature, body.top_p)
         wanted = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, rule)
-        asked = ask(services, request, served, [wanted], stops=(), strip=True)
+        asked = ask(services, request, served, [wanted], prompt.stops, strip=True)
         (piece,) = await while_connected(request, asked, asked.whole())
         request.state.answer = piece.text
         content = {

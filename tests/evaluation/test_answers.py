@@ -8,6 +8,7 @@ from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
 from ptuning.evaluation.answers import GenerationOptions, generate_answers
 from ptuning.families import family_of
+from ptuning.generation import Engine, Token
 from ptuning.loading import load_model
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
 from tests.end_to_end.conftest import MODEL, ROOT
@@ -53,6 +54,20 @@ def test_a_share_of_the_rows_is_sampled_as_in_the_whole(loaded, rows):
     options = GenerationOptions(24, sample=True)
     share = generate_answers(*loaded, rows[1::2], options, numbers=range(1, len(rows), 2))
     assert {answer.index: answer.text for answer in share} == dict(enumerate(whole[1::2]))
+
+
+def test_an_answer_that_runs_on_into_the_next_turn_is_scored_as_it_is(loaded, rows, monkeypatch):
+    """Serving ends it before the next turn; the official evaluation doesn't."""
+    said = "好。\n\n[Round 2]\n\n问：再见\n\n答：再见。"
+    script = loaded[1].encode_text([said])[0]
+
+    def submit(self, requests, anywhere=bool):
+        for request in requests:
+            yield from (Token(request.id, token) for token in script)
+            yield Token(request.id, None, "stop")
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    assert texts(loaded, rows[:2]) == [said, said]
 
 
 def test_beams_halve_the_batch_when_memory_runs_out(loaded, rows, monkeypatch):

@@ -10,6 +10,10 @@ from ptuning.errors import ConfigError
 from ptuning.families.template import Dialogue, Segment, Template
 
 
+def _opening(number: int) -> str:
+    return f"[Round {number}]\n\n问："
+
+
 def prompt_segments(dialogue: Dialogue) -> list[Segment]:
     """`[Round i]\\n\\n问：Q\\n\\n答：A\\n\\n` for each past turn, then the open round that the model answers.
 
@@ -19,10 +23,10 @@ def prompt_segments(dialogue: Dialogue) -> list[Segment]:
     if dialogue.system:
         segments += [Segment(dialogue.system, role="system"), Segment("\n\n")]
     for number, (question, answer) in enumerate(dialogue.history, start=1):
-        segments += [Segment(f"[Round {number}]\n\n问："), Segment(question, role="user"), Segment("\n\n答：")]
+        segments += [Segment(_opening(number)), Segment(question, role="user"), Segment("\n\n答：")]
         segments += [Segment(answer, role="assistant", is_answer=True), Segment("\n\n")]
-    newest = f"[Round {len(dialogue.history) + 1}]\n\n问："
-    return [*segments, Segment(newest), Segment(dialogue.prompt, role="user"), Segment("\n\n答：")]
+    newest = Segment(_opening(len(dialogue.history) + 1))
+    return [*segments, newest, Segment(dialogue.prompt, role="user"), Segment("\n\n答：")]
 
 
 def build_prompt(query: str, history: Sequence[tuple[str, str]] = (), system: str = "") -> str:
@@ -40,6 +44,9 @@ class ChatGLM2Template(Template):
         if dialogue.response is not None:
             segments.append(Segment(dialogue.response, role="assistant", is_answer=True, apart=True))
         return segments
+
+    def stop_texts(self, dialogue: Dialogue) -> tuple[str, ...]:
+        return ("\n\n" + _opening(len(dialogue.history) + 2),)
 
     @cached_property
     def begin_ids(self) -> tuple[int, ...]:
