@@ -2,7 +2,7 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    errors ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
+    errors ← language ← messages ← distributed ← runs ← families ← config ← data ← checkpoint ← methods ← loading ←
     validation ← generation ← training ← evaluation ← report ← serving ← main ← cli
 
 Importing the package makes transformers' Auto classes read official ChatGLM2 directories.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from ptuning.config import Config, expand_config, parse
 from ptuning.config.commands import option, parse_known_options
 from ptuning.errors import ConfigError
+from ptuning.language import padded
+from ptuning.messages import message
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
@@ -60,7 +62,7 @@ class Estimate:
         yield "disk for checkpoints", self.need.disk_peak, self.machine.disk
 
     def __str__(self) -> str:
-        work, lines = self.work, [f"Estimate for {_describe(self.work)}"]
+        work, lines = self.work, [_describe(self.work)]
         parts = {
             "memory per GPU": self.need.device,
             "host memory per node": self.need.host if not work.cpu else self._cpu_parts(),
@@ -68,9 +70,8 @@ class Estimate:
         }
         for name, size, free in self._rows():
             state = "too much" if size > free * REFUSE_ABOVE else "tight" if size > 0.9 * free else "fits"
-            lines.append(
-                f"  {name:<21} {in_words(size):>9} of {in_words(free):>9} free: {state}  ({_join(parts[name])})"
-            )
+            figures = {"size": in_words(size), "free": in_words(free), "parts": _join(parts[name])}
+            lines.append(message("need", name=padded(message(name), 21), state=message(state), **figures))
         return "\n".join(lines)
 
     def _cpu_parts(self) -> dict[str, int]:
@@ -225,14 +226,20 @@ def _slower(work: Workload) -> Iterator[tuple[list[str], Workload]]:
 
 def _describe(work: Workload) -> str:
     zero = work.zero
-    how = "no DeepSpeed" if zero is None else f"ZeRO-{zero.stage}"
+    how = message("no_deepspeed") if zero is None else f"ZeRO-{zero.stage}"
     if zero is not None and zero.offload_optimizer != "none":
-        how += f", offload to {zero.offload_optimizer}"
-    return (
-        f"{work.method}, base of {work.shape.parameters / 1e9:.3g} B parameters, "
-        f"{work.processes} process{'es' * (work.processes > 1)} "
-        f"({work.local_processes} on this node), {how}, {work.batch} rows × {work.length} tokens, gradient checkpointing "
-        f"{'on' if work.checkpointing else 'off'}"
+        how += message("offload", device=zero.offload_optimizer)
+    return message(
+        "estimate",
+        method=work.method,
+        parameters=work.shape.parameters / 1e9,
+        processes=work.processes,
+        es="es" * (work.processes > 1),
+        local=work.local_processes,
+        how=how,
+        batch=work.batch,
+        length=work.length,
+        checkpointing=message("on" if work.checkpointing else "off"),
     )
 
 
