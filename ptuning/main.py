@@ -78,7 +78,7 @@ def run(config: Config, notes: list[str] = ()) -> dict[str, dict]:
         template = load_template(config.model.model_name_or_path)
         encoded = encode(config, template, splits)
         for name, split in encoded.items():
-            say(f"{name}: {split.report}")
+            say(message("encoded", name=name, report=split.report))
         record, resume_from = recorded_run(config, method, splits, encoded), None
         if training.do_train:
             resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)

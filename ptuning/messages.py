@@ -10,6 +10,7 @@ message = Texts(
             "{name}: {rows} rows of {file}{guessed}{skipped}{mixed_in}",
         ),
         "skipped": ("，跳过无效的 {rows} 条", ", {rows} invalid rows skipped"),
+        "encoded": ("{name}：{report}", "{name}: {report}"),
         "lengths": (
             "{rows} 条，平均 {mean:.0f} 个 token，最长 {longest}",
             "{rows} rows, {mean:.0f} tokens on average, longest {longest}",
