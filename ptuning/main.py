@@ -28,12 +28,14 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
+from ptuning.messages import message
 from ptuning.methods import Method, attach_checkpoint, defaults_of, method_class, method_of, read_checkpoint
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
+from ptuning.training.progress import LiveReport
 from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, train
 from ptuning.training.trainer import TuningTrainer
 from ptuning.training.workload import base_dtype
@@ -90,7 +92,7 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
         template = load_template(config.model.model_name_or_path)
         encoded = encode(config, template, splits)
         for name, rows_of_split in encoded.items():
-            say(f"{name}: {rows_of_split.report}")
+            say(message("encoded", name=name, report=rows_of_split.report))
         record, resume_from = recorded_run(config, method, splits, encoded), None
         if training.do_train:
             resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)
@@ -128,7 +130,8 @@ def train_and_evaluate(
     questions = {name: Questions(split.records, rows[name]) for name, split in splits.items()}
     score_answers = partial(evaluation.validation_scores, questions["validation"]) if must_score else None
     manifest = manifest_of(config, method, model.dtype)
-    trainer = build_trainer(config, model, template, method, rows, manifest, score_answers)
+    live = LiveReport(partial(write_report, training.output_dir)) if training.should_save else None
+    trainer = build_trainer(config, model, template, method, rows, manifest, score_answers, live)
     test = questions.get("test")
     if test is None and training.do_eval and config.generation.predict_with_generate:
         test = questions["validation"]
@@ -142,11 +145,13 @@ def train_and_evaluate(
         results["validation"] = validate(trainer, say)
     if test is not None or config.generation.probe:
         trainer.prepare_for_evaluation()
+        if live is not None:
+            live.write()  # it takes a while until there is more to show
         evaluation.after_training(test)
         say(evaluation.summary())
     results |= evaluation.results
     if results:
-        say(f"Wrote {evaluation.write(results)} and the predictions beside it")
+        say(message("results", file=evaluation.write(results)))
     if training.do_train and method is not None:
         for line in method.next_commands(config.model.model_name_or_path, training.output_dir):
             say(line)
@@ -156,7 +161,7 @@ def train_and_evaluate(
 def validate(trainer: TuningTrainer, say: Say) -> dict[str, float]:
     """The loss on the validation rows."""
     found = trainer.evaluate()
-    say("Validation: loss {eval_loss:.4f}, perplexity {eval_perplexity:.2f}".format(**found))
+    say(message("validation", eval_loss=found["eval_loss"], eval_perplexity=found["eval_perplexity"]))
     return {name: round(found[name], 6) for name in ("eval_loss", "eval_perplexity", "eval_rows")}
 
 
@@ -166,7 +171,7 @@ def recording(config: Config, folder: RunFolder, record: RunRecord, encoded: dic
     if not config.training.should_save:
         yield
         return
-    with outcome(folder, then=lambda: print(f"Report: {write_report(folder.path)}")):
+    with outcome(folder, then=lambda: print(message("report", file=write_report(folder.path)))):
         folder.write_record(record, trains=config.training.do_train)
         folder.write_data({name: split.summary for name, split in encoded.items()})
         yield
@@ -300,10 +305,7 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
         assert method is not None  # of a run that trains
         method.start(model)
         if args.ptuning_checkpoint is not None:
-            say(
-                f"Starting a new run from the {method.noun} in {args.ptuning_checkpoint} (to continue a run: "
-                "--resume_from_checkpoint)"
-            )
+            say(message("start_from", noun=method.noun, folder=args.ptuning_checkpoint))
     return model
 
 

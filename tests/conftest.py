@@ -13,6 +13,7 @@ import tempfile
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
     prefix="ptuning-test-cache-"
 )  # nothing from an earlier state of the code

@@ -39,13 +39,14 @@ def require_finite(parameters: Mapping[str, nn.Parameter], config: PreTrainedCon
         return
     name, dtype = broken[0], parameters[plan[broken[0]][0]].dtype
     files = TensorFiles.find(folder, ModelError)
-    there = files is not None and name in files.files
-    if there and not not_finite(files.read(name)):
+    if files is None or name not in files.files:
+        raise ModelError(problem(folder, name, found[name], len(broken) - 1))
+    if not not_finite(files.read(name)):
         raise ModelError(
             f"{files.files[name]}: {found[name]:,} values of {name} don't fit into {str(dtype).removeprefix('torch.')}; give "
             "--dtype bfloat16 or float32"
         )
-    raise ModelError(problem(files.files[name] if there else folder, name, found[name], len(broken) - 1))
+    raise ModelError(problem(files.files[name], name, found[name], len(broken) - 1))
 
 
 def problem(file: Path, name: str, count: int, others: int = 0) -> str:

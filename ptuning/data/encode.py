@@ -13,6 +13,7 @@ from ptuning.data.fit import Fitted, fit_all
 from ptuning.data.formats import Record
 from ptuning.errors import ConfigError
 from ptuning.families import Dialogue, Template
+from ptuning.messages import message
 
 IGNORE = -100  # label of a position without loss
 
@@ -99,17 +100,12 @@ class EncodingReport:
             self.examples.append(f"{source} ({what})")
 
     def __str__(self) -> str:
-        parts = [f"{self.rows} rows, {self.tokens / max(self.rows, 1):.0f} tokens on average, longest {self.longest}"]
-        for count, what in (
-            (self.dropped_systems, "rows lost their system text (more than half of max_source_length)"),
-            (self.dropped_turns, "rows lost old turns"),
-            (self.cut_questions, "questions cut in the middle"),
-            (self.cut_answers, "answers cut (no end token)"),
-        ):
-            if count:
-                parts.append(f"{count} {what}")
-        text = "; ".join(parts)
-        return text + (f", e.g. {', '.join(self.examples)}" if self.examples else "")
+        mean = self.tokens / max(self.rows, 1)
+        parts = [message("lengths", rows=self.rows, mean=mean, longest=self.longest)]
+        for what in ("dropped_systems", "dropped_turns", "cut_questions", "cut_answers"):
+            if count := getattr(self, what):
+                parts.append(message(what, count=count))
+        return "; ".join(parts) + (message("changed_rows", rows=", ".join(self.examples)) if self.examples else "")
 
 
 class Encoder:

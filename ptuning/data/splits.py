@@ -21,6 +21,7 @@ from ptuning.data.formats import Columns, Record
 from ptuning.data.guess import FormatOptions, find_format, has_columns
 from ptuning.data.records import Skipped, valid_records
 from ptuning.data.rows import fingerprint, size
+from ptuning.messages import message
 
 _FEATURES = Features(
     {
@@ -104,10 +105,15 @@ class Split:
 
     def __str__(self) -> str:
         own = len(self.records) - sum(count for count, _ in self.mixed_in)
-        skipped = f", {self.skipped} invalid rows skipped" if self.skipped else ""
-        guessed = f" ({self.guessed})" if self.guessed else ""
-        mixed_in = "".join(f" + {text}" for _, text in self.mixed_in)
-        return f"{self.name}: {own} rows of {self.file}{guessed}{skipped}{mixed_in}"
+        return message(
+            "split",
+            name=self.name,
+            rows=own,
+            file=self.file,
+            guessed=f" ({self.guessed})" if self.guessed else "",
+            skipped=message("skipped", rows=self.skipped) if self.skipped else "",
+            mixed_in="".join(f" + {text}" for _, text in self.mixed_in),
+        )
 
 
 def load_split(

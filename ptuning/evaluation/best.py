@@ -6,6 +6,7 @@ from pathlib import Path
 from ptuning.config import TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.evaluation.metrics import METRICS
+from ptuning.messages import message
 from ptuning.runs.files import write_json
 from ptuning.runs.folder import BEST
 
@@ -62,4 +63,4 @@ def write_best(folder: Path, state, metric: str) -> str | None:
     name = Path(state.best_model_checkpoint).name
     best = {"checkpoint": name, "step": state.best_global_step, "metric": metric, "value": state.best_metric}
     write_json(folder / BEST, best)
-    return f"Best: {name} with {metric} {state.best_metric:.4f}; its weights are the ones saved"
+    return message("best", checkpoint=name, metric=metric, value=state.best_metric)

@@ -25,6 +25,8 @@ from ptuning.evaluation.corpus import (
     resampled_sums,
 )
 from ptuning.evaluation.scores import OFFICIAL, is_repeating, mean_scores, official_scores, token_f1
+from ptuning.language import columns, language, padded
+from ptuning.messages import message
 
 Lines = Sequence[Mapping[str, Any]]
 Place = Literal["console", "quality", "headline", "answer"]
@@ -37,7 +39,7 @@ class Metric:
 
     Args:
         name: key in metrics.json.
-        label: column or row head in a table.
+        label: column or row head in a table; `chinese` where it has another one there.
         better: "higher", "lower", or "" where neither is.
         row: (prediction, reference) → score of one answer, kept in its line; the figure is then the mean over rows.
         statistics: lines → (N, K), where the figure is no mean of such scores.
@@ -59,6 +61,12 @@ class Metric:
     decimals: int | None = 2
     shown: tuple[Place, ...] = ()
     rank: int = 0
+    chinese: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label in the language of now."""
+        return self.chinese if self.chinese and language() == "zh" else self.label
 
     def counted(self, lines: Lines) -> np.ndarray:
         """The statistics of each row, (N, K)."""
@@ -153,14 +161,15 @@ def summarise(lines: Lines) -> dict[str, Any]:
 
 def scores_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The main scores as a text table, one row a model."""
-    metrics, width = shown_in("console"), max(len(name) for name in results)
-    widths = [max(len(label), 8) for label in (*(metric.label for metric in metrics), "rows")]
-    rows = {"": [*(metric.label for metric in metrics), "rows"]}
+    metrics = shown_in("console")
+    head = [*(metric.title for metric in metrics), message("rows")]
+    rows = {"": head}
     for name, values in results.items():
         cells = [metric.text(values[metric.name]) if metric.name in values else "" for metric in metrics]
-        rows[name] = [*cells, str(values["rows"])]
+        rows[message(name)] = [*cells, str(values["rows"])]
+    width, widths = max(map(columns, rows)), [max(columns(title), 8) for title in head]
     return "\n".join(
-        f"{name:{width}}  " + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        f"{padded(name, width)}  " + "".join(f"  {padded(cell, w, '>')}" for cell, w in zip(cells, widths, strict=True))
         for name, cells in rows.items()
     )
 
@@ -221,17 +230,50 @@ METRICS = {
         _higher("rouge-1", "ROUGE-1", row=_official("rouge-1"), shown=_FOUR, rank=2),
         _higher("rouge-2", "ROUGE-2", row=_official("rouge-2"), shown=_FOUR),
         _higher("rouge-l", "ROUGE-L", row=_official("rouge-l"), shown=(*_FOUR, "headline"), rank=4),
-        _higher("corpus_bleu", "corpus BLEU", statistics=_of_pairs(bleu_statistics), figure=bleu, shown=("quality",)),
+        _higher(
+            "corpus_bleu",
+            "corpus BLEU",
+            statistics=_of_pairs(bleu_statistics),
+            figure=bleu,
+            shown=("quality",),
+            chinese="语料 BLEU",
+        ),
         _higher("chrf", "chrF", statistics=_of_pairs(chrf_statistics), figure=chrf, shown=("console", "quality")),
-        _higher("exact_match", "exact match %", row=_exact_match, shown=("console", "quality")),
+        _higher("exact_match", "exact match %", row=_exact_match, shown=("console", "quality"), chinese="完全相同 %"),
         _higher("token_f1", "token F1", row=_token_f1, shown=("quality",), rank=1),
-        Metric("length_ratio", "length ratio", row=_length_ratio),
-        _lower("empty", "empty %", statistics=_percent(lambda line: not line["predict"].strip()), shown=("console",)),
-        _lower("cut", "cut %", statistics=_percent(lambda line: not line["finished"]), shown=("console",)),
-        _lower("repeating", "repeating %", row=_repeating, shown=("console",)),
-        _lower("answer_loss", "answer loss", statistics=_losses, from_losses=True, decimals=None, shown=("console",)),
+        Metric("length_ratio", "length ratio", row=_length_ratio, chinese="长度比"),
         _lower(
-            "answer_perplexity", "perplexity", statistics=_losses, figure=_perplexity, from_losses=True, decimals=None
+            "empty",
+            "empty %",
+            statistics=_percent(lambda line: not line["predict"].strip()),
+            shown=("console",),
+            chinese="空 %",
+        ),
+        _lower(
+            "cut",
+            "cut %",
+            statistics=_percent(lambda line: not line["finished"]),
+            shown=("console",),
+            chinese="截断 %",
+        ),
+        _lower("repeating", "repeating %", row=_repeating, shown=("console",), chinese="重复 %"),
+        _lower(
+            "answer_loss",
+            "answer loss",
+            statistics=_losses,
+            from_losses=True,
+            decimals=None,
+            shown=("console",),
+            chinese="回答损失",
+        ),
+        _lower(
+            "answer_perplexity",
+            "perplexity",
+            statistics=_losses,
+            figure=_perplexity,
+            from_losses=True,
+            decimals=None,
+            chinese="困惑度",
         ),
     )
 }

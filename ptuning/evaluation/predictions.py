@@ -19,6 +19,7 @@ from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import Answer, GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
 from ptuning.families import Template
+from ptuning.messages import message
 from ptuning.methods import attached
 from ptuning.runs.folder import BASE, TUNED
 from ptuning.runs.lines import ResumableLines, append, read_lines, write_lines
@@ -125,7 +126,7 @@ def answered_lines(
         kept.discard_others()
     kept.key, done = broadcast_object_list([kept.key, kept.read() if state.is_main_process else None])
     if done:
-        say(f"{kept.path.name}: {len(done)} of {len(records)} rows were answered before; going on with the others")
+        say(message("answered_before", file=kept.path.name, done=len(done), rows=len(records)))
     todo = own_rows([index for index in range(len(records)) if index not in done])
     answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
     own = []

@@ -16,11 +16,12 @@ from ptuning.data.encode import Encoder
 from ptuning.data.formats import Record
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import GenerationOptions, all_answers, all_losses
-from ptuning.evaluation.compare import require_same_rows
+from ptuning.evaluation.compare import compare, require_same_rows
 from ptuning.evaluation.metrics import METRICS, scores_table
 from ptuning.evaluation.predictions import Questions, predict, read_predictions
 from ptuning.evaluation.probe import Prober, probe_base, probe_tuned, read_probe, read_probe_base
 from ptuning.families import Template
+from ptuning.messages import message
 from ptuning.methods import Method, bare
 from ptuning.runs import RunFolder
 from ptuning.runs.files import read_json
@@ -158,10 +159,9 @@ class Evaluation:
         scored = {name: values for name, values in self.results.items() if name in ("base", "tuned")}
         lines = [scores_table(scored)] if scored else []
         if probe := self.results.get("probe"):
-            line = f"Probe: {probe['same']:.0f} % of {probe['rows']} general answers unchanged"
+            line = message("probe", same=probe["same"], rows=probe["rows"])
             if probe["change"] is not None:  # None: the base's answers are all empty
-                losses = "; loss of the base's own answers {base_loss:.3f} before, {tuned_loss:.3f} after"
-                line += losses.format(**probe)
+                line += message("probe_losses", base_loss=probe["base_loss"], tuned_loss=probe["tuned_loss"])
             lines.append(line)
         return "\n".join(lines)
 
@@ -172,10 +172,16 @@ class Evaluation:
             more: results from elsewhere.
         """
         if PartialState().is_main_process:
-            self.settings.folder.write_metrics(more | self.results)
+            self.settings.folder.write_metrics(more | self.results | self._change())
             for name in (BASE, TUNED):
                 delete_parts(self.settings.folder / name)
         return self.settings.folder / METRICS_FILE
+
+    def _change(self) -> dict[str, dict[str, Any]]:
+        """What tuning has changed, as `ptuning compare` says it, where both models answered."""
+        if not {"base", "tuned"} <= set(self.results):
+            return {}
+        return {"change": compare(*(read_predictions(self.settings.folder / name) for name in (BASE, TUNED)))}
 
     def _check_base_is_there(self) -> None:
         settings = self.settings
@@ -189,11 +195,10 @@ class Evaluation:
                 )
 
     def _score(self, name: str, questions: Questions) -> None:
-        model = "tuned model" if name == "tuned" else "untuned base"
-        self.say(f"Answering {len(questions.records)} rows with the {model}")
+        self.say(message(f"answering_{name}", rows=len(questions.records)))
         started = time.perf_counter()
         self.results[name] = self._predict(questions, TUNED if name == "tuned" else BASE)
-        self.say(f"  {time.perf_counter() - started:.1f} s")
+        self.say(message("seconds", seconds=time.perf_counter() - started))
 
     def _predict(self, questions: Questions, file: str, losses: bool = True) -> dict[str, Any]:
         return predict(

@@ -23,6 +23,8 @@ from ptuning.checkpoint.base import base_fingerprint
 from ptuning.checkpoint.manifest import Manifest, read_manifest
 from ptuning.errors import CheckpointError, ConfigError, ModelError
 from ptuning.families import Dimensions
+from ptuning.language import columns
+from ptuning.messages import message
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Method(ABC):
         """
         command = shlex.quote(str(Path(sys.executable).parent / "ptuning"))
         chat, serve = self.where(base, folder)
-        return [f"Next: {command} chat {chat}", f"      {command} serve {serve}"]
+        head = message("next")
+        return [f"{head} {command} chat {chat}", f"{' ' * columns(head)} {command} serve {serve}"]
 
     @abstractmethod
     def where(self, base: str, folder: str) -> tuple[str, str]:

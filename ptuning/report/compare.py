@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.evaluation.metrics import METRICS
-from ptuning.report.figures import best_point, interval
+from ptuning.report.figures import FEWEST_POINTS, best_point, interval
 from ptuning.report.read import Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
 from ptuning.report.text import better, in_order, metric_name, names_in, number
+from ptuning.report.words import words
+from ptuning.runs.resume import PATH_OPTIONS, is_beside, places
 
-# Options that differ from run to run and say nothing about the result.
-_BESIDE = {"output_dir", "overwrite_output_dir", "run_name", "disable_tqdm", "resume_from_checkpoint", "logging_dir"}
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -26,11 +26,24 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def differing_options(runs: Sequence[Run]) -> list[tuple[str, list]]:
-    """Option → its value in each run, where they aren't all the same; number of processes, data and versions included."""
+    """Option → its value in each run, where they aren't all the same; number of processes, data and versions included.
+
+    Options that say nothing about the result are left out, such as those of logging, and paths that lead to the same place.
+    """
     tables = [_options(run) for run in runs]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    rows = [(key, [table.get(key) for table in tables]) for key in keys if key not in _BESIDE]
-    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+    keys = dict.fromkeys(key for table in tables for key in table if not is_beside(key))
+    rows = [(key, [table.get(key) for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if _differ(key, values, runs)]
+
+
+def _differ(option: str, values: list, runs: Sequence[Run]) -> bool:
+    if all(value == values[0] for value in values):
+        return False
+    if option not in PATH_OPTIONS:
+        return True
+    # Where a run was started, its relative paths begin.
+    found = [places(value, run.record.get("cwd")) for value, run in zip(values, runs, strict=True)]
+    return any(place != found[0] for place in found)
 
 
 def _options(run: Run) -> dict:
@@ -68,7 +81,7 @@ def score_table(runs: Sequence[Run]) -> tuple[list[str], list[dict]]:
                 if same is None:
                     rows.append(row)
                 else:
-                    same["label"] = "several runs"
+                    same["label"] = words("several_runs")
     rows.sort(key=lambda row: row["model"] != "base")
     metrics = in_order(key for row in rows for key, value in row["values"].items() if value is not None)
     metrics.sort(key=lambda key: key != "eval_loss")
@@ -91,12 +104,12 @@ def _same(row: dict, other: dict) -> bool:
 def comparison_figures(runs: Sequence[Run]) -> list[Drawing]:
     """Loss, eval loss, eval BLEU-4 and throughput of all runs; the score against the option, where one number differs."""
     wanted = {
-        "loss": "Training loss",
-        "eval_loss": "Eval loss",
-        "eval_bleu-4": "Eval BLEU-4",
-        "tokens_per_second": "Tokens a second",
+        "loss": "training_loss_card",
+        "eval_loss": "eval_loss_card",
+        "eval_bleu-4": "eval_bleu",
+        "tokens_per_second": "tokens_a_second",
     }
-    figures = [_overlay(runs, key, title) for key, title in wanted.items()]
+    figures = [_overlay(runs, key, words(title)) for key, title in wanted.items()]
     return [figure for figure in (*sweep_figures(runs), *figures) if figure is not None]
 
 
@@ -118,11 +131,12 @@ def _overlay(runs: Sequence[Run], key: str, title: str) -> Drawing | None:
         values = sorted(value for _, run in there for value in run.curves[key].values)
         if values[0] > 0 and values[-1] > 30 * values[len(values) // 2]:
             axes.set_yscale("log")
-        axes.set_xlabel("step")
+        axes.set_xlabel(words("step"))
 
-    svg = draw_wide(plot)
-    keys = [Key(run.name, series(i), "dashed" if i // SERIES % len(_DASHES) else "line") for i, run in there]
-    return Drawing(title, svg, keys, "Smoothed." if smoothed else "", wide=True)
+    wide = max(len(run.curves[key]) for _, run in there) >= FEWEST_POINTS
+    svg = draw_wide(plot) if wide else draw(plot, (5.4, 2.0))
+    keys = [Key(run.name, series(i), "dashed" if is_dashed(i) else "line") for i, run in there]
+    return Drawing(title, svg, keys, words("smoothed_note") if smoothed else "", wide=wide)
 
 
 def sweep_figures(runs: Sequence[Run]) -> list[Drawing]:
@@ -145,7 +159,7 @@ def sweep_figures(runs: Sequence[Run]) -> list[Drawing]:
         )
         if len(points) > 1:
             svg = draw(lambda axes, points=points, name=name: _sweep(axes, points, option, name))
-            figures.append(Drawing(f"{metric_name(metric)} by {option}", svg))
+            figures.append(Drawing(words("by_option", metric=metric_name(metric), option=option), svg))
     return figures
 
 
@@ -159,6 +173,11 @@ def _sweep(axes, points: list, option: str, name: str) -> None:
         axes.set_xticks(sorted(set(x)), [f"{value:g}" for value in sorted(set(x))])
         axes.set_xticks([], minor=True)
     axes.set_xlabel(option)
+
+
+def is_dashed(i: int) -> bool:
+    """Whether the i-th run's line is, because its colour is taken."""
+    return i // SERIES % len(_DASHES) > 0
 
 
 def series(i: int) -> str:

@@ -5,12 +5,22 @@ from collections.abc import Sequence
 from ptuning.report.read import Curve, Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
 from ptuning.report.text import BOOKKEEPING, metric_name, names_in, number
+from ptuning.report.words import words
 
 MAX_OTHER = 6  # figures of eval_* values that this module doesn't know
 SPLITS = ("train", "validation", "test")
 _LENGTHS = {
-    "prompt_tokens": ("Prompt length", "s1", "max_source_length"),
-    "answer_tokens": ("Answer length", "s3", None),
+    "prompt_tokens": ("s1", "max_source_length"),
+    "answer_tokens": ("s3", None),
+}
+FEWEST_POINTS = 4  # of a curve; fewer stand in a table, where they don't fill a screen
+# Log key → colour, lowest end of the axis, and whether it is noisy: smoothing would bend what is exact.
+_SINGLE = {
+    "learning_rate": ("s3", None, False),
+    "grad_norm": ("s4", 0, True),
+    "tokens_per_second": ("s5", 0, True),
+    "samples_per_second": ("s5", 0, True),
+    "memory_gib": ("s6", 0, False),
 }
 
 
@@ -19,20 +29,27 @@ _LENGTHS = {
 
 def curve_figures(run: Run) -> list[Drawing]:
     """Loss, eval scores, learning rate, gradient norm, throughput, memory: those that were logged."""
-    figures: list[Drawing | None] = [loss_figure(run), *_eval_figures(run)]
-    single: tuple[tuple[str, str, str, str, float | None], ...] = (
-        ("learning_rate", "Learning rate", "", "s3", None),
-        ("grad_norm", "Gradient norm", "before clipping", "s4", 0),
-        ("tokens_per_second", "Throughput", "tokens a second", "s5", 0),
-        ("memory_gib", "Memory", "GiB", "s6", 0),
-    )
-    if "tokens_per_second" not in run.curves:
-        single += (("samples_per_second", "Throughput", "rows a second", "s5", 0),)
-    for key, title, unit, name, bottom in single:
-        if curve := run.curves.get(key):
-            noisy = key not in ("learning_rate", "memory_gib")  # these are exact: smoothing would bend them
-            figures.append(_line_figure(title, curve, unit, name, bottom, noisy))
+    figures = [loss_figure(run), *_eval_figures(run)]
+    for key in shown_curves(run):
+        if key in _SINGLE:
+            figures.append(_line_figure(curve_name(key), run.curves[key], *_SINGLE[key]))
     return [figure for figure in figures if figure is not None]
+
+
+def shown_curves(run: Run) -> list[str]:
+    """Log keys of what the page shows over the steps."""
+    keys = [key for key in ("loss", "eval_loss") if key in run.curves] + _eval_keys(run)
+    keys += [key for key in _SINGLE if key in run.curves]
+    return [key for key in keys if key != "samples_per_second" or "tokens_per_second" not in run.curves]
+
+
+def curve_name(key: str) -> str:
+    """How the page calls a logged value."""
+    if key == "loss":
+        return words("training_loss")
+    if key == "eval_loss" or key in _SINGLE:
+        return words(key)
+    return words("eval_other", name=metric_name(key).removeprefix("eval ").removeprefix("验证"))
 
 
 def best_point(run: Run) -> tuple[float, float] | None:
@@ -51,33 +68,38 @@ def best_point(run: Run) -> tuple[float, float] | None:
 def loss_figure(run: Run) -> Drawing | None:
     """Training loss, raw and smoothed, with the eval loss over it."""
     training, evaluation = run.curves.get("loss"), run.curves.get("eval_loss")
-    if not training and not evaluation:
+    if max(len(curve or ()) for curve in (training, evaluation)) < FEWEST_POINTS:
         return None
     keys = []
 
     def plot(axes):
         if training:
-            keys.extend(_raw_and_smooth(axes, training, "s1", "training loss"))
+            keys.extend(_raw_and_smooth(axes, training, "s1", words("training_loss")))
         if evaluation:
             _line(axes, evaluation, color("s2"), marked=len(evaluation) <= 60)
-            keys.append(Key("eval loss", "s2", "line"))
+            keys.append(Key(words("eval_loss"), "s2", "line"))
             if point := best_point(run):
                 axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgewidth=1.8, color=color("best"))
-                keys.append(Key(f"best eval loss: {point[1]:.4g} at step {point[0]:g}", "best", "ring"))
+                keys.append(Key(words("best_eval_loss", value=point[1], step=point[0]), "best", "ring"))
         for step in run.resumes:
             axes.axvline(step, color=color("muted"), linestyle=":", linewidth=1)
         if run.resumes:
-            keys.append(Key("resumed", "muted", "dashed"))
+            keys.append(Key(words("resumed"), "muted", "dashed"))
         _scale(axes, [curve for curve in (training, evaluation) if curve])
-        axes.set_xlabel("step")
+        axes.set_xlabel(words("step"))
 
     svg = draw_wide(plot)  # which draws twice
-    return Drawing("Loss", svg, list(dict.fromkeys(keys)), _lost(training, evaluation), wide=True)
+    return Drawing(words("loss"), svg, list(dict.fromkeys(keys)), _lost(training, evaluation), wide=True)
+
+
+def _eval_keys(run: Run) -> list[str]:
+    """Log keys of what evaluations found besides the loss."""
+    names = [key for key in run.curves if key.startswith("eval_") and len(run.curves[key])]
+    return [key for key in names if key.removeprefix("eval_") not in (*BOOKKEEPING, "loss")]
 
 
 def _eval_figures(run: Run) -> list[Drawing]:
-    names = [key for key in run.curves if key.startswith("eval_") and len(run.curves[key])]
-    names = [key for key in names if key.removeprefix("eval_") not in (*BOOKKEEPING, "loss")]
+    names = [key for key in _eval_keys(run) if len(run.curves[key]) >= FEWEST_POINTS]
     scores = [key for key in names if key.removeprefix("eval_") in names_in("quality")]
     figures = []
     if scores:
@@ -85,21 +107,18 @@ def _eval_figures(run: Run) -> list[Drawing]:
         def plot(axes):
             for i, key in enumerate(scores):
                 _line(axes, run.curves[key], color(_series(i)), marked=len(run.curves[key]) <= 60)
-            axes.set_xlabel("step")
+            axes.set_xlabel(words("step"))
 
         keys = [Key(metric_name(key), _series(i)) for i, key in enumerate(scores)]
-        figures.append(Drawing("Eval scores", draw(plot), keys, _lost(*(run.curves[key] for key in scores))))
+        figures.append(Drawing(words("eval_scores"), draw(plot), keys, _lost(*(run.curves[key] for key in scores))))
     for key in [key for key in names if key not in scores][:MAX_OTHER]:
-        name = metric_name(key)
-        figure = _line_figure("Eval " + name.removeprefix("eval "), run.curves[key], "", "s2", None)
+        figure = _line_figure(curve_name(key), run.curves[key], "s2", None)
         figures += [] if figure is None else [figure]
     return figures
 
 
-def _line_figure(
-    title: str, curve: Curve, unit: str, name: str, bottom: float | None, noisy: bool = False
-) -> Drawing | None:
-    if not len(curve):
+def _line_figure(title: str, curve: Curve, name: str, bottom: float | None, noisy: bool = False) -> Drawing | None:
+    if len(curve) < FEWEST_POINTS:
         return None
 
     def plot(axes):
@@ -109,9 +128,9 @@ def _line_figure(
             _line(axes, curve.thin(), color(name), marked=len(curve) <= 30)
         if bottom is not None and not _scale(axes, [curve]):
             axes.set_ylim(bottom=bottom)
-        axes.set_xlabel("step")
+        axes.set_xlabel(words("step"))
 
-    return Drawing(title + (f", {unit}" if unit else ""), draw(plot), [], _lost(curve))
+    return Drawing(title, draw(plot), [], _lost(curve))
 
 
 def score_figure(base: dict, tuned: dict) -> Drawing | None:
@@ -137,9 +156,9 @@ def score_figure(base: dict, tuned: dict) -> Drawing | None:
         axes.set_xlim(left=0)
 
     names = (("base", "base", base), ("tuned", "s1", tuned))
-    keys = [Key(label, name, "dot") for label, name, scores in names if scores]
-    note = "With the 95 % intervals of the table." if any("intervals" in scores for scores in (base, tuned)) else ""
-    return Drawing("Base against tuned", draw_wide(plot, 0.9 + 0.36 * len(metrics)), keys, note, wide=True)
+    keys = [Key(words(label), name, "dot") for label, name, scores in names if scores]
+    note = words("intervals_note") if any("intervals" in scores for scores in (base, tuned)) else ""
+    return Drawing(words("base_against_tuned"), draw_wide(plot, 0.9 + 0.36 * len(metrics)), keys, note, wide=True)
 
 
 def interval(scores: dict, metric: str) -> tuple[float, float] | None:
@@ -166,15 +185,13 @@ def distribution_figure(scores: dict[str, list[float]], metric: str) -> Drawing 
             if values := scores.get(model):
                 axes.hist(values, bins=edges, color=color(name), alpha=0.35)
                 axes.hist(values, bins=edges, color=color(name), histtype="step", linewidth=1.6)
-        axes.set_xlabel(metric_name(metric) + " of a row")
-        axes.set_ylabel("rows")
+        axes.set_xlabel(words("of_a_row", metric=metric_name(metric)))
+        axes.set_ylabel(words("rows"))
         axes.set_xlim(0, edges[-1])
         axes.grid(axis="x", visible=False)
 
-    keys = [
-        Key(model, {"base": "base", "tuned": "s1"}[model], "bar") for model in ("base", "tuned") if scores.get(model)
-    ]
-    return Drawing(f"Spread of {metric_name(metric)}", draw_wide(plot, 2.6), keys, wide=True)
+    keys = [Key(words(model), name, "bar") for model, name in (("base", "base"), ("tuned", "s1")) if scores.get(model)]
+    return Drawing(words("spread", metric=metric_name(metric)), draw_wide(plot, 2.6), keys, wide=True)
 
 
 def _raw_and_smooth(axes, curve: Curve, name: str, label: str) -> list[Key]:
@@ -184,7 +201,7 @@ def _raw_and_smooth(axes, curve: Curve, name: str, label: str) -> list[Key]:
         return [Key(label, name)]
     _line(axes, curve.thin(), color(name), alpha=0.3, linewidth=1)
     _line(axes, smooth.thin(), color(name))
-    return [Key(f"{label}, smoothed", name), Key("as logged", name, "faint")]
+    return [Key(words("smoothed", name=label), name), Key(words("as_logged"), name, "faint")]
 
 
 def _line(axes, curve: Curve, paint: str, marked: bool = False, **style) -> None:
@@ -207,7 +224,7 @@ def _lost(*curves: Curve | None) -> str:
         return ""
     count = sum(curve.lost for curve in lost)
     first = min(curve.first_lost for curve in lost if curve.first_lost is not None)
-    return f"{count} value{'s are' if count > 1 else ' is'} NaN or infinite and not drawn, the first at step {first:g}."
+    return words("lost" if count > 1 else "one_lost", count=count, step=first)
 
 
 def _series(i: int) -> str:
@@ -227,7 +244,7 @@ def length_figures(run: Run) -> list[Drawing]:
 
 
 def _length_figure(run: Run, split: str, part: str) -> Drawing | None:
-    title, name, option = _LENGTHS[part]
+    name, option = _LENGTHS[part]
     bins = _bins(run.data[split].get(part))
     if not bins:
         return None
@@ -242,15 +259,15 @@ def _length_figure(run: Run, split: str, part: str) -> Drawing | None:
         if near is not None:
             axes.axvline(near, color=color("best"), linewidth=1.6, linestyle="--")
         axes.set_xlim(0, max(end, near or 0) * 1.03)
-        axes.set_xlabel("tokens")
-        axes.set_ylabel("rows")
+        axes.set_xlabel(words("token_axis"))
+        axes.set_ylabel(words("rows"))
         axes.grid(axis="x", visible=False)
 
-    keys = [Key(f"{split} rows", name, "bar")]
+    keys = [Key(words("split_rows", split=split), name, "bar")]
     if near:
         keys.append(Key(f"{option} {limit:g}", "best", "dashed"))
-    note = "" if near or limit is None else f"{option} is {limit:g}, far to the right."
-    return Drawing(title, draw(plot), keys, note)
+    note = "" if near or limit is None else words("far_right", option=option, limit=limit)
+    return Drawing(words(part), draw(plot), keys, note)
 
 
 def _answer_limit(run: Run, split: str) -> str:

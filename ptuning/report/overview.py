@@ -1,10 +1,13 @@
 """The tables of the page: the run in a few figures, its scores, its data, and the options that matter most."""
 
 from datetime import datetime
+from typing import Any
 
-from ptuning.report.figures import SPLITS, best_point, interval
+from ptuning.evaluation.compare import MORE
+from ptuning.report.figures import FEWEST_POINTS, SPLITS, best_point, curve_name, interval, pair, shown_curves
 from ptuning.report.read import Run
 from ptuning.report.text import better, duration, in_order, metric_name, names_in, number, show_number
+from ptuning.report.words import words
 
 MAIN_OPTIONS = (
     "model_name_or_path",
@@ -45,24 +48,25 @@ def cards(run: Run) -> list[tuple[str, str, str]]:
         found.append(_score_card(base, tuned, metric))
     if point := best_point(run):
         curve = run.curves.get("eval_loss")
-        words = f"best, at step {point[0]:g}"
+        small = words("best_at", step=point[0])
         if curve and curve.steps[-1] > point[0]:
-            words += f"; last {show_number(curve.values[-1])}"
-        found.append(("Eval loss", show_number(point[1]), words))
+            small += words("last_is", value=show_number(curve.values[-1]))
+        found.append((words("eval_loss_card"), show_number(point[1]), small))
     elif (loss := number(run.metrics.get("validation", {}).get("eval_loss"))) is not None:
-        found.append(("Eval loss", show_number(loss), "on the validation rows"))
+        found.append((words("eval_loss_card"), show_number(loss), words("on_validation")))
     elif (loss := run.last.get("loss")) is not None:
-        found.append(("Training loss", show_number(loss), "the last logged"))
+        found.append((words("training_loss_card"), show_number(loss), words("last_logged")))
     if (step := run.last.get("step")) is not None:
         planned, epoch = number(run.config.get("max_steps")), run.last.get("epoch")
-        parts = [f"of {planned:g}" if planned and planned > 0 else "", "" if epoch is None else f"{epoch:.2f} epochs"]
-        found.append(("Steps", show_number(step), ", ".join(part for part in parts if part)))
+        parts = [words("of_steps", steps=planned)] if planned and planned > 0 else []
+        parts += [] if epoch is None else [words("epochs", epochs=epoch)]
+        found.append((words("steps_card"), show_number(step), words("comma").join(parts)))
     if (seconds := run_seconds(run)) is not None:
         speed = run.curves.get("tokens_per_second")
-        words = f"{sum(speed.values) / len(speed):,.0f} training tokens a second" if speed else ""
-        found.append(("Time", duration(seconds), words))
+        small = words("training_rate", rate=sum(speed.values) / len(speed)) if speed else ""
+        found.append((words("time_card"), duration(seconds), small))
     if memory := run.curves.get("memory_gib"):
-        found.append(("Peak memory", f"{max(memory.values):.1f} GiB", ""))
+        found.append((words("memory_card"), f"{max(memory.values):.1f} GiB", ""))
     return found
 
 
@@ -70,16 +74,17 @@ def _score_card(base: dict, tuned: dict, metric: str) -> tuple[str, str, str]:
     values = [number(scores.get(metric)) for scores in (base, tuned)]
     figure = " → ".join(show_number(value, 2) for value in values if value is not None)
     owner, name = (tuned, "tuned") if values[1] is not None else (base, "base")
-    span, words = interval(owner, metric), []
-    words.append("base → tuned" if None not in values else name)
+    span, small = interval(owner, metric), [words("base_tuned" if None not in values else name)]
     if span:
-        words.append(f"95 % interval {span[0]:.2f} – {span[1]:.2f}")
-    return metric_name(metric), figure, ", ".join(words)
+        small.append(words("interval_95", low=span[0], high=span[1]))
+    return metric_name(metric), figure, words("comma").join(small)
 
 
 def run_seconds(run: Run) -> float | None:
-    """From start to end, where both are recorded; else the training's time."""
+    """From start to end, or until now, where they are recorded; else the training's time."""
     try:
+        if run.status == "running":
+            return (datetime.now().astimezone() - datetime.fromisoformat(str(run.outcome["started"]))).total_seconds()
         times = [datetime.fromisoformat(str(run.outcome[key])) for key in ("started", "ended")]
         return (times[1] - times[0]).total_seconds()
     except (KeyError, ValueError, TypeError):
@@ -95,21 +100,47 @@ def main_options(run: Run) -> list[tuple[str, object]]:
         rows.append(("world_size", world))
     batch, steps = (number(config.get(key)) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
     if world is not None and batch is not None and steps is not None:
-        rows.append(("effective batch", batch * steps * world))
+        rows.append((words("effective_batch"), batch * steps * world))
     return rows
 
 
-def score_rows(base: dict, tuned: dict) -> list[dict]:
-    """The score table: one row a metric, with both values, intervals, the change and whether it is for the better."""
+def few_values(run: Run) -> tuple[list[float], list[tuple[str, list[float | None]]]]:
+    """What was logged at so few steps that it is no curve yet: the steps, and name and values of each."""
+    few = {key: curve for key in shown_curves(run) if 0 < len(curve := run.curves[key]) < FEWEST_POINTS}
+    steps = sorted({step for curve in few.values() for step in curve.steps})
+    rows = []
+    for key, curve in few.items():
+        values = dict(zip(curve.steps, curve.values, strict=True))
+        rows.append((curve_name(key), [values.get(step) for step in steps]))
+    return steps, rows
+
+
+def score_rows(base: dict, tuned: dict, changes: dict) -> list[dict]:
+    """The score table: one row a metric, with both values, intervals, the change and whether it is for the better (1), for the
+    worse (-1), or nothing can be said (0).
+
+    Args:
+        changes: metric → what `ptuning compare` says of it, where the evaluation knows.
+    """
     keys = in_order(key for scores in (base, tuned) for key in scores if number(scores[key]) is not None)
     rows = []
     for key in keys:
         before, after = number(base.get(key)), number(tuned.get(key))
         values = {"base": before, "tuned": after}
         change = None if before is None or after is None else after - before
-        verdict = 0 if not change else better(key) * (1 if change > 0 else -1)
-        spans = {"base": interval(base, key), "tuned": interval(tuned, key)}
-        rows.append({"key": key, "values": values, "spans": spans, "change": change, "verdict": verdict})
+        about: Any = changes.get(key)
+        about = about if isinstance(about, dict) else {}
+        of_base, of_tuned, span = interval(base, key), interval(tuned, key), pair(about.get("interval"))
+        sure = True
+        if span is not None:
+            sure = about.get("verdict") == MORE
+        elif of_base is not None and of_tuned is not None:
+            # An older evaluation: intervals that overlap leave it open.
+            sure = of_tuned[0] > of_base[1] or of_tuned[1] < of_base[0]
+        spans = {"base": of_base, "tuned": of_tuned, "change": span}
+        verdict = better(key) * (1 if change > 0 else -1) if change and sure else 0
+        grey = change is not None and not sure
+        rows.append({"key": key, "values": values, "spans": spans, "change": change, "verdict": verdict, "grey": grey})
     return rows
 
 

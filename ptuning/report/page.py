@@ -4,15 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
+from ptuning.language import speaking
+from ptuning.messages import message
 from ptuning.report import compare, figures, overview, text
 from ptuning.report.read import Run, read_run
+from ptuning.report.words import words
 from ptuning.runs.files import write_text
 from ptuning.runs.folder import REPORT
+
+RELOAD_SECONDS = 10  # after which the page of a run that goes on loads itself again
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,9 @@ class ReportOptions:
 
     runs: tuple[str, ...] = option(..., "the --output_dir of a run", positional=True)
     output: str | None = option(None, f"default: RUN/{REPORT}; ./{REPORT} where several runs are compared")
+    lang: Literal["zh", "en"] | None = option(
+        None, "of the page; default: PTUNING_LANG in the environment, else the locale"
+    )
 
 
 def report_command(argv: list[str]) -> int:
@@ -34,17 +43,20 @@ def report_command(argv: list[str]) -> int:
     output = None if args.output is None else Path(args.output)
     if output is not None and output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give a file name, e.g. {output / REPORT}")
-    try:
-        several = len(args.runs) > 1
-        path = write_comparison(args.runs, output or REPORT) if several else write_report(args.runs[0], output)
-    except OSError as error:
-        raise ConfigError(f"can't write the report: {error}") from error
-    print(f"Wrote {path}")
+    with speaking(args.lang):
+        try:
+            several = len(args.runs) > 1
+            path = write_comparison(args.runs, output or REPORT) if several else write_report(args.runs[0], output)
+        except OSError as error:
+            raise ConfigError(f"can't write the report: {error}") from error
+        print(message("wrote", file=path))
     return 0
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """Writes the page of one run, from what is there: also during a run, and after one that failed.
+
+    In its folder, the page of a run that is going on loads itself again, as the run goes on writing it.
 
     Args:
         output: default: report.html in the folder.
@@ -56,7 +68,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         ConfigError: there is no run in `folder`.
     """
     run = read_run(folder)
-    return write_text(Path(folder) / REPORT if output is None else Path(output), render_run(run))
+    return write_text(
+        Path(folder) / REPORT if output is None else Path(output), render_run(run, stays=output is not None)
+    )
 
 
 def write_comparison(folders: Sequence[str | Path], output: str | Path = REPORT) -> Path:
@@ -70,8 +84,12 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path = REPORT)
     return write_text(Path(output), render_comparison(runs))
 
 
-def render_run(run: Run) -> str:
-    """The page of one run."""
+def render_run(run: Run, stays: bool = False) -> str:
+    """The page of one run.
+
+    Args:
+        stays: nobody writes the page again while the run goes on.
+    """
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
     predictions = run.predictions
     return (
@@ -79,12 +97,13 @@ def render_run(run: Run) -> str:
         .get_template("run.html.jinja")
         .render(
             run=run,
-            written=_now(),
+            live=run.running and not stays,
             cards=overview.cards(run),
             main_options=overview.main_options(run),
             curves=figures.curve_figures(run),
             undrawn=[(key, curve) for key, curve in run.curves.items() if curve.lost and not len(curve)],
-            scores=overview.score_rows(base, tuned),
+            few=overview.few_values(run),
+            scores=overview.score_rows(base, tuned, run.metrics.get("change", {})),
             score_figure=figures.score_figure(base, tuned),
             spread=figures.distribution_figure(predictions.scores, predictions.metric) if predictions.metric else None,
             data=overview.data_table(run),
@@ -101,7 +120,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         .get_template("comparison.html.jinja")
         .render(
             runs=runs,
-            written=_now(),
+            live=False,
             options=compare.differing_options(runs),
             metrics=metrics,
             rows=rows,
@@ -130,11 +149,11 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "series": compare.series,
+        "is_dashed": compare.is_dashed,
         "LONGEST_ERROR": text.LONGEST_ERROR,
+        "t": words,
+        "now": datetime.now().astimezone(),
+        "RELOAD_SECONDS": RELOAD_SECONDS,
         "answer_scores": lambda: text.names_in("answer"),
     }
     return environment
-
-
-def _now() -> str:
-    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")

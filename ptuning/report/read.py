@@ -7,7 +7,8 @@ from pathlib import Path
 from ptuning.errors import ConfigError
 from ptuning.report.answers import Predictions, Probe, read_predictions, read_probe
 from ptuning.report.text import number
-from ptuning.runs import RunFolder
+from ptuning.report.words import words
+from ptuning.runs import RunFolder, running_since
 from ptuning.runs.files import read_json_if_possible
 from ptuning.runs.folder import BEST, DATA, EVALUATION, LOG, METRICS, OUTCOME, PROBE, RECORD, TUNED
 from ptuning.runs.lines import Lines
@@ -96,6 +97,7 @@ class Run:
     record: dict = field(default_factory=dict)  # the latest run*.json; where nothing was trained, evaluation.json
     evaluation: dict = field(default_factory=dict)  # evaluation.json of a later evaluation in the folder of a training
     resumes: list[int] = field(default_factory=list)  # steps that the run was resumed at
+    running: bool = False  # a process of this machine is at work in the folder
     outcome: dict = field(default_factory=dict)
     data: dict[str, dict] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
@@ -113,7 +115,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, failed, interrupted, or "no end recorded" where the run is still going on or was killed."""
+        """running, finished, failed, interrupted, or "no end recorded" where it was killed, or runs on another machine."""
+        if self.running:
+            return "running"
         status = self.outcome.get("status")
         return status if status in STATUSES else "no end recorded"
 
@@ -153,17 +157,19 @@ def read_run(folder: str | Path, name: str | None = None, texts: bool = True) ->
     def read_or_note(file: str) -> dict:
         found = read_json_if_possible(files / file)
         if not found and (files / file).exists():
-            run.problems.append(f"{file} is not readable")
+            run.problems.append(words("unreadable", file=file))
         return found
 
     run.resumes, run.record = files.resumes(), files.latest_record()
     if not run.record and (files / RECORD).exists():
-        run.problems.append(f"{RECORD} is not readable")
+        run.problems.append(words("unreadable", file=RECORD))
     run.evaluation = read_or_note(EVALUATION)
     if not run.record:
         run.record, run.evaluation = run.evaluation, {}
     run.data, run.metrics = _dicts(read_or_note(DATA)), _dicts(read_or_note(METRICS))
     run.outcome, run.best = read_or_note(OUTCOME), read_or_note(BEST)
+    if since := running_since(files):
+        run.running, run.outcome = True, {"started": since}  # an outcome there is that of an earlier run
     log = Lines(files / LOG)
     entries = [entry for _, entry in log]
     run.curves = curves_of(entries)
@@ -171,14 +177,14 @@ def read_run(folder: str | Path, name: str | None = None, texts: bool = True) ->
     _note_bad(run, LOG, log.bad)
     if texts:
         run.predictions, run.probe = read_predictions(files), read_probe(files)
-        _note_bad(run, "the predictions", run.predictions.bad)
+        _note_bad(run, words("the_predictions"), run.predictions.bad)
         _note_bad(run, PROBE, run.probe.bad)
     return run
 
 
 def _note_bad(run: Run, file: str, bad: int) -> None:
     if bad:
-        run.problems.append(f"{bad} line{'s' if bad > 1 else ''} of {file} could not be read")
+        run.problems.append(words("bad_lines" if bad > 1 else "bad_line", file=file, count=bad))
 
 
 def _dict(value) -> dict:

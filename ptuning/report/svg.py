@@ -2,13 +2,14 @@
 
 matplotlib draws (ticks, scales, clipping are its business), with text left as text (`svg.fonttype: none`), so the browser
 sets it in the page's font. Colours are the one thing it can't leave open: each is drawn as a stand-in, a hex value used for
-nothing else, which becomes `var(--…)` in the SVG. User text never enters a figure: it could be markup to matplotlib ($…$),
-and its fonts have no Chinese. Legends are HTML.
+nothing else, which becomes `var(--…)` in the SVG. User text never enters a figure: it could be markup to matplotlib ($…$).
+Legends are HTML.
 """
 
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,9 @@ def draw(plot: Callable, size: tuple[float, float] = (5.4, 3.0)) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        # Its fonts have no Chinese, which the page's font writes: a label is measured a little too short.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
         plot(figure.subplots())
         text = io.StringIO()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ptuning.evaluation.metrics import METRICS, Place, shown_in
+from ptuning.report.words import words
 
 LONGEST_TEXT = 1200  # characters of a prompt, a reference or an answer
 LONGEST_VALUE = 400  # of an option's value
@@ -14,15 +15,8 @@ LONGEST_ERROR = 6000
 # What evaluation logs besides scores.
 BOOKKEEPING = ("rows", "seconds", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
-# Besides the metrics.
-_NAMES = {
-    "tokens": "tokens an answer",
-    "rows": "rows",
-    "seconds": "seconds",
-    "eval_loss": "eval loss",
-    "eval_perplexity": "eval perplexity",
-    "unfinished": "unfinished",  # until evaluation counted them as "cut %"
-}
+# Besides the metrics; "unfinished" is what "cut %" was before.
+_NAMES = ("tokens", "rows", "seconds", "eval_loss", "eval_perplexity", "unfinished")
 _DIRECTIONS = {"higher": 1, "lower": -1}
 _LOGGED_LOWER = ("eval_loss", "eval_perplexity")
 
@@ -33,7 +27,9 @@ _LOGGED_LOWER = ("eval_loss", "eval_perplexity")
 def metric_name(key: str) -> str:
     """How the page calls a metric; one it doesn't know keeps its key."""
     short = key.removeprefix("eval_")
-    return METRICS[short].label if short in METRICS else _NAMES.get(key) or _NAMES.get(short, short)
+    if short in METRICS:
+        return METRICS[short].title
+    return next((words(name) for name in (key, short) if name in _NAMES), short)
 
 
 def names_in(place: Place) -> list[str]:
@@ -128,16 +124,16 @@ def show_value(value: object) -> str:
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
     shown, more = cut(text, LONGEST_VALUE)
-    return shown + (f"… ({more:,} more characters)" if more else "")
+    return shown + (words("more_text", more=f"{more:,}") if more else "")
 
 
 def duration(seconds: float) -> str:
     """Seconds in the two largest units that say something."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return words("time_s", seconds=seconds)
     minutes, hours = seconds / 60, seconds / 3600
     if minutes < 60:
-        return f"{int(minutes)} min {int(seconds % 60)} s"
+        return words("time_min", minutes=int(minutes), seconds=int(seconds % 60))
     if hours < 48:
-        return f"{int(hours)} h {int(minutes % 60)} min"
-    return f"{int(hours // 24)} d {int(hours % 24)} h"
+        return words("time_h", hours=int(hours), minutes=int(minutes % 60))
+    return words("time_d", days=int(hours // 24), hours=int(hours % 24))

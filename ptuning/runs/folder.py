@@ -211,7 +211,7 @@ class RunFolder:
         return write_lines(self.path / LOG, history)
 
     def write_metrics(self, results: Mapping[str, dict]) -> Path:
-        """Writes metrics.json: base, tuned, validation and probe, those that were measured."""
+        """Writes metrics.json: base, tuned, change, validation and probe, those that were measured."""
         return write_json(self.path / METRICS, results)
 
 

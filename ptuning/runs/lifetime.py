@@ -67,6 +67,23 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
                 parent.rmdir()
 
 
+def running_since(folder: RunFolder) -> str | None:
+    """When the run began that a process of this machine is doing in the folder now; None where there is none, or it has
+    written its outcome.
+    """
+    holder = read_json_if_possible(folder / LOCK)
+    if not _is_whole(holder) or holder["host"] != socket.gethostname() or not _is_alive(holder):
+        return None
+    try:
+        outcome, lock = folder / OUTCOME, folder / LOCK
+        ended = (
+            outcome.exists() and outcome.stat().st_mtime_ns >= lock.stat().st_mtime_ns
+        )  # else it is an earlier run's
+    except OSError:  # it ends just now
+        return None
+    return None if ended else str(holder["started"])
+
+
 def _why_no_folder(path: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)

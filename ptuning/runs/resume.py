@@ -11,23 +11,27 @@ from ptuning.runs.files import read_json_if_possible
 from ptuning.runs.folder import RECORD, TRAINER_STATE, RunFolder
 from ptuning.runs.record import RunRecord
 
-# Options that may change, because no weight depends on them. Every other option is compared, also one that is yet to come.
-FREE_OPTIONS = (
+# Options that say nothing about what a run results in.
+BESIDE_OPTIONS = (
     # where to and what for
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_eval", "do_predict"),
     # what is logged, saved and shown
     *("logging_*", "log_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm", "skip_memory_metrics"),
     *("save_*", "enable_jit_checkpoint", "push_to_hub*", "hub_*", "include_*"),
-    # evaluation
-    *("eval_*", "batch_eval_metrics", "prediction_loss_only", "*_full_eval", "per_device_eval_batch_size"),
-    *("validation_file", "test_file", "max_eval_samples", "max_predict_samples", "val_max_target_length"),
-    *("predict_with_generate", "generation_*", "num_beams", "baseline", "baseline_from", "probe"),
     # how rows reach the model, not which
     *("preprocessing_num_workers", "overwrite_cache"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
     *("dataloader_multiprocessing_context",),
     # processes talking to each other
     *("local_rank", "ddp_timeout"),
+)
+# Options that may change, because no weight depends on them. Every other option is compared, also one that is yet to come.
+FREE_OPTIONS = (
+    *BESIDE_OPTIONS,
+    # evaluation
+    *("eval_*", "batch_eval_metrics", "prediction_loss_only", "*_full_eval", "per_device_eval_batch_size"),
+    *("validation_file", "test_file", "max_eval_samples", "max_predict_samples", "val_max_target_length"),
+    *("predict_with_generate", "generation_*", "num_beams", "baseline", "baseline_from", "probe"),
     # The checkpoint's own weights stand in the place of the prefix that the run began with.
     "ptuning_checkpoint",
 )
@@ -36,7 +40,16 @@ BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # May go up: the run gets longer.
 LENGTH_OPTIONS = ("max_steps", "num_train_epochs")
 # Another spelling of the same path is no change.
-PATH_OPTIONS = ("model_name_or_path", "train_file", "dataset_name", "deepspeed", "mix")
+PATH_OPTIONS = (
+    "model_name_or_path",
+    "ptuning_checkpoint",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "dataset_name",
+    "deepspeed",
+    "mix",
+)
 
 _START_OPTIONS = ("pre_seq_len", "prefix_projection")
 
@@ -44,6 +57,11 @@ _START_OPTIONS = ("pre_seq_len", "prefix_projection")
 def is_free(option: str) -> bool:
     """Whether an option may change when a run is resumed."""
     return any(fnmatchcase(option, pattern) for pattern in FREE_OPTIONS)
+
+
+def is_beside(option: str) -> bool:
+    """Whether an option says nothing about what a run results in."""
+    return any(fnmatchcase(option, pattern) for pattern in BESIDE_OPTIONS)
 
 
 def conflicts(before: RunRecord, now: RunRecord) -> list[str]:
@@ -103,20 +121,30 @@ def _same(option: str, before: RunRecord, now: RunRecord) -> bool:
     if option == "deepspeed" and None not in (before.deepspeed_sha256, now.deepspeed_sha256):
         return before.deepspeed_sha256 == now.deepspeed_sha256
     if option in PATH_OPTIONS:
-        return _places(was, before.cwd) == _places(wish, now.cwd)
+        return places(was, before.cwd) == places(wish, now.cwd)
     return False
 
 
-def _places(value: Any, cwd: str | None) -> Any:
-    """Paths, also those in FILE:RATIO, as the places they lead to."""
+def places(value: Any, cwd: str | None) -> Any:
+    """Paths, also those in FILE:RATIO, as the places they lead to; other values as they are.
+
+    Args:
+        value: of one of PATH_OPTIONS.
+        cwd: the directory that relative paths start from.
+    """
     if isinstance(value, list):
-        return [_places(each, cwd) for each in value]
+        return [places(each, cwd) for each in value]
     if not isinstance(value, str):
         return value
     head, _, tail = value.rpartition(":")  # FILE:RATIO, or a path without a colon
     path, ratio = (head, tail) if head else (value, "")
     place = Path(cwd or os.curdir, Path(path).expanduser())
-    return (str(place.resolve()), ratio) if place.exists() else (path, ratio)
+    if place.exists():
+        return str(place.resolve()), ratio
+    # Gone, or the name of a model on the hub.
+    if cwd is not None and place.is_absolute() and place.is_relative_to(cwd):
+        return os.path.normpath(place.relative_to(cwd)), ratio
+    return os.path.normpath(path), ratio
 
 
 def _is_longer(was: Any, wish: Any) -> bool:

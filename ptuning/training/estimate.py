@@ -8,6 +8,8 @@ from typing import Any
 from ptuning.config import Config, expand_config, parse
 from ptuning.config.commands import option, parse_known_options
 from ptuning.errors import ConfigError
+from ptuning.language import padded
+from ptuning.messages import message
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
@@ -65,14 +67,16 @@ class Estimate:
         yield DISK, self.need.disk_peak, self.machine.disk
 
     def __str__(self) -> str:
-        work, lines = self.work, [f"Estimate for {_describe(self.work)}"]
+        work, lines = self.work, [_describe(self.work)]
         parts = {
             GPU: self.need.device,
             HOST: self.need.host if not work.cpu else self._cpu_parts(),
             DISK: self.need.disk,
         }
         for name, size, free in self._rows():
-            lines.append(f"  {name:<21} {in_words(size):>9} {_judged(name, size, free)}  ({_join(parts[name])})")
+            judged = _judged(name, size, free)
+            label = padded(message(name), 21)
+            lines.append(message("need", name=label, size=in_words(size), judged=judged, parts=_join(parts[name])))
         return "\n".join(lines)
 
     def _cpu_parts(self) -> dict[str, int]:
@@ -102,6 +106,7 @@ class Estimate:
             (f"--save_total_limit 1 {weights_only}", 2, False),
             ("--save_strategy no (only the tuned model at the end)", 0, self.work.save_optimizer),
         ):
+            assert self.machine.disk is not None  # it was found to be too small
             changed = replace(self.work, checkpoints=checkpoints, save_optimizer=optimizer)
             if changed.checkpoints <= self.work.checkpoints and need(changed, 0).disk_peak <= self.machine.disk:
                 return f"The nearest setting that fits: {flags}; or another disk with --output_dir."
@@ -125,6 +130,7 @@ def estimate_run(config: Config, method: Method, machine: Machine | None = None,
     if machine is None:
         machine = Machine.here(config.training.output_dir, "cpu" if work.cpu else "cuda")
         # This node's processes have taken their own share of what was free before they started.
+        assert machine.host is not None  # of this machine
         machine = replace(machine, host=machine.host + work.local_processes * rss)
     return Estimate(work, need(work, rss), machine, rss)
 
@@ -258,22 +264,28 @@ def _slower(work: Workload) -> Iterator[tuple[list[str], Workload]]:
 
 def _describe(work: Workload) -> str:
     zero = work.zero
-    how = "no DeepSpeed" if zero is None else f"ZeRO-{zero.stage}"
+    how = message("no_deepspeed") if zero is None else f"ZeRO-{zero.stage}"
     if zero is not None and zero.offload_optimizer != "none":
-        how += f", offload to {zero.offload_optimizer}"
-    return (
-        f"{work.method}, base of {work.shape.parameters / 1e9:.3g} B parameters, "
-        f"{work.processes} process{'es' * (work.processes > 1)} "
-        f"({work.local_processes} on this node), {how}, {work.batch} rows × {work.length} tokens, gradient checkpointing "
-        f"{'on' if work.checkpointing else 'off'}"
+        how += message("offload", device=zero.offload_optimizer)
+    return message(
+        "estimate",
+        method=work.method,
+        parameters=work.shape.parameters / 1e9,
+        processes=work.processes,
+        es="es" * (work.processes > 1),
+        local=work.local_processes,
+        how=how,
+        batch=work.batch,
+        length=work.length,
+        checkpointing=message("on" if work.checkpointing else "off"),
     )
 
 
 def _judged(name: str, size: int, free: int | None) -> str:
     if free is None:
-        return f"(what there is: {_FLAGS[name]})"
+        return message("not_told", flag=_FLAGS[name])
     state = "too much" if size > free * REFUSE_ABOVE else "tight" if size > 0.9 * free else "fits"
-    return f"of {in_words(free):>9} free: {state}"
+    return message("judged", free=in_words(free), state=message(state))
 
 
 def _join(sizes: dict[str, int]) -> str:

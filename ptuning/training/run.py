@@ -16,10 +16,11 @@ from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.families import Template
+from ptuning.messages import message
 from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.resume import chosen_checkpoint, is_finished
-from ptuning.training.progress import LossCurve
+from ptuning.training.progress import LiveReport, LossCurve
 from ptuning.training.resume import planned_steps, require_same_run
 from ptuning.training.trainer import TuningTrainer
 
@@ -73,7 +74,7 @@ def checkpoint_to_resume(
         say(f"note: {note}")
     finished = is_finished(checkpoint, planned_steps(config.training, rows))
     if finished:
-        say(f"{checkpoint} is the end of a finished run; nothing is left to do")
+        say(message("finished", checkpoint=checkpoint))
     return Resume(checkpoint, finished)
 
 
@@ -85,6 +86,7 @@ def build_trainer(
     rows: Mapping[str, Sequence[EncodedRow]],
     manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
+    live: LiveReport | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
@@ -93,9 +95,12 @@ def build_trainer(
         method: what is tuned.
         manifest: written into every checkpoint.
         score_answers: see TuningTrainer.
+        live: the report of the run, for as long as it trains.
     """
     args, data = config.training, config.data
     callbacks: list[TrainerCallback] = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
+    if live is not None:
+        callbacks.append(live)  # after the log that it shows
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     trainer = TuningTrainer(
@@ -132,7 +137,7 @@ def train(
         trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
-    say(f"Saved the tuned {trainer.method.noun} in {args.output_dir}")
+    say(message("saved", noun=trainer.method.noun, folder=args.output_dir))
 
 
 @contextmanager
@@ -159,16 +164,19 @@ def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
     rows = len(trainer.train_dataset)
     steps = planned_steps(args, rows)
     lines = [
-        f"Training {trainable:,} of {total:,} parameters ({trainable / total:.3%}) on {rows:,} rows",
-        f"  effective batch {effective} = {args.per_device_train_batch_size} rows × {args.gradient_accumulation_steps} "
-        f"accumulation steps × {args.world_size} processes; {steps:,} steps = {steps * effective / rows:.2f} epochs",
-        f"  learning rate {args.learning_rate:g}, {args.lr_scheduler_type.value} schedule, device {args.device}",
-        *(
-            ["  loss: the mean of each forward pass's labels first (--loss_average rows)"]
-            if args.loss_average == "rows"
-            else []
+        message("trainable", trainable=trainable, total=total, share=trainable / total, rows=rows),
+        message(
+            "steps",
+            effective=effective,
+            batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            steps=steps,
+            epochs=steps * effective / rows,
         ),
+        message("schedule", rate=args.learning_rate, schedule=args.lr_scheduler_type.value, device=args.device),
+        *([message("row_averages")] if args.loss_average == "rows" else []),
     ]
     if resume_from:
-        lines.append(f"  continuing the run at {resume_from}")
+        lines.append(message("continuing", checkpoint=resume_from))
     return "\n".join(lines)

@@ -125,7 +125,8 @@ class TuningTrainer(Trainer):
             logs["overflow_steps"] = self.overflow_steps
         if "loss" in logs:
             logs |= self._throughput.report()
-        super().log(logs, start_time)
+        with self._throughput.paused():  # a report may be written
+            super().log(logs, start_time)
 
     def _last_checkpoint(self) -> str:
         saved = sorted(Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: p.stat().st_mtime)

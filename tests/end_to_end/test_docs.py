@@ -4,12 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import BIN, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+TRANSLATED = sorted((ROOT / "docs").glob("*.zh.md"))
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -27,6 +30,25 @@ def ptuning_commands() -> list[str]:
         joined = code.replace("\\\n", " ")
         lines += [line.split("  #")[0].strip() for line in joined.splitlines() if line.startswith(".venv/bin/ptuning")]
     return sorted({line for line in lines if "…" not in line and " train " not in line})
+
+
+def code_without_comments(page: Path) -> list[tuple[str, str]]:
+    """Language and code of each block; comments are what may be translated."""
+    found = re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [(language, re.sub(r"[ \t]*(?<!\S)#.*", "", code)) for language, code in found]
+
+
+@pytest.mark.parametrize("name", [page.name.removesuffix(".zh.md") for page in TRANSLATED])
+def test_both_languages_have_the_same_commands(name):
+    english, chinese = (next(page for page in PAGES if page.name == name + end) for end in (".md", ".zh.md"))
+    assert code_without_comments(chinese) == code_without_comments(english)
+    for page, other in ((english, chinese), (chinese, english)):
+        assert f"]({other.name})" in page.read_text(encoding="utf-8").split("\n## ")[0]
+    links = [
+        re.findall(r"\]\(([^)#]+?)(?:\.zh)?(?:\.md)?(?:#[^)]*)?\)", page.read_text("utf-8"))
+        for page in (english, chinese)
+    ]
+    assert sorted(links[0]) == sorted(links[1])
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,18 @@ def make_run(folder: Path, steps: int = 200, rows: int = 40, rate: float = 0.05,
         "base": scores(8, rows),
         "tuned": scores(44 - 8 * abs(math.log10(rate / 0.05)), rows),
     }
+    differences = {
+        name: {"difference": metrics["tuned"][name] - value, "verdict": "more than noise"}
+        for name, value in metrics["base"].items()
+        if name in metrics["base"]["intervals"]
+    }
+    metrics["change"] = {
+        name: {**about, "interval": [about["difference"] - 1.5, about["difference"] + 1.4]}
+        for name, about in differences.items()
+    }
+    small = {"difference": 0.4, "interval": [-1.1, 1.8], "verdict": "not more than noise"}
+    metrics["tuned"]["exact_match"] = metrics["base"]["exact_match"] + 0.4
+    metrics["change"]["exact_match"] = small
     probe = {"rows": 12, "same": 33.3, "base_loss": 0.6, "tuned_loss": 0.9, "change": 0.3, "interval": [0.2, 0.4]}
     metrics["probe"] = {**probe, "kinds": {"常识": {**probe, "rows": 4, "interval": [0.1, 0.5]}}}
     write_json(folder / "metrics.json", metrics)

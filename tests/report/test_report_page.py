@@ -2,17 +2,23 @@
 
 import json
 import math
+import os
 import re
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ptuning.errors import ConfigError
 from ptuning.report import page as page_module
 from ptuning.report import report_command, write_comparison, write_report
-from ptuning.report.compare import differing_options, run_names, score_table, sweep_figures
+from ptuning.report.compare import comparison_figures, differing_options, run_names, score_table, sweep_figures
+from ptuning.report.figures import curve_figures
+from ptuning.report.overview import few_values
 from ptuning.report.read import read_run
 from ptuning.report.text import duration, show_number, show_value
+from ptuning.runs.lifetime import now
 from tests.report.conftest import log_entries, make_run, write_json, write_lines
 
 EVIL = "<script>alert(1)</script>"
@@ -59,6 +65,148 @@ def test_nothing_from_elsewhere(tmp_path):
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
+
+
+def start(folder: Path, pid: int | None = None, host: str | None = None) -> Path:
+    """A run that goes on: no results, and the lock of this process."""
+    for name in ("predictions.jsonl", "predictions_base.jsonl", "metrics.json", "probe.jsonl", "best.json"):
+        (folder / name).unlink()
+    about = {"pid": pid or os.getpid(), "host": host or socket.gethostname(), "started": now()}
+    write_json(folder / "run.lock", about | {"create_time": psutil.Process().create_time()})
+    return folder
+
+
+def test_a_run_that_goes_on(tmp_path):
+    folder = start(make_run(tmp_path))
+    (folder / "outcome.json").unlink()
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert re.search(r"running, last written \d\d:\d\d:\d\d\.", text)
+    assert '<meta http-equiv="refresh" content="10">' in text and "location.reload()" in text
+    assert not re.search(r"No end of this run", text)
+    assert text.count("<script") == 1
+
+
+def test_only_the_page_that_is_written_again_loads_itself(tmp_path):
+    folder = start(make_run(tmp_path))
+    (folder / "outcome.json").unlink()
+    text = write_report(folder, tmp_path / "copy.html").read_text(encoding="utf-8")
+    assert "The run was going on when this page was written" in text and "location.reload()" not in text
+    text = write_comparison([folder, folder], tmp_path / "two.html").read_text(encoding="utf-8")
+    assert ">running<" in text and "location.reload()" not in text
+
+
+def test_a_run_that_has_ended_does_not_load_itself(tmp_path):
+    folder = start(make_run(tmp_path))
+    write_json(folder / "outcome.json", {"status": "finished"})  # the run's own: it still has the lock
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert ">finished<" in text and "refresh" not in text and "location.reload()" not in text
+
+
+def test_the_outcome_of_an_earlier_run_is_not_that_of_the_one_that_goes_on(tmp_path):
+    make_run(tmp_path)
+    write_json(tmp_path / "outcome.json", {"status": "failed", "error": "the earlier one's"})
+    os.utime(tmp_path / "outcome.json", (1, 1))
+    text = write_report(start(tmp_path)).read_text(encoding="utf-8")
+    assert ">running<" in text and "the earlier one" not in text
+
+
+@pytest.mark.parametrize("whose", [{"pid": 2**22 + 1}, {"host": "elsewhere"}])
+def test_a_killed_run_left_its_lock(tmp_path, whose):
+    folder = start(make_run(tmp_path), **whose)
+    (folder / "outcome.json").unlink()
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "No end of this run is recorded" in text and "location.reload()" not in text
+
+
+def test_few_values_are_a_table_and_no_figures(tmp_path):
+    make_run(tmp_path)
+    entries = [entry for entry in log_entries(200, 0.1, 0) if "eval_loss" not in entry]
+    evaluated = [entry for entry in log_entries(200, 0.1, 0) if "eval_loss" in entry]
+    write_lines(tmp_path / "log.jsonl", entries + evaluated[-2:])
+    run = read_run(tmp_path)
+    steps, rows = few_values(run)
+    assert steps == [175, 200]
+    assert [name for name, _ in rows] == ["eval loss", "Eval perplexity", "Eval BLEU-4", "Eval ROUGE-L"]
+    assert rows[0][1] == [evaluated[-2]["eval_loss"], evaluated[-1]["eval_loss"]]
+    titles = [figure.title for figure in curve_figures(run)]
+    assert titles[0] == "Loss" and not any(title.startswith("Eval") for title in titles)
+    write_lines(tmp_path / "log.jsonl", entries[:2] + evaluated[:1])
+    assert curve_figures(read_run(tmp_path)) == []
+    assert "No steps were logged" not in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_change_that_may_be_chance_is_grey(tmp_path):
+    make_run(tmp_path)
+
+    def classes() -> dict[str, str]:
+        text = write_report(tmp_path).read_text(encoding="utf-8")
+        table = text[text.index('<section id="scores">') : text.index('<section id="answers">')]
+        rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        cells = [re.findall(r'<t[hd][^>]*?(?:class="n([^"]*)")?>([^<]*)', row) for row in rows]
+        return {row[0][1]: row[-1][0].strip() for row in cells}
+
+    look = classes()
+    assert (look["BLEU-4"], look["exact match %"], look["empty %"]) == ("good", "muted", "")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics["change"]["bleu-4"]["verdict"] = "too few rows"
+    write_json(tmp_path / "metrics.json", metrics)
+    assert classes()["BLEU-4"] == "muted"
+    del metrics["change"]  # an older evaluation: the intervals of base and tuned decide
+    metrics["base"]["intervals"]["rouge-l"] = [0, 99]
+    write_json(tmp_path / "metrics.json", metrics)
+    assert (classes()["BLEU-4"], classes()["ROUGE-L"]) == ("good", "muted")
+
+
+def test_a_change_of_the_probe_that_may_be_chance_is_grey(tmp_path):
+    make_run(tmp_path)
+    assert 'class="n">+0.3000<' in write_report(tmp_path).read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics["probe"]["interval"] = [-0.1, 0.4]
+    write_json(tmp_path / "metrics.json", metrics)
+    assert write_report(tmp_path).read_text(encoding="utf-8").count('class="n muted">+0.3000<') == 1
+
+
+def test_differences_leave_out_spellings_and_logging(tmp_path, monkeypatch):
+    file = tmp_path / "data" / "train.json"
+    file.parent.mkdir()
+    file.write_text("[]")
+    spellings = ("data/train.json", "./data/train.json", str(file), "../data/train.json")
+    mixes = [[f"{spelling}:0.1"] for spelling in spellings]
+    folders = []
+    for i, spelling in enumerate(spellings):
+        beside = {"logging_steps": i, "report_to": [str(i)], "save_steps": i, "run_name": str(i), "output_dir": str(i)}
+        same = {"model_name_or_path": ("a/model", "./a/model", f"{tmp_path}/a/model", "a/model")[i]}  # which is gone
+        folder = make_run(tmp_path / f"run{i}", train_file=spelling, mix=mixes[i], pre_seq_len=64 * i, **beside, **same)
+        record = json.loads((folder / "run.json").read_text())
+        write_json(folder / "run.json", record | {"cwd": str(tmp_path / "data" if i == 3 else tmp_path)})
+        folders.append(folder)
+    assert [key for key, _ in differing_options([read_run(folder) for folder in folders])] == ["pre_seq_len"]
+    other = make_run(tmp_path / "other", train_file="data/other.json", mix=mixes[0], pre_seq_len=0)
+    found = dict(differing_options([read_run(folders[0]), read_run(other)]))
+    assert found["train_file"] == ["data/train.json", "data/other.json"]
+
+
+def test_two_evaluations_of_each_run_are_a_small_figure(tmp_path):
+    folders = [make_run(tmp_path / str(i), steps=200, seed=i) for i in range(2)]
+    for folder in folders:
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        evaluated = [line for line in lines if "eval_loss" in line]
+        write_lines(folder / "log.jsonl", [line for line in lines if "eval_loss" not in line] + evaluated[:2])
+    wide = {figure.title: figure.wide for figure in comparison_figures([read_run(folder) for folder in folders])}
+    assert wide["Training loss"] and not wide["Eval loss"] and not wide["Eval BLEU-4"]
+
+
+def test_a_page_in_chinese(tmp_path, capsys):
+    folder = make_run(tmp_path / "demo")
+    assert report_command([str(folder), "--lang", "zh"]) == 0
+    assert capsys.readouterr().out == f"已写入 {folder / 'report.html'}\n"
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in text and "遗忘探测" in text and "完全相同 %" in text
+    english = {"Curves", "Answers", "finished", "tuned", "metric", "Light / dark", "Best", "reference", "rows", "step"}
+    said = set(re.findall(r">\s*([^<>]+?)\s*<", re.sub(r"<script.*?</script>", "", text, flags=re.S)))
+    assert not said & english
+    text = write_comparison([folder, folder], tmp_path / "two.html").read_text(encoding="utf-8")
+    assert "2 runs compared" in text  # the command's language ended with it
 
 
 def test_a_run_that_failed_early(tmp_path):
