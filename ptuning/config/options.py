@@ -186,7 +186,12 @@ class TuningArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True
-        if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
+        # The names that everybody knows; transformers takes them too, with a warning.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.activation_checkpointing_kwargs is None:
             # The reentrant kind needs an input that requires grad, which a frozen base doesn't have.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         try:

@@ -44,6 +44,7 @@ def predict(
     path: Path,
     say: Callable[[str], None] = print,
     losses: bool = True,
+    shows_bar: bool = True,
 ) -> dict[str, Any]:
     """Answers and scores every record.
 
@@ -58,6 +59,7 @@ def predict(
         path: the JSON lines file.
         say: prints on the main process.
         losses: also compute the references' losses, one more forward pass over the rows.
+        shows_bar: draw a progress bar; during training the trainer's own is there.
 
     Returns:
         The scores of `metrics.summarise`.
@@ -76,7 +78,9 @@ def predict(
     prompts = questions.rows.as_part("prompt")
     answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
     own = []
-    bar = tqdm(total=len(todo), desc=path.stem, unit="row", leave=False, disable=not state.is_main_process)
+    bar = tqdm(
+        total=len(todo), desc=path.stem, unit="row", leave=False, disable=not (shows_bar and state.is_main_process)
+    )
     with kept.open(state.process_index) as file, bar:
         for answer in answers:
             record = records[todo[answer.index]]
