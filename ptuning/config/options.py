@@ -211,7 +211,12 @@ class TuningArguments(TrainingArguments):
             self.use_cpu = True
         if isinstance(self.deepspeed, str):
             self.deepspeed = shipped.find(self.deepspeed)
-        if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
+        # The names that everybody knows; transformers takes them too, with a warning.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.activation_checkpointing_kwargs is None:
             # The reentrant kind needs an input that requires grad, which a frozen base doesn't have.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         try:

@@ -120,14 +120,18 @@ def _difference(metric: Metric, rows: int, first: Measurement, second: Measureme
 
 def comparison_table(result: Mapping[str, Any]) -> str:
     """The result of `compare_command` as text."""
-    head = f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}  {'95 % of B - A':^20}  verdict"
-    lines = [f"A: {result['a']}", f"B: {result['b']}", _rows(result["rows"]), "", head]
+    rows = [("", "A", "B", "B - A", "95 % of B - A", "verdict")]
     for name, one in result["metrics"].items():
         metric = METRICS[name]
-        a, b, difference = metric.text(one["a"]), metric.text(one["b"]), metric.text(one["difference"], sign="+")
+        values = (metric.text(one["a"]), metric.text(one["b"]), metric.text(one["difference"], sign="+"))
         interval = f"[{', '.join(metric.text(limit) for limit in one['interval'])}]"
         better = f": {one['better'].upper()} is better" if one["better"] else ""
-        lines.append(f"{metric.label:14}{a:>10}{b:>10}{difference:>10}  {interval:^20}  {one['verdict']}{better}")
+        rows.append((metric.label, *values, interval, f"{one['verdict']}{better}"))
+    label, *numbers, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"A: {result['a']}", f"B: {result['b']}", _rows(result["rows"]), ""]
+    for name, *cells, verdict in rows:
+        texts = (f"{cell:>{width}}" for cell, width in zip(cells, numbers, strict=True))
+        lines.append("  ".join([f"{name:{label}}", *texts, verdict]))
     lines += ["", _note(result["rows"], len(result["metrics"]))]
     return "\n".join(lines)
 

@@ -52,6 +52,7 @@ def predict(
     path: Path,
     say: Callable[[str], None] = print,
     losses: bool = True,
+    shows_bar: bool = True,
 ) -> dict[str, Any]:
     """Answers and scores every record.
 
@@ -66,6 +67,7 @@ def predict(
         path: the JSON lines file.
         say: prints on the main process.
         losses: also compute the references' losses, one more forward pass over the rows.
+        shows_bar: draw a progress bar; during training the trainer's own is there.
 
     Returns:
         The scores of `metrics.summarise`.
@@ -89,7 +91,9 @@ def predict(
         }
 
     prompts = questions.rows.as_part("prompt")
-    lines = answered_lines(model, template, records, prompts, options, ResumableLines(path, key), line_of, say)
+    lines = answered_lines(
+        model, template, records, prompts, options, ResumableLines(path, key), line_of, say, shows_bar
+    )
     if losses:
         found = all_losses(model, questions.rows.as_part("answer"), template.pad_id)
         for line in lines:
@@ -110,6 +114,7 @@ def answered_lines(
     kept: ResumableLines,
     line_of: Callable[[Record, Answer], dict[str, Any]],
     say: Callable[[str], None],
+    shows_bar: bool = True,
 ) -> list[dict[str, Any]]:
     """Answers every record that has no line yet, each process its own; a line is kept the moment its answer is there.
 
@@ -130,7 +135,8 @@ def answered_lines(
     todo = own_rows([index for index in range(len(records)) if index not in done])
     answers = generate_answers(model, template, [prompts[i] for i in todo], options, numbers=todo, say=say)
     own = []
-    bar = tqdm(total=len(todo), desc=kept.path.stem, unit="row", leave=False, disable=not state.is_main_process)
+    shows_bar = shows_bar and state.is_main_process
+    bar = tqdm(total=len(todo), desc=kept.path.stem, unit="row", leave=False, disable=not shows_bar)
     with kept.open(state.process_index) as file, bar:
         for answer in answers:
             index = todo[answer.index]

@@ -149,7 +149,7 @@ class Evaluation:
 
     def validation_scores(self, questions: Questions) -> dict[str, float]:
         """The scores of the present weights on the validation rows, without intervals and losses (the trainer has those)."""
-        scores = self._predict(questions, VALIDATION, losses=False)
+        scores = self._predict(questions, VALIDATION, losses=False, shows_bar=False)
         if PartialState().is_main_process:
             delete_parts(self.settings.folder / VALIDATION)
         return {name: scores[name] for name, metric in METRICS.items() if not metric.from_losses}
@@ -200,7 +200,7 @@ class Evaluation:
         self.results[name] = self._predict(questions, TUNED if name == "tuned" else BASE)
         self.say(message("seconds", seconds=time.perf_counter() - started))
 
-    def _predict(self, questions: Questions, file: str, losses: bool = True) -> dict[str, Any]:
+    def _predict(self, questions: Questions, file: str, losses: bool = True, shows_bar: bool = True) -> dict[str, Any]:
         return predict(
             self.model,
             self.template,
@@ -210,6 +210,7 @@ class Evaluation:
             self.settings.folder / file,
             self.say,
             losses,
+            shows_bar,
         )
 
     def _take_over(self, folder: Path) -> None:

@@ -48,7 +48,8 @@ def local_rank() -> int:
 def process_counts() -> tuple[int, int]:
     """Processes in all and on this node, from the launcher's environment (torchrun: LOCAL_WORLD_SIZE, DeepSpeed: LOCAL_SIZE)."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world)
+    # DeepSpeed's first: on a CPU accelerate then sets the other one, to 1.
+    local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or str(world)
     return world, min(int(local), world)
 
 

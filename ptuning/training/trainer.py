@@ -53,6 +53,7 @@ class TuningTrainer(Trainer):
         super().__init__(
             processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
         )
+        _complete_token_ids(self.model, template.tokenizer)
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
         # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it
         # divides each loss by the number of accumulation steps itself.
@@ -262,6 +263,15 @@ class TuningTrainer(Trainer):
     def _bare_model(self) -> PreTrainedModel:
         """Without what wraps it for several processes."""
         return self.accelerator.unwrap_model(self.model)
+
+
+def _complete_token_ids(model: PreTrainedModel, tokenizer) -> None:
+    """Ids that the base's configuration leaves open are the tokenizer's. transformers would set them too, with a notice that looks
+    like a problem; ids that do differ it still reports."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (model.config, model.generation_config):
+            if getattr(config, name, None) is None:
+                setattr(config, name, getattr(tokenizer, name, None))
 
 
 def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 import json
 import random
+import re
 
 import pytest
 
 from ptuning.errors import ConfigError, DataError
-from ptuning.evaluation.compare import FEWEST_ROWS, MORE, NOT_MORE, TOO_FEW, compare, compare_command
+from ptuning.evaluation.compare import FEWEST_ROWS, MORE, NOT_MORE, TOO_FEW, compare, compare_command, comparison_table
 from ptuning.evaluation.metrics import METRICS, row_scores, summarise
 
 WORDS = ["白色", "红色", "棉布", "宽松", "修身", "简约", "复古", "外套", "长裙", "衬衫"]
@@ -247,3 +248,17 @@ def test_damaged_lines_are_named(runs, change, problem):
     )
     path.write_text('{"prompt": \n', encoding="utf-8")
     assert "equal/predictions.jsonl:1: JSON: " in refused(DataError, "better", "equal")
+
+
+def test_columns_keep_apart_however_wide_the_figures_are():
+    wide = {"a": 123456789.0, "b": 987654321.0, "difference": 864197532.0, "interval": [-123456789.0, 987654321.0]}
+    small = {"a": 0.5, "b": 0.25, "difference": -0.25, "interval": [-1.0, 1.0]}
+    metrics = {name: one | {"verdict": MORE, "better": None} for name, one in (("bleu-4", wide), ("rouge-1", small))}
+    table = comparison_table({"a": "x" * 200, "b": "y", "rows": 100, "metrics": metrics}).splitlines()
+    for name, one in (("BLEU-4", wide), ("ROUGE-1", small)):
+        line = next(line for line in table if line.startswith(name))
+        low, high = one["interval"]
+        figures = [f"{one['a']:.2f}", f"{one['b']:.2f}", f"{one['difference']:+.2f}", f"[{low:.2f}, {high:.2f}]"]
+        assert re.split(r" {2,}", line) == [name, *figures, MORE]
+    widths = {line.index(MORE) for line in table if line.endswith(MORE)}
+    assert len(widths) == 1

@@ -60,7 +60,7 @@ def asked(monkeypatch):
     """What is answered, with what is attached then; nothing is computed."""
     found = []
 
-    def predict(model, template, questions, options, max_target_length, path, say, losses):
+    def predict(model, template, questions, options, max_target_length, path, say, losses, shows_bar):
         found.append((path.name, attached(model)))
         return {"rows": 0}
 

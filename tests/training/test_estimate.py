@@ -321,6 +321,8 @@ def test_process_counts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_SIZE", "8")
     assert process_counts() == (16, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # accelerate's, under DeepSpeed's launcher
+    assert process_counts() == (16, 8)
 
 
 def test_the_command(official, capsys, tmp_path):
