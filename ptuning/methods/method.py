@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,11 +35,15 @@ class MemoryTerms:
         trained: numbers that are trained.
         frozen_base: the base's own weights get no gradient.
         positions: extra key/value positions that every token sees.
+        inputs: fp32 numbers a token that are kept for gradients beside what a frozen base keeps, all layers together.
+        dropped: of these, how many have a dropout mask.
     """
 
     trained: int
     frozen_base: bool
     positions: int = 0
+    inputs: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,23 @@ class SaveTarget:
     writes: bool
     device: torch.device
     step: int | None = None
+
+
+class Companion:
+    """What a request brings along that is answered with something tuned beside the base. Two are the same only if they are the
+    same object.
+
+    Args:
+        name: for the caller.
+    """
+
+    name: str
+    length = 0  # columns of a row's cache in front of its own
+    key_values: torch.Tensor | None = None  # of those: (L, 2, G, length, D), keys without rotary
+
+    def on(self, model: PreTrainedModel, rows: Sequence[int]) -> AbstractContextManager:
+        """Inside, a forward call of the bare model computes these rows of the batch with it."""
+        return nullcontext()
 
 
 class Method(ABC):
@@ -105,9 +126,18 @@ class Method(ABC):
         return nullcontext()
 
     @classmethod
-    def served(cls, model: PreTrainedModel, name: str) -> Any:
+    def served(cls, model: PreTrainedModel, name: str) -> Companion | None:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    @classmethod
+    def merge(cls, model: PreTrainedModel) -> None:
+        """Puts what is attached into the base's own weights, and takes it off.
+
+        Raises:
+            ConfigError: it can't be expressed so.
+        """
+        raise ConfigError(f"--merge: a {cls.noun} can't be put into the base's weights; leave --merge out")
 
     def next_commands(self, base: str, folder: str) -> list[str]:
         """What to type after a run, quoted for a shell.
@@ -131,6 +161,11 @@ class Method(ABC):
         return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether a folder without manifest is another program's checkpoint of this method."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -234,15 +269,17 @@ def method_of(options: Any, trains: bool) -> Method | None:
     """
     if trains:
         method = method_class(options.method)
-        _refuse_options_of_others(method, options)
+        _refuse_options_of_others(method, options, trains)
         return method.from_options(options)
     if options.ptuning_checkpoint is None:
         _refuse_options_of_others(None, options)
         return None
-    return _method_of(Path(options.ptuning_checkpoint).expanduser()).from_options(options)
+    method = method_of_checkpoint(options.ptuning_checkpoint)
+    _refuse_options_of_others(method, options)
+    return method.from_options(options)
 
 
-def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None:
+def _refuse_options_of_others(method: type[Method] | None, options: Any, trains: bool = False) -> None:
     default = {field.name: field.default for field in fields(options)}
     for other in _METHODS.values():
         for name in () if other is method else other.options:
@@ -254,20 +291,21 @@ def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None
                     "--ptuning_checkpoint"
                 )
             raise ConfigError(
-                f"--{name} is for --method {other.name}, and --method is {method.name}; leave one of them out"
+                f"--{name} is for --method {other.name}, and {'--method is' if trains else 'the checkpoint is of'} {method.name}; "
+                "leave one of them out"
             )
 
 
 def read_checkpoint(folder: str | Path) -> Manifest | None:
     """The manifest of a tuned checkpoint that is put on a base; the rest of it is checked. Errors as `Method.read`."""
     folder = Path(folder).expanduser()
-    return _method_of(folder).read(folder)
+    return method_of_checkpoint(folder).read(folder)
 
 
 def attach_checkpoint(model: PreTrainedModel, folder: str | Path, base: str | Path) -> Manifest | None:
     """Puts a tuned checkpoint on its base, by whichever method it was tuned; arguments and errors as `Method.attach`."""
     folder = Path(folder).expanduser()
-    return _method_of(folder).attach(model, folder, base)
+    return method_of_checkpoint(folder).attach(model, folder, base)
 
 
 def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> str:
@@ -286,9 +324,14 @@ def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> s
     return manifest.base.name_or_path
 
 
-def _method_of(folder: Path) -> type[Method]:
+def method_of_checkpoint(folder: str | Path) -> type[Method]:
+    """The method of a checkpoint: by its manifest, else by whose other programs' folder it is; a prefix where nothing says so,
+    whose `read` then says what it is."""
+    folder = Path(folder).expanduser()
     manifest = read_manifest(folder) if folder.is_dir() else None
-    return method_class("prefix" if manifest is None else manifest.method)  # other programs' folders are prefixes
+    if manifest is not None:
+        return method_class(manifest.method)
+    return next((method for method in _METHODS.values() if method.recognises(folder)), method_class("prefix"))
 
 
 def check_belongs(manifest: Manifest, folder: Path, base: str | Path, template: str) -> None:

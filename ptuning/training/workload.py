@@ -24,6 +24,7 @@ class Workload:
         trained: numbers that are trained.
         frozen: the base gets no gradient, and what is trained lies beside it in fp32.
         positions: extra key/value positions that every token sees.
+        inputs: bytes a token that layers keep for what is trained beside them, all layers together.
         weight_bytes: a base weight's, as loaded.
         compute_bytes: an activation's.
         autocast: weights stay fp32 and each forward makes 16-bit copies.
@@ -63,6 +64,7 @@ class Workload:
     zero: ZeroSettings | None
     checkpoints: int
     save_optimizer: bool
+    inputs: int = 0
 
     @classmethod
     def of(
@@ -130,6 +132,7 @@ class Workload:
             zero=None if values is None else ZeroSettings.of(values),
             checkpoints=_checkpoints(training),
             save_optimizer=not training.save_only_model,
+            inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
         )
 
     def with_batch(self, batch: int) -> "Workload":
