@@ -15,7 +15,7 @@ TRAINING = {
         "max_source_length",
         "max_target_length",
     ),
-    "method": ("method", "pre_seq_len", "prefix_projection", "lora_rank", "lora_alpha", "lora_target"),
+    "method": ("method", "pre_seq_len", "prefix_projection", "lora_rank"),
     "training": (
         "learning_rate",
         "per_device_train_batch_size",

@@ -1,9 +1,9 @@
 """Ways to tune: a file each, known by the name in --method and in manifests."""
 
+from ptuning.methods.companion import Companion
 from ptuning.methods.full import FullMethod
 from ptuning.methods.lora.method import LoraMethod
 from ptuning.methods.method import (
-    Companion,
     MemoryTerms,
     Method,
     SaveTarget,
@@ -19,9 +19,9 @@ from ptuning.methods.method import (
     method_of,
     method_of_checkpoint,
     read_checkpoint,
-    self_test,
 )
 from ptuning.methods.prefix.method import PrefixMethod
+from ptuning.methods.self_test import self_test
 
 __all__ = [
     "Companion",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 
 from ptuning.checkpoint.base import base_fingerprint
 from ptuning.checkpoint.manifest import Manifest, read_manifest
-from ptuning.errors import CheckpointError, ConfigError, ModelError
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions
 from ptuning.language import columns
 from ptuning.messages import message
+from ptuning.methods.companion import Companion
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,6 @@ class SaveTarget:
     writes: bool
     device: torch.device
     step: int | None = None
-
-
-class Companion:
-    """What a request brings along that is answered with something tuned beside the base. Two are the same only if they are the
-    same object.
-
-    Args:
-        name: for the caller.
-    """
-
-    name: str
-    length = 0  # columns of a row's cache in front of its own
-    key_values: torch.Tensor | None = None  # of those: (L, 2, G, length, D), keys without rotary
-
-    def on(self, model: PreTrainedModel, rows: Sequence[int]) -> AbstractContextManager:
-        """Inside, a forward call of the bare model computes these rows of the batch with it."""
-        return nullcontext()
 
 
 class Method(ABC):
@@ -377,44 +361,3 @@ def bare(model: PreTrainedModel) -> Iterator[None]:
         if method is not None:
             stack.enter_context(method.off(model))
         yield
-
-
-def self_test(model: PreTrainedModel) -> float:
-    """Runs a few tokens with what is attached and without it: a prefix that "loads" and is ignored looks like a bad model.
-
-    Returns:
-        The largest logit difference.
-
-    Raises:
-        CheckpointError: nothing is attached, it has no effect, or makes the logits NaN or infinite.
-        ModelError: the base alone gives NaN or infinite logits.
-    """
-    method = attached(model)
-    if method is None:
-        raise CheckpointError("the checkpoint has no effect: nothing is attached to this model.")
-    training = model.training
-    ids = torch.arange(3, 11, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
-    model.eval()
-    try:
-        with torch.no_grad():
-            tuned = model(input_ids=ids, use_cache=False).logits.float()
-            with bare(model):
-                base = model(input_ids=ids, use_cache=False).logits.float()
-    finally:
-        model.train(training)
-    if not torch.isfinite(base).all():
-        raise ModelError(
-            f"the base model gives NaN or infinite logits in {model.dtype}; try dtype float32 or bfloat16."
-        )
-    if not torch.isfinite(tuned).all():
-        raise CheckpointError(
-            f"with the {method.noun} the logits are NaN or infinite in {model.dtype}, without it they are finite; try dtype "
-            "float32 or bfloat16, or an earlier checkpoint."
-        )
-    difference = float((tuned - base).abs().max())
-    if difference == 0.0:
-        raise CheckpointError(
-            f"the {method.noun} has no effect: the logits with and without it are equal. The checkpoint's numbers are wrong, or "
-            f"the attention implementation {model.config._attn_implementation!r} leaves the {method.noun} out."
-        )
-    return difference

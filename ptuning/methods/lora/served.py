@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.partitioned import gathered
+from ptuning.methods.companion import Companion
 from ptuning.methods.lora.attach import ADAPTER, lora_layers
-from ptuning.methods.method import Companion
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ptuning.families import family_of
-from ptuning.methods.method import Companion
+from ptuning.methods.companion import Companion
 
 DROPOUT = 0.1  # on the prefix keys and values while training, fixed in the official code
 
