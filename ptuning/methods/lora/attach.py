@@ -21,6 +21,8 @@ def attach_lora(model: PreTrainedModel, config: Any) -> None:
     detach_lora(model)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, ADAPTER)
+    for parameter in lora_parameters(model).values():
+        parameter.data = parameter.data.float()  # 16 bit would lose the small updates
     model.train(model.training)  # peft's layers come in training mode, with dropout
 
 
