@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from ptuning.evaluation.compare import compare_command
 from tests.end_to_end.conftest import MODEL, ROOT
 
 
@@ -67,13 +68,15 @@ def test_killed_and_started_again_it_goes_on(alone, tmp_path, run_main, wait_unt
     assert (tmp_path / "predictions_base.jsonl").read_bytes() == (alone / "predictions_base.jsonl").read_bytes()
 
 
-def test_base_beside_tuned_and_an_earlier_base_instead(alone, tmp_path, run_main, train_flags):
+def test_base_beside_tuned_and_an_earlier_base_instead(alone, tmp_path, run_main, train_flags, capsys):
     test = {"test_file": ROOT / "data" / "advertise" / "dev.json", "max_predict_samples": 13, "max_target_length": 24}
     run = [*train_flags(tmp_path / "now", max_steps=2, **test), "--do_predict", "--probe"]
     run_main(*run, "--baseline")
     now = read(tmp_path / "now" / "metrics.json")
     assert now["base"] == read(alone / "metrics.json")["base"]
     assert now["probe"]["rows"] >= 60 and now["tuned"]["answer_loss"] < now["base"]["answer_loss"]
+    compared = compare_command([str(tmp_path / "now"), "--json"])
+    assert compared == 0 and json.loads(capsys.readouterr().out)["metrics"] == now["change"]
     run[run.index(str(tmp_path / "now"))] = str(tmp_path / "earlier")
     run_main(*run, "--baseline_from", alone)
     assert read(tmp_path / "earlier" / "metrics.json") == now

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ptuning.report import report_command
 from tests.end_to_end.conftest import ROOT
 
 
@@ -98,3 +99,21 @@ def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processe
     outcome = read(tmp_path / "outcome.json")
     assert (outcome["status"], outcome["error"]) == ("interrupted", "the launcher sent SIGTERM")
     assert (tmp_path / "report.html").is_file() and not (tmp_path / "run.lock").exists()
+
+
+def test_the_report_of_a_run_that_goes_on_and_is_killed(tmp_path, train_flags, wait_until):
+    flags = train_flags(tmp_path, max_steps=100_000, logging_steps=1, save_strategy="no")
+    command = [sys.executable, "-m", "ptuning.main", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PTUNING_LANG": "zh"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    page = tmp_path / "report.html"
+    wait_until(page.exists, process)
+    assert "运行中，本页最后写于" in page.read_text(encoding="utf-8") and 'http-equiv="refresh"' in page.read_text()
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate()[0].decode()
+    assert "训练 " in said and "有效批量 " in said
+    assert '"step": 1' in (tmp_path / "log.jsonl").read_text()
+    assert report_command([str(tmp_path)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "No end of this run is recorded: it was killed" in text and "refresh" not in text
