@@ -15,6 +15,7 @@ from ptuning.checkpoint.code_files import carry_code
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_config
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
+from ptuning.distributed import choose_deepspeed_device
 from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of, read_config
 
@@ -94,6 +95,7 @@ def merge_zero(
         CheckpointError: not such a checkpoint, of a prefix alone, damaged, or `output` isn't empty.
         ModelError: `base` has no usable config.json or tokenizer.model.
     """
+    choose_deepspeed_device()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     checkpoint, output = Path(checkpoint), Path(output)
@@ -149,6 +151,7 @@ def convert_to_universal(checkpoint: str | Path) -> Path:
     Raises:
         CheckpointError: not such a checkpoint, or it holds unknown objects.
     """
+    choose_deepspeed_device()
     from deepspeed.checkpoint import ds_to_universal
 
     checkpoint = Path(checkpoint)
