@@ -80,7 +80,7 @@ def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main,
     assert second.returncode == 2 and f"a run is at work there: process {process.pid} on" in second.stderr
     assert process.poll() is None and log.exists()
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in output
     assert read(tmp_path / "outcome.json")["status"] == "interrupted"
     assert "interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
@@ -95,7 +95,7 @@ def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processe
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until((tmp_path / "log.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     outcome = read(tmp_path / "outcome.json")
     assert (outcome["status"], outcome["error"]) == ("interrupted", "the launcher sent SIGTERM")
     assert (tmp_path / "report.html").is_file() and not (tmp_path / "run.lock").exists()

@@ -223,7 +223,7 @@ def test_sigterm_leaves_outcome_and_report_and_no_lock(tmp_path, how, error):
         time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
     found = read(tmp_path / "outcome.json")
     assert (found["status"], found["error"]) == ("interrupted", error)
