@@ -24,7 +24,7 @@ def bash(script, *args, cwd=ROOT, **env):
         env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         text=True,
         capture_output=True,
-        timeout=170,
+        timeout=600,
     )
 
 
