@@ -294,14 +294,14 @@ def test_refused_folders(official, load_tiny, base, tmp_path, folder):
     refused({}, "found no tensor")
     refused(
         factors | {name: factors[name][:, :-1]},
-        "belongs to another base model: .* has 63 numbers where|has .* numbers where",
+        "belongs to another base model: .* numbers where this one needs",
     )
     refused({key: value for key, value in factors.items() if key != name}, "the factors of .* are incomplete")
     refused(
         {key.replace("layers.0", "layers.7"): value for key, value in factors.items()},
         "belongs to another base model, which has a layer",
     )
-    refused(factors | {"code": print}, "damaged, or it holds other objects than tensors|holds other objects")
+    refused(factors | {"code": print}, "it holds other objects than tensors")
 
     changed_config(folder, peft_type="IA3")
     with pytest.raises(CheckpointError, match="peft_type is 'IA3', expected 'LORA'"):
