@@ -73,6 +73,7 @@ class Method(ABC):
     options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
     defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
     keeps_base: bool  # the untuned base is still there after training
+    merges = False  # it can become part of the base's weights
 
     @abstractmethod
     def describe(self) -> str:
@@ -116,12 +117,12 @@ class Method(ABC):
 
     @classmethod
     def merge(cls, model: PreTrainedModel) -> None:
-        """Puts what is attached into the base's own weights, and takes it off.
+        """Puts what is attached into the base's own weights, and takes it off; of methods that `merges`.
 
         Raises:
-            ConfigError: it can't be expressed so.
+            ConfigError: the base's weights can't take it.
         """
-        raise ConfigError(f"--merge: a {cls.noun} can't be put into the base's weights; leave --merge out")
+        raise NotImplementedError(f"{cls.name} can't be merged")
 
     def next_commands(self, base: str, folder: str) -> list[str]:
         """What to type after a run, quoted for a shell.

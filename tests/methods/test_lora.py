@@ -9,10 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ptuning import load_model
 from ptuning.checkpoint.manifest import describe
 from ptuning.checkpoint.model_folder import file_tensors
 from ptuning.config.options import ModelArguments
 from ptuning.errors import CheckpointError, ConfigError
+from ptuning.export import export
 from ptuning.methods import LoraMethod, SaveTarget, attach_checkpoint, attached, bare, detach, method_of, self_test
 from ptuning.methods.lora.attach import lora_layers, lora_parameters
 from ptuning.methods.lora.targets import linears_of
@@ -52,6 +54,10 @@ def started(load_tiny, base, seed=0, **given):
     method.start(model)
     randomise(model, seed)
     return model, method
+
+
+def tensors_in(folder) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def save(model, method, base, folder):
@@ -329,3 +335,87 @@ def test_layers_are_known_without_weights(base, load_tiny):
         all(layer.weight.is_meta for layer in layers.values())
         and len(layers) == 6 * load_tiny().config.num_hidden_layers
     )
+
+
+# --- merging --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_tokenizer(base, tiny_tokenizer, tmp_path):
+    """The golden base as a whole folder."""
+    folder = shutil.copytree(base, tmp_path / "base")
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_is_a_whole_official_model(load_tiny, with_tokenizer, tmp_path, kind):
+    model, method = started(load_tiny, with_tokenizer, **KINDS[kind])
+    folder = save(model, method, with_tokenizer, tmp_path / "lora")
+    export(
+        ["--ptuning_checkpoint", str(folder), "--merge", "--dtype", "float32", "--output_dir", str(tmp_path / "out")]
+    )
+    files, before = tensors_in(tmp_path / "out"), dict(load_tiny().named_parameters())
+    assert set(files) == {*dict(file_tensors(before, model.config)), "transformer.rotary_pos_emb.inv_freq"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["original_rope"] is True and config["torch_dtype"] == "float32"
+    merged, _ = load_model(tmp_path / "out")
+    assert attached(merged) is None
+    torch.testing.assert_close(logits(merged), logits(model), atol=2e-4, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="holds a complete model; give it as model_name_or_path"):
+        load_model(with_tokenizer, tmp_path / "out")
+
+
+def test_the_base_keeps_its_own_dtype(load_tiny, with_tokenizer, tmp_path):
+    model, method = started(load_tiny, with_tokenizer)
+    folder = save(model, method, with_tokenizer, tmp_path / "lora")
+    base = AutoModelForCausalLM.from_pretrained(with_tokenizer, dtype=torch.float16)
+    base.save_pretrained(tmp_path / "half")
+    for file in with_tokenizer.glob("token*"):
+        shutil.copy(file, tmp_path / "half")
+    where = ["--ptuning_checkpoint", str(folder), "--model_name_or_path", str(tmp_path / "half")]
+    export([*where, "--merge", "--output_dir", str(tmp_path / "out")])
+    files = tensors_in(tmp_path / "out")
+    weight = files["transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"]
+    layer = lora_layers(model)["model.layers.0.mlp.down_proj"]
+    expected = layer.get_base_layer().weight.half().float() + layer.get_delta_weight("default")
+    assert weight.dtype == torch.float16 and torch.equal(weight, expected.half())
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--merge", "--format", "peft"], "--merge is for a LoRA .* leave --format out"),
+        (["--format", "peft"], "which is not a LoRA|so it is not a prefix"),
+        ([], "a LoRA needs --merge"),
+    ],
+)
+def test_what_export_refuses(folder, tmp_path, flags, text):
+    with pytest.raises((ConfigError, CheckpointError), match=text):
+        export(["--ptuning_checkpoint", str(folder), "--output_dir", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prefix_cannot_be_merged(golden_dir, tmp_path):
+    with pytest.raises(
+        ConfigError, match="--merge: a prefix can't be put into the base's weights; give --format instead"
+    ):
+        export(
+            [
+                "--ptuning_checkpoint",
+                str(golden_dir / "prefix-embedding"),
+                "--merge",
+                "--output_dir",
+                str(tmp_path / "x"),
+            ]
+        )
+
+
+def test_a_quantised_layer_is_not_merged_into(load_tiny, base):
+    model, _ = started(load_tiny, base)
+    layer = lora_layers(model)["model.layers.0.mlp.down_proj"].get_base_layer()
+    layer.weight = torch.nn.Parameter(torch.zeros(layer.weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(
+        ConfigError, match=r"layers\.0\..*down_proj is quantised, and rounded weights can't take a LoRA"
+    ):
+        LoraMethod.merge(model)

@@ -47,6 +47,7 @@ class LoraMethod(Method):
     noun = "LoRA"
     learning_rate = 1e-3
     keeps_base = True
+    merges = True
     options = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora", "lora_init")
     defaults: ClassVar[dict[str, Any]] = {
         "lora_rank": RANK,
@@ -139,7 +140,11 @@ class LoraMethod(Method):
 
     @classmethod
     def merge(cls, model: PreTrainedModel) -> None:
-        for layer in lora_layers(model).values():
+        for name, layer in lora_layers(model).items():
+            if not layer.get_base_layer().weight.is_floating_point():
+                raise ConfigError(
+                    f"--merge: {name} is quantised, and rounded weights can't take a LoRA; give the 16-bit base"
+                )
             layer.merge()
         detach_lora(model)
 
