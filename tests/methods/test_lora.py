@@ -9,12 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from ptuning import load_model
 from ptuning.checkpoint.manifest import describe
 from ptuning.checkpoint.model_folder import file_tensors
 from ptuning.config.options import ModelArguments
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.export import export
+from ptuning.loading import load_base
 from ptuning.methods import LoraMethod, SaveTarget, attach_checkpoint, attached, bare, detach, method_of, self_test
 from ptuning.methods.lora.attach import lora_layers, lora_parameters
 from ptuning.methods.lora.targets import linears_of
@@ -359,11 +359,11 @@ def test_merged_is_a_whole_official_model(load_tiny, with_tokenizer, tmp_path, k
     assert set(files) == {*dict(file_tensors(before, model.config)), "transformer.rotary_pos_emb.inv_freq"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["original_rope"] is True and config["torch_dtype"] == "float32"
-    merged, _ = load_model(tmp_path / "out")
+    merged = load_base(tmp_path / "out", device="cpu")
     assert attached(merged) is None
     torch.testing.assert_close(logits(merged), logits(model), atol=2e-4, rtol=1e-4)
     with pytest.raises(CheckpointError, match="holds a complete model; give it as model_name_or_path"):
-        load_model(with_tokenizer, tmp_path / "out")
+        attach_checkpoint(load_tiny(), tmp_path / "out", with_tokenizer)
 
 
 def test_the_base_keeps_its_own_dtype(load_tiny, with_tokenizer, tmp_path):

@@ -25,36 +25,38 @@ class Factors:
         second: B (O, r).
         scaling: of their product.
         lengths: (O,) with which DoRA multiplies each output; None without DoRA.
+        bias: (O,) of the base's layer, which DoRA leaves alone; None where there is none or no DoRA.
     """
 
     first: torch.Tensor
     second: torch.Tensor
     scaling: float
     lengths: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
     @classmethod
     def of(cls, layer) -> "Factors":
         """Of peft's layer. All processes call it: under ZeRO-3 its parts are gathered."""
         with gathered(layer.parameters()), torch.no_grad():
             first, second = (part[ADAPTER].weight.detach().float().clone() for part in (layer.lora_A, layer.lora_B))
-            scaling, lengths = layer.scaling[ADAPTER], None
+            scaling, lengths, bias = layer.scaling[ADAPTER], None, None
             if ADAPTER in layer.lora_magnitude_vector:
                 changed = layer.get_base_layer().weight.float() + scaling * (second @ first)
                 lengths = layer.lora_magnitude_vector[ADAPTER].weight.float() / changed.norm(dim=1)
-        return cls(first, second, scaling, lengths)
+                bias = None if layer.get_base_layer().bias is None else layer.get_base_layer().bias.clone()
+        return cls(first, second, scaling, lengths, bias)
 
-    def change(self, inputs: torch.Tensor, outputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def change(self, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """What the layer gives with this LoRA, in the order of peft's own arithmetic.
 
         Args:
             inputs: (N, S, I).
             outputs: (N, S, O), the base's.
-            bias: (O,), the base's, which DoRA leaves alone.
         """
         added = nn.functional.linear(nn.functional.linear(inputs.float(), self.first), self.second)
         if self.lengths is None:
             return (outputs + added * self.scaling).to(outputs.dtype)
-        product = outputs if bias is None else outputs - bias
+        product = outputs if self.bias is None else outputs - self.bias
         return (outputs + (self.lengths - 1) * product + self.lengths * added * self.scaling).to(outputs.dtype)
 
 
@@ -80,15 +82,12 @@ class ServedLora(Companion):
         index = torch.tensor(rows, device=model.device)
         hooks = []
         for name, factors in self.layers.items():
-            layer = model.get_submodule(name)
-            bias = getattr(layer, "bias", None)
 
-            def change(layer, args, outputs, factors=factors, bias=bias):
-                outputs = outputs.clone()  # inside a forward call with other companions, whose rows are others
-                outputs[index] = factors.change(args[0][index], outputs[index], bias)
+            def change(layer, args, outputs, factors=factors):
+                outputs[index] = factors.change(args[0][index], outputs[index])
                 return outputs
 
-            hooks.append(layer.register_forward_hook(change))
+            hooks.append(model.get_submodule(name).register_forward_hook(change))
         try:
             yield
         finally:

@@ -21,7 +21,9 @@ def linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 def linears_of(config: PreTrainedConfig) -> dict[str, nn.Linear]:
     """The same of a base that isn't loaded: its layers without numbers."""
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]  # from_config would divide it among ZeRO-3's processes
+    model_class = AutoModelForCausalLM._model_mapping[
+        type(config)
+    ]  # from_config would divide it among ZeRO-3's processes
     with torch.device("meta"):
         return linears(model_class(config))
 
