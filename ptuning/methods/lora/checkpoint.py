@@ -133,6 +133,7 @@ def for_base(
     Raises:
         CheckpointError: the adapter belongs to another base.
     """
+    placed: dict[str, tuple[str, ...]]
     if all(name in layers for name in checkpoint.layers):
         placed = {name: (name,) for name in checkpoint.layers}
     else:
