@@ -120,8 +120,9 @@ def _momentary(work: Workload) -> int:
     """What lives for an instant on top of the kept activations: the logits' gradient, or a layer's gradients."""
     s, c = work.shape, work.compute_bytes
     logits = work.batch * work.labels * s.vocab * (4 if c == 4 else 4 + c)
-    layer = work.batch * work.length * (5 * s.ffn + 4 * s.hidden) * c
-    return max(logits, layer)
+    # what is trained beside a layer has gradients of its inputs too
+    layer = work.batch * work.length * ((5 * s.ffn + 4 * s.hidden) * c + work.inputs / s.layers)
+    return int(max(logits, layer))
 
 
 def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
