@@ -36,6 +36,8 @@ OVERRIDDEN = {
 CALLERS = {
     "train": "9a3c2bcd066d",
     "_prepare_for_training": "f55950593d7e",
+    "get_batch_samples": "0b3727386f73",
+    "prediction_step": "d12d7a1d2f99",
     "_run_epoch": "31aff00f34c3",
     "_finalize_training": "6d6d83d6a271",
     "_maybe_log_save_evaluate": "af101534f0f7",
