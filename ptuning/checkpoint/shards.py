@@ -17,7 +17,7 @@ from ptuning.runs.files import write_atomically
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*.safetensors"
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 # Tensor name → shape and dtype, in the order of writing.
 TensorLayout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]

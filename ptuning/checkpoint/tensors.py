@@ -76,6 +76,13 @@ class TensorFiles:
         with _open_safetensors(file, self._error) as opened:
             return tuple(opened.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> torch.dtype:
+        file = self.files[name]
+        if file.suffix == ".bin":
+            return self._bin(file)[name].dtype
+        with _open_safetensors(file, self._error) as opened:
+            return opened.get_slice(name)[:1].dtype
+
     def _names(self, path: Path) -> list[str]:
         if path.suffix == ".bin":
             return list(self._bin(path))
