@@ -14,6 +14,7 @@ from ptuning.checkpoint.base import check_tokenizer, require_16_bit
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_rest
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
+from ptuning.distributed import choose_deepspeed_device
 from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of, read_config
 from ptuning.packages import require
@@ -96,6 +97,7 @@ def merge_zero(
         ConfigError: DeepSpeed isn't installed.
     """
     require("a DeepSpeed checkpoint", "deepspeed", "ptuning[full]")
+    choose_deepspeed_device()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     checkpoint, output = Path(checkpoint), Path(output)
@@ -149,6 +151,7 @@ def convert_to_universal(checkpoint: str | Path) -> Path:
         ConfigError: DeepSpeed isn't installed.
     """
     require("a DeepSpeed checkpoint", "deepspeed", "ptuning[full]")
+    choose_deepspeed_device()
     from deepspeed.checkpoint import ds_to_universal
 
     checkpoint = Path(checkpoint)

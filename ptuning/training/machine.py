@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from ptuning.distributed import choose_deepspeed_device
+
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 for "no limit"
 
@@ -138,6 +140,7 @@ def rss_ready_to_train() -> int:
     """
     import matplotlib.pyplot  # noqa: F401  the loss curve
 
+    choose_deepspeed_device()
     with contextlib.suppress(ImportError):
         import deepspeed  # noqa: F401  accelerate imports it where it is installed
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -258,7 +258,7 @@ def rows(file):
 
 def run(code: str, *argv: object, launcher: tuple[str, ...] = ()) -> str:
     command = [sys.executable, *launcher] + ([] if launcher else ["-c", code])
-    done = subprocess.run([*command, *map(str, argv)], text=True, capture_output=True, timeout=170)
+    done = subprocess.run([*command, *map(str, argv)], text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -31,7 +31,7 @@ def run_main():
     def run(*flags, launcher=(sys.executable,), script="ptuning/main.py", cwd=None, check=True, **env):
         command = [*map(str, launcher), str(ROOT / script), *map(str, flags)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | env
-        done = subprocess.run(command, cwd=cwd or "/", env=environment, text=True, capture_output=True, timeout=170)
+        done = subprocess.run(command, cwd=cwd or "/", env=environment, text=True, capture_output=True, timeout=600)
         if check:
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
@@ -43,7 +43,7 @@ def run_main():
 def wait_until():
     """Waits until something holds, as long as the process that brings it about lives."""
 
-    def wait(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 150) -> None:
+    def wait(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert process.poll() is None and time.monotonic() < deadline

@@ -44,7 +44,7 @@ def test_last_line_is_json(script, flags, figures):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=170,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout.splitlines()[-1])

@@ -27,7 +27,7 @@ def tuned(tmp_path_factory, rows_file):
 
 def ptuning(*args, check=True, **kwargs):
     command = [str(BIN / "ptuning"), *map(str, args)]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=170, cwd="/", **kwargs)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=600, cwd="/", **kwargs)
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done

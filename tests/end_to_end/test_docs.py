@@ -59,7 +59,7 @@ def finished_run(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     small = "--max_steps 1 --max_predict_samples 1 --max_eval_samples 1 --max_target_length 16"
     command = [sys.executable, "-m", "ptuning.main", "--config", "configs/ptuning_demo.yaml", *small.split()]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=170)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_python_snippets(page, code, finished_run):
             ".venv/bin/ptuning export --ptuning_checkpoint output/demo --format peft --output_dir output/demo-peft",
             finished_run,
         )
-    done = subprocess.run([sys.executable, "-c", code], cwd=finished_run, text=True, capture_output=True, timeout=170)
+    done = subprocess.run([sys.executable, "-c", code], cwd=finished_run, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, f"{page}: {done.stderr[-2000:]}"
 
 
@@ -96,6 +96,6 @@ def run(command: str, folder) -> subprocess.CompletedProcess:
         cwd=folder,
         text=True,
         capture_output=True,
-        timeout=170,
+        timeout=600,
         input="/exit\n",
     )

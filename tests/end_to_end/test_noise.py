@@ -1,6 +1,7 @@
 """What a run writes to stderr is its progress bars, one at a time, and nothing that looks like a problem."""
 
 import re
+import sys
 
 from tests.end_to_end.conftest import ROOT
 
@@ -27,3 +28,14 @@ def test_the_demo_shows_bars_and_nothing_else(tmp_path, run_main):
     assert [piece for piece, bar in zip(pieces, bars, strict=True) if bar is None] == []
     names = [bar["name"] for bar in bars]
     assert "predictions" in names and "predictions_validation" not in names  # the trainer's bar is there then
+
+
+def test_an_estimate_says_nothing_on_stderr(run_main):
+    flags = ["estimate", "--model_name_or_path", str(ROOT / "models" / "chatglm2-tiny"), "--host_memory_gb", "8"]
+    done = run_main(
+        *flags,
+        script="ptuning/cli.py",
+        launcher=("env", "-u", "DS_ACCELERATOR", sys.executable, "-P"),
+        PYTHONPATH=str(ROOT),
+    )
+    assert "host memory per node" in done.stdout and done.stderr == ""

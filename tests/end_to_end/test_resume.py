@@ -21,7 +21,7 @@ def kill_after_checkpoint(command, checkpoint, environment):
             process.send_signal(signal.SIGKILL)
             break
     process.stdout.close()
-    return process.wait(timeout=60) == -signal.SIGKILL
+    return process.wait(timeout=300) == -signal.SIGKILL
 
 
 @pytest.mark.slow

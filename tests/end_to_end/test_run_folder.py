@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ptuning.report import report_command
 from tests.end_to_end.conftest import ROOT
 
 
@@ -79,7 +80,7 @@ def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main,
     assert second.returncode == 2 and f"a run is at work there: process {process.pid} on" in second.stderr
     assert process.poll() is None and log.exists()
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in output
     assert read(tmp_path / "outcome.json")["status"] == "interrupted"
     assert "interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
@@ -94,7 +95,25 @@ def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processe
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until((tmp_path / "log.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     outcome = read(tmp_path / "outcome.json")
     assert (outcome["status"], outcome["error"]) == ("interrupted", "the launcher sent SIGTERM")
     assert (tmp_path / "report.html").is_file() and not (tmp_path / "run.lock").exists()
+
+
+def test_the_report_of_a_run_that_goes_on_and_is_killed(tmp_path, train_flags, wait_until):
+    flags = train_flags(tmp_path, max_steps=100_000, logging_steps=1, save_strategy="no")
+    command = [sys.executable, "-m", "ptuning.main", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PTUNING_LANG": "zh"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    page = tmp_path / "report.html"
+    wait_until(page.exists, process)
+    assert "运行中，本页最后写于" in page.read_text(encoding="utf-8") and 'http-equiv="refresh"' in page.read_text()
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate()[0].decode()
+    assert "训练 " in said and "有效批量 " in said
+    assert '"step": 1' in (tmp_path / "log.jsonl").read_text()
+    assert report_command([str(tmp_path)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "No end of this run is recorded: it was killed" in text and "refresh" not in text

@@ -32,7 +32,7 @@ def serving(port, *flags):
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
 
 
 def until(done, process, seconds=60):
@@ -52,14 +52,14 @@ def healthy(port) -> bool:
 def fails(*flags, **env) -> str:
     command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(MODEL), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env
-    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     return done.stderr
 
 
 def ask(port, tokens=1500, **more):
     body = {"model": "base", "messages": [{"role": "user", "content": "1"}], "max_tokens": tokens} | more
-    return httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
+    return httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=300)
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new(free_port):
@@ -78,7 +78,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(free_port):
         assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
         asking.join(40)
         assert answers[0].status_code == 200 and len(answers[0].json()["choices"]) == 4
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_the_grace_time_is_an_end(free_port):
@@ -93,7 +93,7 @@ def test_the_grace_time_is_an_end(free_port):
         until(lambda: httpx.get(f"http://127.0.0.1:{free_port}/health").json()["running"] > 20, process)
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
         assert time.monotonic() - begin < 6
         for thread in asking:
             thread.join(20)
@@ -103,16 +103,16 @@ def test_the_grace_time_is_an_end(free_port):
 def test_idle_and_sigint(free_port):
     with serving(free_port) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_logs_have_no_prompts_unless_asked(free_port):
     for flags, there in (((), False), (("--log_prompts",), True)):
         with serving(free_port, *flags) as process:
             body = {"prompt": "geheimnis", "max_length": 40, "temperature": 0}
-            assert httpx.post(f"http://127.0.0.1:{free_port}/chatglm", json=body, timeout=30).status_code == 200
+            assert httpx.post(f"http://127.0.0.1:{free_port}/chatglm", json=body, timeout=120).status_code == 200
             process.terminate()
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=120)
         assert ("geheimnis" in out + err) is there
         lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
         (line,) = [line for line in lines if line["message"] == "request"]
@@ -132,7 +132,7 @@ def test_the_script_serves_the_embedded_model(free_port, tmp_path):
         until(lambda: healthy(free_port), process)
         assert ask(free_port, 4).status_code == 200
         process.terminate()  # exec: the signal reaches the server itself
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and f"API    http://127.0.0.1:{free_port}" in out
     finally:
         process.kill()
@@ -176,7 +176,7 @@ def test_chat_with_commands(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     text = "你好\n再见\n/clear\n你好\n/prefix\n/prefix /no/such\n/prefix none\n" + "长" * 9000 + "\n你好\n/exit\n不问\n"
     done = subprocess.run(
-        command, env=environment, input=text, capture_output=True, text=True, timeout=100, cwd=tmp_path
+        command, env=environment, input=text, capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     answers = [line.split("答：")[1] for line in done.stdout.splitlines() if "答：" in line]

@@ -76,7 +76,7 @@ def test_reentrant_checkpointing_fails_aloud(golden, load):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # compiling took 33 s on two idle cores
+@pytest.mark.timeout(1200)  # compiling took 33 s on two idle cores
 def test_compiled_forward(golden):
     torch.manual_seed(0)
     sizes = {

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ptuning.errors import ConfigError
-from ptuning.runs import RunFolder, exit_status, lock, outcome, terminate_as_interrupt
+from ptuning.runs import RunFolder, exit_status, lock, outcome, running_since, terminate_as_interrupt
 from ptuning.runs.lifetime import Terminated
 
 
@@ -223,8 +223,34 @@ def test_sigterm_leaves_outcome_and_report_and_no_lock(tmp_path, how, error):
         time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
     found = read(tmp_path / "outcome.json")
     assert (found["status"], found["error"]) == ("interrupted", error)
     assert (tmp_path / "report.html").read_text() == "page" and not (tmp_path / "run.lock").exists()
+
+
+# --- is a run going on? ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_going_on_until_its_outcome_is_there(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert running_since(folder) is None
+    (tmp_path / "outcome.json").write_text("{}")  # an earlier run's
+    os.utime(tmp_path / "outcome.json", (1, 1))
+    with lock(folder):
+        assert running_since(folder) == read(tmp_path / "run.lock")["started"]
+        with outcome(folder, then=lambda: ended.append(running_since(folder))):
+            ended = [running_since(folder)]
+        assert ended[0] is not None and ended[1] is None  # the report of the end is written inside the lock
+    assert running_since(folder) is None
+
+
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"pid": 2**22 + 1}, {"create_time": 1.0}])
+def test_a_lock_that_was_left_is_no_run(tmp_path, change):
+    with lock(RunFolder(tmp_path)):
+        left = read(tmp_path / "run.lock")
+    (tmp_path / "run.lock").write_text(json.dumps(left))
+    assert running_since(RunFolder(tmp_path)) == left["started"]
+    (tmp_path / "run.lock").write_text(json.dumps(left | change))
+    assert running_since(RunFolder(tmp_path)) is None

@@ -32,7 +32,7 @@ PREFIXES = {"ads": (8, False), "talk": (24, False), "proj": (5, True)}  # name �
 ADMIN = "admin-key-for-tests"
 
 
-def wait_until(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_until(done: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
     """Polls; fails with `what` when the time is over."""
     end = time.monotonic() + seconds
     while not done():
@@ -88,10 +88,10 @@ class Running:
 
     def post(self, path: str, body: dict | bytes, **kwargs) -> httpx.Response:
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
-        return httpx.post(self.url + path, timeout=60, **content, **kwargs)
+        return httpx.post(self.url + path, timeout=300, **content, **kwargs)
 
     def get(self, path: str, **kwargs) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **kwargs)
+        return httpx.get(self.url + path, timeout=300, **kwargs)
 
     def chat(self, content: str = "你好", model: str = "base", **more) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
@@ -128,7 +128,7 @@ def running(
         if isinstance(gate, Gate):
             gate.open()
         worker.close()
-        thread.join(timeout=20)
+        thread.join(timeout=120)
 
 
 @pytest.fixture(scope="session")

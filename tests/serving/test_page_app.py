@@ -29,7 +29,7 @@ def page(api):
 
 
 def opened():
-    at = AppTest.from_file(FOLDER / "page.py", default_timeout=20).run()
+    at = AppTest.from_file(FOLDER / "page.py", default_timeout=120).run()
     assert not at.exception
     return at
 

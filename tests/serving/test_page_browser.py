@@ -25,7 +25,7 @@ ANSWER = "".join(CHUNKS)
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(1200)
 expect = sync_api.expect
 
 

@@ -76,7 +76,7 @@ class Ask:
 
     def __init__(self, stack, server, content, path="/v1/chat/completions"):
         self.done: httpx.Response | None = None
-        self.client = stack.enter_context(httpx.Client(timeout=60))
+        self.client = stack.enter_context(httpx.Client(timeout=300))
         self.thread = threading.Thread(target=self._run, args=(server.url + path, content), daemon=True)
         self.thread.start()
 
@@ -98,7 +98,7 @@ def test_a_client_that_goes_away_frees_its_place_within_one_step(gated, stream):
         engine = server.worker.engine
 
         async def leave():
-            async with httpx.AsyncClient(timeout=60) as client:
+            async with httpx.AsyncClient(timeout=300) as client:
                 request = client.post(
                     server.url + "/v1/chat/completions", json=body("你好", stream=stream, max_tokens=500)
                 )

@@ -24,7 +24,7 @@ def names(server) -> list[str]:
 
 
 def delete(server, name):
-    return httpx.delete(f"{server.url}/v1/prefixes/{name}", headers=KEY, timeout=30)
+    return httpx.delete(f"{server.url}/v1/prefixes/{name}", headers=KEY, timeout=120)
 
 
 def test_added_and_removed(prefix_folders):

@@ -29,7 +29,7 @@ def test_memory_stays_flat_under_mixed_load(prefix_folders):
     with running(prefix_folders, max_concurrent=8, max_queue=8, batch_tokens=8192) as server:
 
         async def client(end):
-            async with httpx.AsyncClient(timeout=60) as http:
+            async with httpx.AsyncClient(timeout=300) as http:
                 while time.monotonic() < end:
                     kind = chance.choice(["chat", "stream", "rest", "leave", "bad"])
                     content = {

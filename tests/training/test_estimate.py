@@ -125,7 +125,7 @@ def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, 
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
     flags += FULL if prefix is None else ["--pre_seq_len", prefix]
-    done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=170)
+    done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print({"name": name, "prefix": prefix, "checkpointing": checkpointing, "ratio": found["estimate"] / found["peak"]})
@@ -424,7 +424,7 @@ def test_two_processes_within_15_percent(way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
     command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=170, env=env)
+    done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
     print(found)

@@ -39,7 +39,7 @@ def test_the_missing_rank_is_named(free_port, absent):
         )
         for rank in range(3)
     ]
-    first = processes[0].communicate(timeout=120)[0]
+    first = processes[0].communicate(timeout=600)[0]
     for process in processes[1:]:
         process.kill()
         process.communicate()

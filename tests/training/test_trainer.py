@@ -1,11 +1,12 @@
 """The trainer: what it saves, when it stops, and that the base stays as it is."""
 
+import contextlib
 import json
 import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from ptuning.checkpoint.manifest import describe
 from ptuning.config import TuningArguments
@@ -204,3 +205,25 @@ def test_log_and_curve_are_written(build, tmp_path):
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
     assert all(math.isfinite(entry["grad_norm"]) for entry in entries if "loss" in entry)
     assert (tmp_path / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_writing_the_report_is_no_training_time(build, monkeypatch):
+    paused = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            paused.append(inside[0])
+
+    trainer, inside = build(some_rows(16), callbacks=[Watch()]), [False]
+    original = trainer._throughput.paused
+
+    @contextlib.contextmanager
+    def watched():
+        with original():
+            inside[0] = True
+            yield
+            inside[0] = False
+
+    monkeypatch.setattr(trainer._throughput, "paused", watched)
+    trainer.train()
+    assert paused and all(paused)

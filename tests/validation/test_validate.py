@@ -316,7 +316,7 @@ for file in sys.argv[1:]:
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     command = [sys.executable, "-c", code, small, *map(str, files)]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=150)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     unit = 1 if sys.platform == "darwin" else 1024
     first, *peaks = (int(line.split()[1]) * unit for line in done.stdout.splitlines() if line.startswith("peak"))
