@@ -33,7 +33,7 @@ from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Template, family_of, read_config
 from ptuning.methods import attach_checkpoint, check_template, read_checkpoint, self_test
-from ptuning.quantization import QuantizationConfig, convert_rest, precision_in
+from ptuning.quantization import Precision, QuantizationConfig, convert_rest, precision_in
 
 DTYPES = {
     "float32": torch.float32,
@@ -128,36 +128,59 @@ def load_base(
     if is_deepspeed_zero3_enabled():
         require_16_bit(model_name_or_path, "ZeRO stage 3 can't divide quantised weights", quantization_bit)
         return _load_partitioned(source, torch_dtype, attn_implementation).eval()
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # reported below, with names and shapes
-    file_dtype = torch_dtype
-    if precision is not None:
-        source = str(_downloaded(source))
-        file_dtype = _file_dtype(Path(source))
+    options: dict[str, Any] = {
+        "dtype": torch_dtype,
+        "attn_implementation": attn_implementation,
+        "ignore_mismatched_sizes": True,  # reported below, with names and shapes
+        "output_loading_info": True,
+    }
     if device.type != "cpu":
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
     try:
-        config = read_config(source)
-        if precision is not None and precision_in(config) is None:  # else transformers reads it there
-            options["quantization_config"] = QuantizationConfig(precision.bits)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=file_dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        if precision is not None:
+            model, info = _load_quantized(_downloaded(source), precision, options)
+        else:
+            config = read_config(source)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, config=config, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
             raise
         raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause
     _check_loading_info(info, model_name_or_path)
-    if precision is not None:
-        convert_rest(model, torch_dtype)
     require_finite(dict(model.named_parameters()), model.config, resolve_base(source))
     return model.eval()
+
+
+def _load_quantized(folder: Path, precision: Precision, options: dict[str, Any]) -> tuple[PreTrainedModel, dict]:
+    """A base with quantised matrices, and transformers' report.
+
+    What is in memory at any moment is what is loaded already and one file: transformers would map all files at once.
+
+    Args:
+        options: of `from_pretrained`.
+    """
+    files, config = TensorFiles.find(folder, ModelError), read_config(folder)
+    if files is None or (embedding := family_of(config).embedding) not in files.files:
+        raise ModelError(f"{folder}: no weights in the official format.")
+    # The arithmetic of quantising, and the scales, are in the files' own dtype.
+    given = {"state_dict": files.unread(), "dtype": files.dtype(embedding)}
+    if precision_in(config) is None:  # else transformers finds it there
+        given["quantization_config"] = QuantizationConfig(precision.bits)
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    model, info = model_class.from_pretrained(None, config=config, **(options | given))
+    convert_rest(model, options["dtype"])
+    _read_the_rest(model, folder)
+    return model, info
+
+
+def _read_the_rest(model: PreTrainedModel, folder: Path) -> None:
+    """What `from_pretrained` does besides, of a model whose weights it didn't read from a folder."""
+    model.config.name_or_path = model.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
@@ -172,8 +195,7 @@ def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str 
     with ContextManagers(model_class.get_init_context(dtype, False, False, None)):
         model = model_class(config)
     load_partitioned(model, folder)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    _read_the_rest(model, folder)
     return model
 
 
@@ -184,14 +206,6 @@ def _downloaded(source: str) -> Path:
         with PartialState().local_main_process_first():
             folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
     return folder
-
-
-def _file_dtype(folder: Path) -> torch.dtype:
-    """Of what isn't quantised in a base's files."""
-    files, embedding = TensorFiles.find(folder, ModelError), family_of(read_base_config(folder)).embedding
-    if files is None or embedding not in files.files:
-        raise ModelError(f"{folder}: no weights in the official format.")
-    return files.dtype(embedding)
 
 
 def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
