@@ -25,11 +25,12 @@ message = Texts(
         "changed_rows": ("，例如 {rows}", ", e.g. {rows}"),
         # estimate
         "estimate": (
-            "估算：{method}，基座 {parameters:.3g} B 参数，{processes} 个进程（本机 {local} 个），{how}，{batch} 条 × {length} "
-            "token，梯度检查点{checkpointing}",
-            "Estimate for {method}, base of {parameters:.3g} B parameters, {processes} process{es} ({local} on this node), "
-            "{how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
+            "估算：{method}，基座 {parameters:.3g} B 参数{precision}，{processes} 个进程（本机 {local} 个），{how}，{batch} 条 × "
+            "{length} token，梯度检查点{checkpointing}",
+            "Estimate for {method}, base of {parameters:.3g} B parameters{precision}, {processes} process{es} ({local} on this "
+            "node), {how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
         ),
+        "in_precision": ("（{name}）", " in {name}"),
         "on": ("开", "on"),
         "off": ("关", "off"),
         "no_deepspeed": ("不用 DeepSpeed", "no DeepSpeed"),

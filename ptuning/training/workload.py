@@ -70,25 +70,25 @@ class Workload:
     scale_bytes: int = 2
 
     @property
+    def plain_parameters(self) -> int:
+        """Numbers of the base that aren't quantised."""
+        quantized = 0 if self.precision is None else sum(rows * columns for rows, columns in self.shape.layer_matrices)
+        return self.shape.parameters - self.shape.layers * quantized
+
+    @property
     def base_bytes(self) -> int:
         """Memory of the base's weights."""
-        full = self.shape.parameters * self.weight_bytes
-        if self.precision is None:
-            return full
-        saved = (
-            rows * columns * self.weight_bytes - self.precision.bytes_of(rows, columns, self.scale_bytes)
-            for rows, columns in self.shape.layer_matrices
-        )
-        return full - self.shape.layers * sum(saved)
+        stored = 0
+        if self.precision is not None:
+            stored = sum(self.precision.bytes_of(*each, self.scale_bytes) for each in self.shape.layer_matrices)
+        return self.plain_parameters * self.weight_bytes + self.shape.layers * stored
 
     @property
     def unpacked_bytes(self) -> int:
-        """Of the largest quantised matrix while it is multiplied: its whole numbers and, in what it computes in, itself."""
+        """Of the largest quantised matrix while it is multiplied: its whole numbers and what is made of them, at most fp32."""
         if self.precision is None:
             return 0
-        numbers = max(rows * columns for rows, columns in self.shape.layer_matrices)
-        exact = max(self.compute_bytes, 4 if self.compute_bytes != self.scale_bytes else self.scale_bytes)
-        return numbers * (1 + exact + (self.compute_bytes if self.compute_bytes != exact else 0))
+        return max(rows * columns for rows, columns in self.shape.layer_matrices) * (1 + 4)
 
     @classmethod
     def of(
