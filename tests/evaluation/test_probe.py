@@ -206,7 +206,7 @@ def test_before_and_after(model, encoder, tmp_path):
     (row,) = probe_rows(prober(model, encoder, [], QUESTIONS[:1]), ["白色。"], [True])
     with torch.no_grad():
         expected = model(torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
-    assert tuned[0]["tuned_loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert tuned[0]["tuned_loss"] == pytest.approx(float(expected), abs=6e-5)  # written in 4 places
     assert all(math.isfinite(line["tuned_loss"]) for line in tuned)
 
 
