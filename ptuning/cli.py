@@ -70,6 +70,7 @@ COMMANDS = {
     "export": Command(
         "ptuning.export:export",
         "write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR\n"
+        "put a LoRA into its base's weights: --ptuning_checkpoint DIR --merge --output_dir DIR\n"
         "or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR",
         "ptuning.export:ExportOptions",
     ),

@@ -1,20 +1,23 @@
 """`ptuning export` and `ptuning convert`: what was tuned, for other programs or another number of processes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ptuning import distributed
 from ptuning.checkpoint.base import read_base_config, resolve_base
+from ptuning.checkpoint.manifest import describe
+from ptuning.checkpoint.model_folder import save_model_folder
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 from ptuning.families import read_config
-from ptuning.loading import resolve_dtype
-from ptuning.methods import base_of
-from ptuning.methods.prefix.export import export_official, export_peft
+from ptuning.loading import load_base, load_tokenizer, resolve_dtype
+from ptuning.methods import FullMethod, attach_checkpoint, base_of, method_of_checkpoint, read_checkpoint, self_test
+from ptuning.methods.prefix.export import export_official, export_peft, new_folder
 from ptuning.methods.prefix.read import read_prefix
 
 _CPU = torch.device("cpu")
@@ -25,27 +28,40 @@ class ExportOptions:
     """What to write, and for whom."""
 
     output_dir: str = option(..., "new folder")
-    ptuning_checkpoint: str | None = option(None, "a prefix")
+    ptuning_checkpoint: str | None = option(None, "a prefix, or with --merge a LoRA")
+    merge: bool = option(False, "put a LoRA into its base's weights: a whole model in the official format")
     checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
     format: Literal["official", "peft"] | None = option(None, "of a prefix; a whole model is always official")
     model_name_or_path: str | None = option(
         None, "default: the base that the checkpoint names, or the checkpoint itself"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "of a whole model; default: float32")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "of a whole model; default: float32, with --merge the base's own"
+    )
 
     def __post_init__(self):
         if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
-            raise ConfigError("give --ptuning_checkpoint (a prefix) or --checkpoint (a ZeRO checkpoint of all weights)")
+            raise ConfigError(
+                "give --ptuning_checkpoint (a prefix or a LoRA) or --checkpoint (a ZeRO checkpoint of all weights)"
+            )
+        if self.merge and (self.checkpoint is not None or self.format is not None):
+            raise ConfigError(
+                "--merge is for a LoRA (--ptuning_checkpoint) and writes the official format; leave --format out"
+            )
         if self.checkpoint is not None and self.format == "peft":
             raise ConfigError(
                 "--format peft is for prefixes; leave it out, a whole model is written in the official format"
             )
-        if self.checkpoint is None and (self.format is None or self.dtype is not None):
-            raise ConfigError("a prefix needs --format official or peft, and no --dtype: it is always float32")
+        if self.checkpoint is None and not self.merge and (self.format is None or self.dtype is not None):
+            raise ConfigError(
+                "a prefix needs --format official or peft, and no --dtype: it is always float32; a LoRA needs --merge (its folder "
+                "is peft's own already)"
+            )
 
 
 def export(argv: Sequence[str]) -> None:
-    """Writes a prefix in the official or peft's format, or a ZeRO checkpoint's weights as an official model folder."""
+    """Writes a prefix in the official or peft's format, or a whole model in the official one: a ZeRO checkpoint's weights, or a
+    base with a LoRA put into it."""
     args = parse_options(ExportOptions, argv, "ptuning export")
     if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
@@ -53,6 +69,9 @@ def export(argv: Sequence[str]) -> None:
         print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
         return
     assert args.ptuning_checkpoint is not None  # one of the two is given
+    if args.merge:
+        print(f"Wrote {_merge(args)} in official format")
+        return
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
     read_base_config(base)  # refuses other architectures
@@ -61,6 +80,30 @@ def export(argv: Sequence[str]) -> None:
     else:
         folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
     print(f"Wrote {folder} in {args.format} format")
+
+
+def _merge(args: ExportOptions) -> Path:
+    """The base of a checkpoint with what was tuned in its own weights."""
+    checkpoint = Path(args.ptuning_checkpoint or "")
+    read_checkpoint(checkpoint)
+    if not (method := method_of_checkpoint(checkpoint)).merges:
+        raise ConfigError(f"--merge: a {method.noun} can't be put into the base's weights; give --format instead")
+    name, folder = base_of(args.model_name_or_path, args.ptuning_checkpoint), new_folder(args.output_dir)
+    tokenizer = load_tokenizer(name)
+    dtype = args.dtype or read_config(resolve_base(name)).dtype or "float32"
+    model = load_base(name, dtype=dtype, device=_CPU)
+    before = attach_checkpoint(model, checkpoint, name)
+    self_test(model)
+    method.merge(model)
+    about = replace(
+        before or describe(name, method.name, {}),
+        method=FullMethod.name,
+        settings={"merged": method.name, "from": str(checkpoint.expanduser().resolve())},
+        file="",
+        sha256="",
+    )
+    save_model_folder(model, tokenizer, about, folder, writes=True, device=_CPU)
+    return folder
 
 
 @dataclass(frozen=True)

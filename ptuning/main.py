@@ -29,7 +29,15 @@ from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
 from ptuning.messages import message
-from ptuning.methods import Method, attach_checkpoint, defaults_of, method_class, method_of, read_checkpoint
+from ptuning.methods import (
+    Method,
+    attach_checkpoint,
+    defaults_of,
+    method_class,
+    method_of,
+    method_of_checkpoint,
+    read_checkpoint,
+)
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations
@@ -200,16 +208,16 @@ def prepare(argv: list[str]) -> None:
 
 def options_of_checkpoint(checkpoint: str) -> list[str]:
     """What a tuned checkpoint knows about its own use, as options that any given flag overrides."""
-    manifest = read_checkpoint(checkpoint)
+    manifest, method = read_checkpoint(checkpoint), ["--method", method_of_checkpoint(checkpoint).name]
     if manifest is None:
-        return []
+        return method
     known = {
         "--model_name_or_path": manifest.base.name_or_path,
         "--max_source_length": manifest.max_source_length,
         "--max_target_length": manifest.max_target_length,
         "--source_prefix": manifest.source_prefix,
     }
-    return [token for flag, value in known.items() if value for token in (flag, str(value))]
+    return method + [token for flag, value in known.items() if value for token in (flag, str(value))]
 
 
 def options_of_run(folder: str) -> list[str]:

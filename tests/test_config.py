@@ -151,7 +151,30 @@ def test_a_checkpoint_to_go_on_from_brings_its_own_length():
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--method", "lora"], "--method lora: no such method; there are "),
+        (["--method", "ia3"], "--method ia3: no such method; there are full, lora, prefix"),
+        (["--method", "lora", "--lora_rank", "0"], "--lora_rank is 0; use at least 1 (usual: 8 to 64)"),
+        (
+            ["--method", "lora", "--lora_alpha", "0"],
+            "--lora_alpha is 0; use more than 0 (usual: 2 to 4 times --lora_rank)",
+        ),
+        (["--method", "lora", "--lora_alpha", "nan"], "--lora_alpha is nan; use more than 0"),
+        (
+            ["--method", "lora", "--lora_dropout", "1"],
+            "--lora_dropout is 1; use 0 up to, not including, 1 (usual: 0 to 0.1)",
+        ),
+        (
+            ["--method", "lora", "--lora_init", "pissa"],
+            "--lora_init pissa: use one of default, gaussian, orthogonal (pissa",
+        ),
+        (["--method", "lora", "--pre_seq_len", "8"], "--pre_seq_len is for --method prefix, and --method is lora"),
+        (
+            ["--method", "lora", "--prefix_dropout", "0"],
+            "--prefix_dropout is for --method prefix, and --method is lora",
+        ),
+        (["--lora_rank", "8"], "--lora_rank is for --method lora, and --method is prefix; leave one of them out"),
+        (["--lora_dropout", "0.1"], "--lora_dropout is for --method lora, and --method is prefix"),
+        (["--use_dora"], "--use_dora is for --method lora, and --method is prefix"),
+        (["--method", "full", "--lora_target", "all"], "--lora_target is for --method lora, and --method is full"),
         (["--pre_seq_len", "0"], "--pre_seq_len is 0; use at least 1 (official: 128)"),
         (["--prefix_dropout", "1"], "--prefix_dropout is 1.0; use 0 up to, not including, 1"),
         (["--method", "full", "--pre_seq_len", "8"], "--pre_seq_len is for --method prefix, and --method is full"),

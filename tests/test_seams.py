@@ -103,11 +103,17 @@ class Tuned:
     @property
     def given_as(self) -> list:
         """The options that name it to evaluate."""
-        as_prefix = ["--ptuning_checkpoint", self.folder]
-        return as_prefix if self.name == "prefix" else ["--model_name_or_path", self.folder]
+        return ["--ptuning_checkpoint" if self.on_base else "--model_name_or_path", self.folder]
+
+    @property
+    def on_base(self) -> bool:
+        return self.name != "biases"
 
     def load(self):
-        return load_model(self.base, self.folder) if self.name == "prefix" else load_model(self.folder)
+        return load_model(self.base, self.folder) if self.on_base else load_model(self.folder)
+
+
+TYPES = {"prefix": methods.PrefixMethod, "lora": methods.LoraMethod}
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -116,7 +122,12 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
 
 ROWS = [{"q": "好", "a": "ok"}, {"q": "b", "a": "no"}, {"q": "好吗", "a": "ok"}, {"q": "bb", "a": "no"}]
 STEPS = 60
-METHODS = {"biases": [], "prefix": ["--pre_seq_len", "8", "--learning_rate", "5e-2", "--prefix_dropout", "0"]}
+LORA = ["--lora_rank", "4", "--learning_rate", "2e-2", "--lora_dropout", "0.1"]
+METHODS = {
+    "biases": [],
+    "lora": LORA,
+    "prefix": ["--pre_seq_len", "8", "--learning_rate", "5e-2", "--prefix_dropout", "0"],
+}
 
 
 @pytest.mark.parametrize("toy", [(ToyTemplate, ToyFamily), (Biases,)], ids=["family", "method"])
@@ -193,7 +204,7 @@ def test_resume_is_exact(tuned, tmp_path):
 def test_load_and_stop_ids(tuned):
     model, tokenizer = tuned.load()
     template = family_of(model.config).template(tokenizer)
-    assert type(template) is ToyTemplate and attached(model) == {"prefix": methods.PrefixMethod}.get(tuned.name)
+    assert type(template) is ToyTemplate and attached(model) == TYPES.get(tuned.name)
     ids = torch.tensor([template.encode([template.render(Dialogue("好"))])[0].ids])
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": list(template.stop_ids), "pad_token_id": 0}
     answer = model.generate(ids, **options)[0, ids.shape[1] :].tolist()
@@ -238,7 +249,7 @@ def serving(options: ServeOptions) -> Iterator[str]:
 
 def test_serve(tuned, ends_otherwise):
     options = ServeOptions(model=str(tuned.folder), prefix=())
-    if tuned.name == "prefix":
+    if tuned.on_base:
         options = ServeOptions(model=str(tuned.base), prefix=(("tuned", str(tuned.folder)),))
     with serving(options) as url:
         name = httpx.get(f"{url}/v1/models").json()["data"][-1]["id"]

@@ -60,7 +60,7 @@ def check(config: Config) -> None:
         )
     if training.resume_from_checkpoint and model.ptuning_checkpoint:
         raise ConfigError(
-            "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from its prefix; give one"
+            "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from what it holds; give one"
         )
     for flag in ("early_stopping_patience", "metric_for_best_model"):
         if getattr(training, flag) is not None and not data.sources("validation"):

@@ -15,7 +15,7 @@ TRAINING = {
         "max_source_length",
         "max_target_length",
     ),
-    "method": ("method", "pre_seq_len", "prefix_projection"),
+    "method": ("method", "pre_seq_len", "prefix_projection", "lora_rank"),
     "training": (
         "learning_rate",
         "per_device_train_batch_size",
@@ -50,7 +50,7 @@ EVALUATION = {
 
 # Shorter than transformers' own, and about this job.
 _TEXTS = {
-    "learning_rate": "Default: the method's (a prefix: 2e-2, all weights: 1e-4).",
+    "learning_rate": "Default: the method's (a prefix: 2e-2, a LoRA: 1e-3, all weights: 1e-4).",
     "gradient_accumulation_steps": "Batches a step: rows a step = batch size × accumulation × processes.",
     "max_steps": "Steps of training, instead of --num_train_epochs.",
     "num_train_epochs": "Times the training file is gone through; default: 3.",

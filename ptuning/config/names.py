@@ -15,6 +15,9 @@ RENAMED = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "torch_dtype": "dtype",
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_target",
+    "target_modules": "lora_target",
 }
 
 # Flags of the official command lines that have nothing left to do, with the values for which that is so (empty: all). They
@@ -28,7 +31,8 @@ WITHOUT_EFFECT: dict[str, tuple[str, tuple[str, ...]]] = {
     "group_by_length": ("rows are grouped by length unless --train_sampling_strategy says otherwise", ("true", "")),
 }
 
-_LORA = "LoRA isn't there yet; a prefix (--method prefix) is what trains on a frozen model"
+_METHOD = "use --method prefix, lora or full"
+_INIT = "the first factor starts as --lora_init default, gaussian or orthogonal says; others of peft change the base's own weights"
 _NAMED = "a model is one folder; give it with --model_name_or_path"
 _LENGTHS = "use --max_source_length and --max_target_length (tokens of question and answer)"
 
@@ -50,9 +54,9 @@ ANSWERS = {
     "max_seq_len": _LENGTHS,
     "generation_max_length": "use --val_max_target_length (new tokens of an answer)",
     "max_new_tokens": "use --val_max_target_length (new tokens of an answer)",
-    "finetuning_type": "use --method prefix or full",
-    "tuner_type": "use --method prefix or full",
-    "train_type": "use --method prefix or full",
+    "finetuning_type": _METHOD,
+    "tuner_type": _METHOD,
+    "train_type": _METHOD,
     "stage": "there is one kind of training: on questions and answers; leave it out",
     "template": "the template is the model's own; leave it out",
     "dataset": "use --train_file FILE",
@@ -69,13 +73,21 @@ ANSWERS = {
     "save_dir": "use --output_dir",
     "num_virtual_tokens": "use --pre_seq_len",
     "prefix_len": "use --pre_seq_len",
-    "lora_rank": _LORA,
-    "lora_r": _LORA,
-    "lora_alpha": _LORA,
-    "lora_dropout": _LORA,
-    "lora_target": _LORA,
-    "target_modules": _LORA,
-    "use_dora": _LORA,
+    "adapter_path": "use --ptuning_checkpoint",
+    "adapter_folder": "use --ptuning_checkpoint",
+    "lora_path": "use --ptuning_checkpoint",
+    "lora_checkpoint": "use --ptuning_checkpoint",
+    "lora_weights": "use --ptuning_checkpoint",
+    "resume_lora_training": "use --ptuning_checkpoint",
+    "additional_target": "only a LoRA's factors are trained beside the base; leave it out, or tune --method full",
+    "modules_to_save": "only a LoRA's factors are trained beside the base; leave it out, or tune --method full",
+    "lora_bias": "only a LoRA's factors are trained beside the base; leave it out",
+    "pissa_init": _INIT,
+    "init_lora_weights": _INIT,
+    "loraplus_lr_ratio": "both factors have one rate, --learning_rate; leave it out",
+    "use_lora": "use --method lora",
+    "use_peft": "use --method lora",
+    "peft_type": _METHOD,
     "load_in_4bit": "use --quantization_bit 4",
     "load_in_8bit": "use --quantization_bit 8",
     "quantization_method": "there is one, the official one; use --quantization_bit 4 or 8",

@@ -24,14 +24,15 @@ class ModelArguments:
     ptuning_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Prefix to load (ours, official or peft folder): to evaluate it, or with --do_train to start a NEW run "
+            "help": "Prefix or LoRA to load (ours, official or peft folder): to evaluate it, or with --do_train to start a NEW run "
             "from it (new optimizer and data order; to continue a run use --resume_from_checkpoint)."
         },
     )
     method: str | None = field(
         default=None,
         metadata={
-            "help": "prefix (default): a learned prefix on a frozen model; full: all weights. --deepspeed without --pre_seq_len, "
+            "help": "prefix (default): a learned prefix on a frozen model; lora: low-rank factors beside its layers; "
+            "full: all weights. --deepspeed without --pre_seq_len, "
             "as in the official ds_train_finetune.sh, means full."
         },
     )
@@ -39,6 +40,25 @@ class ModelArguments:
     prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
     prefix_dropout: float = field(
         default=0.1, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "Width of a LoRA's factors; default: 8."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "A LoRA's product is scaled by lora_alpha / lora_rank; default: 32."}
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout on what goes into a LoRA while training; default: 0.1."}
+    )
+    lora_target: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Which layers get a LoRA: all (default), attention, or names: q_proj v_proj …; also those of official files, "
+            "e.g. query_key_value."
+        },
+    )
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: a LoRA with a learned length for each output."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √lora_rank, for large ranks."})
+    lora_init: str | None = field(
+        default=None, metadata={"help": "How a LoRA starts: default (Kaiming and zeros), gaussian or orthogonal."}
     )
     dtype: str = field(
         default="auto", metadata={"help": "Of the base: auto (fp32 on CPU, bf16 or fp16 on a GPU), float32, …"}

@@ -66,7 +66,7 @@ RANGES = {
     "eval_accumulation_steps": ONE,
     "num_train_epochs": POSITIVE,
     "max_steps": Range(1, also=-1, advice="at least 1, or leave it out for --num_train_epochs"),
-    "learning_rate": Range(0, above=True, advice="more than 0 (a prefix: 2e-2, all weights: 1e-4)"),
+    "learning_rate": Range(0, above=True, advice="more than 0 (a prefix: 2e-2, a LoRA: 1e-3, all weights: 1e-4)"),
     "warmup_steps": Range(0, advice="at least 0 (below 1: a share of all steps)"),
     "weight_decay": ZERO,
     "adam_beta1": SHARE,

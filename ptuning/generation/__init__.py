@@ -10,10 +10,10 @@ from ptuning.generation.protocol import (
     OFFICIAL,
     GenerationRequest,
     Generator,
-    Prefix,
     SamplingParams,
     Token,
 )
+from ptuning.methods.prefix.encoder import Prefix
 
 __all__ = [
     "GREEDY",

@@ -8,7 +8,7 @@ different prefixes, or none, side by side.
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -18,10 +18,10 @@ from ptuning.errors import GenerationError
 from ptuning.families import family_of
 from ptuning.families.logits import logits_at
 from ptuning.generation.prefix_cache import PrefixCache
-from ptuning.generation.protocol import GenerationRequest, Prefix, Token
+from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
-from ptuning.methods import bare
+from ptuning.methods import Companion, bare
 
 
 class _Row:
@@ -127,7 +127,7 @@ class Engine:
                 return True
         return False
 
-    def forget(self, prefix: Prefix) -> None:
+    def forget(self, prefix: Companion) -> None:
         """Drops what is kept of a prefix's dialogues."""
         self.prefix_cache.drop(prefix)
 
@@ -187,7 +187,10 @@ class Engine:
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
         newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
-        with logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]):
+        with (
+            _companions(self.model, rows),
+            logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]),
+        ):
             logits_NV = self.model(
                 input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
                 attention_mask=self.cache.begin(first, starts, longest),
@@ -212,7 +215,7 @@ class Engine:
         columns = max(padded, *(row.request.room for row in [*self.rows, *rows]))
         self.cache.reserve(first + len(rows), columns, keep=first, budget=self.batch_tokens)
         for slot, (row, past) in enumerate(zip(rows, known, strict=True), start=first):
-            if row.request.prefix is not None:
+            if row.request.prefix is not None and row.request.prefix.key_values is not None:
                 self.cache.put(slot, 0, row.request.prefix.key_values)
             if past is not None:
                 self.cache.put(slot, row.start - row.cached, past)
@@ -268,6 +271,19 @@ class Engine:
         self.waiting.extendleft(reversed(rows))
         self.batch_tokens = max(min(self.batch_tokens, before) // 2, 1)
         self.notify(ran_out(len(rows), self.batch_tokens))
+
+
+@contextmanager
+def _companions(model: PreTrainedModel, rows: Sequence[_Row]) -> Iterator[None]:
+    """Inside, each row is computed with what its request brings along."""
+    places: dict[Companion, list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.request.prefix is not None:
+            places.setdefault(row.request.prefix, []).append(index)
+    with ExitStack() as stack:
+        for companion, indices in places.items():
+            stack.enter_context(companion.on(model, indices))
+        yield
 
 
 def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:

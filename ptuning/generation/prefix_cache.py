@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ptuning.generation.protocol import Prefix
+from ptuning.methods import Companion
 
 _LEAST = 16  # tokens in common that are worth a copy
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    prefix: Prefix | None
+    prefix: Companion | None
     ids: list[int]
     key_values: torch.Tensor  # (L, 2, G, len(ids), D)
 
@@ -28,7 +28,7 @@ class PrefixCache:
         self.capacity, self.tokens = capacity, 0
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
-    def add(self, prefix: Prefix | None, ids: list[int], key_values: torch.Tensor) -> None:
+    def add(self, prefix: Companion | None, ids: list[int], key_values: torch.Tensor) -> None:
         """Keeps a row. One that this row continues is replaced by it.
 
         Args:
@@ -44,7 +44,7 @@ class PrefixCache:
         while self.tokens > self.capacity and self._entries:
             self._remove(next(iter(self._entries)))
 
-    def longest(self, prefix: Prefix | None, ids: list[int]) -> torch.Tensor | None:
+    def longest(self, prefix: Companion | None, ids: list[int]) -> torch.Tensor | None:
         """Keys and values (L, 2, G, n, D) of the first n of these tokens, n as large as can be; None if it isn't worth it.
 
         At least one token is left over, because the next token's logits must be computed from something.
@@ -58,7 +58,7 @@ class PrefixCache:
         self._entries.move_to_end(best_key)
         return self._entries[best_key].key_values[:, :, :, :best]
 
-    def drop(self, prefix: Prefix | None) -> None:
+    def drop(self, prefix: Companion | None) -> None:
         """Forgets the rows of a prefix that is no longer served."""
         for key, entry in list(self._entries.items()):
             if entry.prefix is prefix:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ptuning.methods.prefix.encoder import Prefix
+from ptuning.methods import Companion
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GenerationRequest:
         ids: the prompt's tokens, begin tokens included.
         max_new_tokens: at least 1.
         sampling: how tokens are chosen.
-        prefix: None is the untuned base.
+        prefix: what it is answered with, a prefix or a LoRA; None is the untuned base.
         logprobs: report the chosen token's log probability and those of this many likeliest tokens.
     """
 
@@ -56,7 +56,7 @@ class GenerationRequest:
     ids: list[int]
     max_new_tokens: int
     sampling: SamplingParams = GREEDY
-    prefix: Prefix | None = None
+    prefix: Companion | None = None
     logprobs: int | None = None
 
     @property

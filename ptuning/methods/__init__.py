@@ -1,6 +1,8 @@
 """Ways to tune: a file each, known by the name in --method and in manifests."""
 
+from ptuning.methods.companion import Companion
 from ptuning.methods.full import FullMethod
+from ptuning.methods.lora.method import LoraMethod
 from ptuning.methods.method import (
     MemoryTerms,
     Method,
@@ -15,13 +17,16 @@ from ptuning.methods.method import (
     detach,
     method_class,
     method_of,
+    method_of_checkpoint,
     read_checkpoint,
-    self_test,
 )
 from ptuning.methods.prefix.method import PrefixMethod
+from ptuning.methods.self_test import self_test
 
 __all__ = [
+    "Companion",
     "FullMethod",
+    "LoraMethod",
     "MemoryTerms",
     "Method",
     "PrefixMethod",
@@ -36,6 +41,7 @@ __all__ = [
     "detach",
     "method_class",
     "method_of",
+    "method_of_checkpoint",
     "read_checkpoint",
     "self_test",
 ]

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 
 from ptuning.checkpoint.base import base_fingerprint
 from ptuning.checkpoint.manifest import Manifest, read_manifest
-from ptuning.errors import CheckpointError, ConfigError, ModelError
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions
 from ptuning.language import columns
 from ptuning.messages import message
+from ptuning.methods.companion import Companion
 from ptuning.quantization import precision_in
 
 log = logging.getLogger("ptuning.methods")
@@ -39,11 +40,15 @@ class MemoryTerms:
         trained: numbers that are trained.
         frozen_base: the base's own weights get no gradient.
         positions: extra key/value positions that every token sees.
+        inputs: fp32 numbers a token that are kept for gradients beside what a frozen base keeps, all layers together.
+        dropped: of these, how many have a dropout mask.
     """
 
     trained: int
     frozen_base: bool
     positions: int = 0
+    inputs: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Method(ABC):
     options: tuple[str, ...] = ()  # of config.ModelArguments, that are this method's alone
     defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
     keeps_base: bool  # the untuned base is still there after training
+    merges = False  # it can become part of the base's weights
 
     @abstractmethod
     def describe(self) -> str:
@@ -109,9 +115,18 @@ class Method(ABC):
         return nullcontext()
 
     @classmethod
-    def served(cls, model: PreTrainedModel, name: str) -> Any:
+    def served(cls, model: PreTrainedModel, name: str) -> Companion | None:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    @classmethod
+    def merge(cls, model: PreTrainedModel) -> None:
+        """Puts what is attached into the base's own weights, and takes it off; of methods that `merges`.
+
+        Raises:
+            ConfigError: the base's weights can't take it.
+        """
+        raise NotImplementedError(f"{cls.name} can't be merged")
 
     def next_commands(self, base: str, folder: str, quantization_bit: int | None = None) -> list[str]:
         """What to type after a run, quoted for a shell.
@@ -137,6 +152,11 @@ class Method(ABC):
         return ()
 
     # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether a folder without manifest is another program's checkpoint of this method."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -240,15 +260,17 @@ def method_of(options: Any, trains: bool) -> Method | None:
     """
     if trains:
         method = method_class(options.method)
-        _refuse_options_of_others(method, options)
+        _refuse_options_of_others(method, options, trains)
         return method.from_options(options)
     if options.ptuning_checkpoint is None:
         _refuse_options_of_others(None, options)
         return None
-    return _method_of(Path(options.ptuning_checkpoint).expanduser()).from_options(options)
+    method = method_of_checkpoint(options.ptuning_checkpoint)
+    _refuse_options_of_others(method, options)
+    return method.from_options(options)
 
 
-def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None:
+def _refuse_options_of_others(method: type[Method] | None, options: Any, trains: bool = False) -> None:
     default = {field.name: field.default for field in fields(options)}
     for other in _METHODS.values():
         for name in () if other is method else other.options:
@@ -260,14 +282,15 @@ def _refuse_options_of_others(method: type[Method] | None, options: Any) -> None
                     "--ptuning_checkpoint"
                 )
             raise ConfigError(
-                f"--{name} is for --method {other.name}, and --method is {method.name}; leave one of them out"
+                f"--{name} is for --method {other.name}, and {'--method is' if trains else 'the checkpoint is of'} {method.name}; "
+                "leave one of them out"
             )
 
 
 def read_checkpoint(folder: str | Path) -> Manifest | None:
     """The manifest of a tuned checkpoint that is put on a base; the rest of it is checked. Errors as `Method.read`."""
     folder = Path(folder).expanduser()
-    return _method_of(folder).read(folder)
+    return method_of_checkpoint(folder).read(folder)
 
 
 def attach_checkpoint(
@@ -279,7 +302,7 @@ def attach_checkpoint(
         notify: gets one line where the base had another precision while training.
     """
     folder = Path(folder).expanduser()
-    manifest = _method_of(folder).attach(model, folder, base)
+    manifest = method_of_checkpoint(folder).attach(model, folder, base)
     if manifest is not None:
         now = precision_in(model.config)
         here, there = "" if now is None else now.name, manifest.base.precision
@@ -308,9 +331,14 @@ def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> s
     return manifest.base.name_or_path
 
 
-def _method_of(folder: Path) -> type[Method]:
+def method_of_checkpoint(folder: str | Path) -> type[Method]:
+    """The method of a checkpoint: by its manifest, else by whose other programs' folder it is; a prefix where nothing says so,
+    whose `read` then says what it is."""
+    folder = Path(folder).expanduser()
     manifest = read_manifest(folder) if folder.is_dir() else None
-    return method_class("prefix" if manifest is None else manifest.method)  # other programs' folders are prefixes
+    if manifest is not None:
+        return method_class(manifest.method)
+    return next((method for method in _METHODS.values() if method.recognises(folder)), method_class("prefix"))
 
 
 def check_belongs(manifest: Manifest, folder: Path, base: str | Path, template: str) -> None:
@@ -356,44 +384,3 @@ def bare(model: PreTrainedModel) -> Iterator[None]:
         if method is not None:
             stack.enter_context(method.off(model))
         yield
-
-
-def self_test(model: PreTrainedModel) -> float:
-    """Runs a few tokens with what is attached and without it: a prefix that "loads" and is ignored looks like a bad model.
-
-    Returns:
-        The largest logit difference.
-
-    Raises:
-        CheckpointError: nothing is attached, it has no effect, or makes the logits NaN or infinite.
-        ModelError: the base alone gives NaN or infinite logits.
-    """
-    method = attached(model)
-    if method is None:
-        raise CheckpointError("the checkpoint has no effect: nothing is attached to this model.")
-    training = model.training
-    ids = torch.arange(3, 11, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
-    model.eval()
-    try:
-        with torch.no_grad():
-            tuned = model(input_ids=ids, use_cache=False).logits.float()
-            with bare(model):
-                base = model(input_ids=ids, use_cache=False).logits.float()
-    finally:
-        model.train(training)
-    if not torch.isfinite(base).all():
-        raise ModelError(
-            f"the base model gives NaN or infinite logits in {model.dtype}; try dtype float32 or bfloat16."
-        )
-    if not torch.isfinite(tuned).all():
-        raise CheckpointError(
-            f"with the {method.noun} the logits are NaN or infinite in {model.dtype}, without it they are finite; try dtype "
-            "float32 or bfloat16, or an earlier checkpoint."
-        )
-    difference = float((tuned - base).abs().max())
-    if difference == 0.0:
-        raise CheckpointError(
-            f"the {method.noun} has no effect: the logits with and without it are equal. The checkpoint's numbers are wrong, or "
-            f"the attention implementation {model.config._attn_implementation!r} leaves the {method.noun} out."
-        )
-    return difference

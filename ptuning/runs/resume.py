@@ -51,7 +51,7 @@ PATH_OPTIONS = (
     "mix",
 )
 
-_START_OPTIONS = ("pre_seq_len", "prefix_projection")
+_START_OPTIONS = ("pre_seq_len", "prefix_projection", "lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
 
 def is_free(option: str) -> bool:

@@ -19,8 +19,9 @@ class Served:
         name: of the prefix, or of the base's folder.
         created: seconds since 1970 when it was loaded.
         source_prefix: text that it was trained to see in front of every prompt.
-        pre_seq_len: length of the prefix; 0 is the base.
+        pre_seq_len: length of the prefix; 0 where it has none.
         prefix: what the backend's engine needs to answer with it; nothing for the HTTP side to look at.
+        kind: base, or the noun of what was tuned.
     """
 
     name: str
@@ -28,10 +29,11 @@ class Served:
     source_prefix: str = ""
     pre_seq_len: int = 0
     prefix: Any = field(default=None, repr=False)
+    kind: str = BASE
 
     @property
     def is_base(self) -> bool:
-        return self.pre_seq_len == 0
+        return self.kind == BASE
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,10 @@ class LoadedModel:
         return self.model.config.max_position_embeddings
 
     def read_prefix(self, name: str, folder: str | Path) -> Served:
-        """Reads a prefix, checks that it belongs to the base and changes its logits, and computes its keys and values.
+        """Reads what requests can be answered with (a prefix, a LoRA), and checks that it belongs to the base and changes its
+        logits.
 
-        Only the thread that uses the model may call this. The model is left without a prefix.
+        Only the thread that uses the model may call this. The model is left bare.
 
         Raises:
             CheckpointError: damaged, of another base or template, or without effect.
@@ -154,8 +155,6 @@ class LoadedModel:
         finally:
             detach(self.model)
         if prefix is None:
-            raise CheckpointError(
-                f"{folder}: a {method.noun} can't be chosen by requests; only prefixes can be served so."
-            )
+            raise CheckpointError(f"{folder}: a {method.noun} can't be chosen by requests; serve it as --model.")
         source_prefix = manifest.source_prefix if manifest else ""
-        return Served(name, int(time.time()), source_prefix, prefix.length, prefix)
+        return Served(name, int(time.time()), source_prefix, prefix.length, prefix, method.noun)

@@ -125,7 +125,7 @@ def model_object(served: Served) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "ptuning",
-        "kind": "base" if served.is_base else "prefix",
+        "kind": served.kind,
         "pre_seq_len": served.pre_seq_len,
     }
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from ptuning.errors import GenerationError
-from ptuning.generation import Engine, GenerationRequest, Prefix, Token
+from ptuning.generation import Engine, GenerationRequest, Token
+from ptuning.methods import Companion
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import BackendError, Refused, Served, TooLate
 
@@ -90,7 +91,7 @@ class _Answer:
     tokens: int = 0
 
     @property
-    def prefix(self) -> Prefix | None:
+    def prefix(self) -> Companion | None:
         return self.stream.model.prefix
 
 
@@ -108,7 +109,7 @@ class Scheduler:
         self.engine, self.timeout, self.metrics, self.ended = engine, timeout, metrics, ended
         self._answers: dict[Hashable, _Answer] = {}
         self._numbers = itertools.count()
-        self._retired: set[Prefix] = set()
+        self._retired: set[Companion] = set()
 
     def begin(self, stream: AnswerStream) -> None:
         """Queues what is asked."""
@@ -156,7 +157,7 @@ class Scheduler:
                 self.engine.cancel(number)
                 self._end(number)
 
-    def retire(self, prefix: Prefix) -> None:
+    def retire(self, prefix: Companion) -> None:
         """Forgets the dialogues of a removed prefix, at the latest when its last answer is done."""
         if any(answer.prefix is prefix for answer in self._answers.values()):
             self._retired.add(prefix)

@@ -110,7 +110,7 @@ def layer_activations(work: Workload) -> int:
     if not work.frozen:
         # What frozen weights don't need: the inputs of each product, for the weights' gradients
         token += (2 * s.hidden + s.query + s.ffn) * c + 2 * s.hidden * _residual_bytes(work)
-    return int(token * work.batch * work.length)
+    return int((token + work.inputs / s.layers) * work.batch * work.length)
 
 
 def _residual_bytes(work: Workload) -> int:

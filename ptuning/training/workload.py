@@ -25,6 +25,7 @@ class Workload:
         trained: numbers that are trained.
         frozen: the base gets no gradient, and what is trained lies beside it in fp32.
         positions: extra key/value positions that every token sees.
+        inputs: bytes a token that layers keep for what is trained beside them, all layers together.
         weight_bytes: a base weight's, as loaded; where the base is quantised, of what isn't.
         compute_bytes: an activation's.
         autocast: weights stay fp32 and each forward makes 16-bit copies.
@@ -66,6 +67,7 @@ class Workload:
     zero: ZeroSettings | None
     checkpoints: int
     save_optimizer: bool
+    inputs: int = 0
     precision: Precision | None = None
     scale_bytes: int = 2
 
@@ -157,6 +159,7 @@ class Workload:
             checkpoints=_checkpoints(training),
             save_optimizer=not training.save_only_model,
             precision=base_precision(folder, model.quantization_bit),
+            inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
         )
 
     def with_batch(self, batch: int) -> "Workload":

@@ -22,7 +22,7 @@ TRAIN += ["--response_column", "a", "--output_dir", "out"]
 
 def test_every_numeric_option_has_a_range():
     numeric = {action.dest for action in option_parser()._actions if action.type in (int, float)}
-    of_methods = {name for method in ("prefix", "full") for name in method_class(method).options}
+    of_methods = {name for method in ("prefix", "lora", "full") for name in method_class(method).options}
     elsewhere = {"quantization_bit", "label_smoothing_factor", "local_rank"}  # refused in checks; set by the launcher
     assert set(RANGES) == numeric - of_methods - elsewhere
 
@@ -48,7 +48,10 @@ def test_just_outside_is_refused_and_the_limit_is_not(name):
         ("--num_train_epochs 0", "--num_train_epochs is 0; use more than 0"),
         ("--gradient_accumulation_steps=-1", "--gradient_accumulation_steps is -1; use at least 1 and at most 65536"),
         ("--per_device_train_batch_size 999999999", "at least 1 and at most 65536"),
-        ("--learning_rate 0", "--learning_rate is 0; use more than 0 (a prefix: 2e-2, all weights: 1e-4)"),
+        (
+            "--learning_rate 0",
+            "--learning_rate is 0; use more than 0 (a prefix: 2e-2, a LoRA: 1e-3, all weights: 1e-4)",
+        ),
         ("--max_grad_norm nan", "--max_grad_norm is nan; use at least 0 (0: no clipping)"),
         ("--adam_beta1 1", "--adam_beta1 is 1; use at least 0 and less than 1"),
         ("--seed 12345678901234567890", "--seed is 12345678901234567890; use a number from 0 to 4294967295"),

@@ -58,8 +58,9 @@ def finished_run(tmp_path_factory):
     for name in ("models", "data", "configs"):
         (folder / name).symlink_to(ROOT / name)
     small = "--max_steps 1 --max_predict_samples 1 --max_eval_samples 1 --max_target_length 16"
-    command = [sys.executable, "-m", "ptuning.main", "--config", "configs/ptuning_demo.yaml", *small.split()]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
+    for name in ("ptuning_demo", "lora_demo"):
+        command = [sys.executable, "-m", "ptuning.main", "--config", f"configs/{name}.yaml", *small.split()]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
     return folder
 
 

@@ -53,7 +53,7 @@ class Echo:
         return Canned(len(requests), self.template.encode_text([f"{model} 好"])[0])
 
     async def add_prefix(self, name: str, folder: str) -> Served:
-        return Served(name, 0, pre_seq_len=1)
+        return Served(name, 0, pre_seq_len=1, kind="prefix")
 
     async def remove_prefix(self, name: str) -> None: ...
 

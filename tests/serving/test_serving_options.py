@@ -60,7 +60,7 @@ def test_values_that_cannot_be_used(line, text):
 
 
 def test_the_model_of_requests_that_name_none():
-    base, one, two = Served("tiny", "m", 0), Served("a", "x", 0, pre_seq_len=8), Served("b", "y", 0, pre_seq_len=8)
+    base, one, two = Served("tiny", "m", 0), Served("a", "x", 0, kind="prefix"), Served("b", "y", 0, kind="prefix")
     assert default_model(parse([]), [base]) == "base"
     assert default_model(parse([]), [base, one]) == "a"
     assert default_model(parse([]), [base, one, two]) == "base"

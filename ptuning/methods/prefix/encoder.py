@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ptuning.families import family_of
+from ptuning.methods.companion import Companion
 
 DROPOUT = 0.1  # on the prefix keys and values while training, fixed in the official code
 
@@ -100,7 +101,7 @@ class PrefixEncoder(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class Prefix(Companion):
     """The keys and values of a tuned prefix, ready to be put in front of a row's own.
 
     Args:
@@ -122,5 +123,5 @@ class Prefix:
         return cls(name, torch.stack([torch.stack((key[0], value[0])) for key, value in layers]))
 
     @property
-    def length(self) -> int:
+    def length(self) -> int:  # type: ignore[override]
         return self.key_values.shape[3]

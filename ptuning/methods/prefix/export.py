@@ -28,7 +28,7 @@ def export_official(checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig,
     Raises:
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
     """
-    raw, folder = for_base(checkpoint, base_config), _new_folder(folder)
+    raw, folder = for_base(checkpoint, base_config), new_folder(folder)
     config = family_of(base_config).config_values(base_config)
     config |= {"pre_seq_len": raw.pre_seq_len, "prefix_projection": raw.prefix_projection}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -59,7 +59,7 @@ def export_peft(
     require("--format peft", "peft", "ptuning[peft]")
     from peft import PrefixTuningConfig, TaskType  # here, because nothing else in the package needs peft
 
-    raw, folder, shape = for_base(checkpoint, base_config), _new_folder(folder), PrefixShape.of(base_config)
+    raw, folder, shape = for_base(checkpoint, base_config), new_folder(folder), PrefixShape.of(base_config)
     rows = rotate_rows(materialise(raw), raw.pre_seq_len, base_config).contiguous()
     if base_name is None and raw.manifest is not None:
         base_name = raw.manifest.base.name_or_path
@@ -84,7 +84,8 @@ def export_peft(
     return folder
 
 
-def _new_folder(folder: str | Path) -> Path:
+def new_folder(folder: str | Path) -> Path:
+    """Makes a folder to export into. Raises CheckpointError where something is in it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and isn't empty; export into a new folder.")

@@ -1,0 +1,1 @@
+"""LoRA: small factors beside frozen linear layers, by peft."""
