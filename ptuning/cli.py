@@ -74,6 +74,11 @@ COMMANDS = {
         "or merge a DeepSpeed ZeRO checkpoint into a model folder: --checkpoint DIR --output_dir DIR",
         "ptuning.export:ExportOptions",
     ),
+    "quantize": Command(
+        "ptuning.checkpoint.quantize:quantize_command",
+        "write a base as an official int8 or int4 folder: --model DIR --bits 4|8 --output_dir DIR",
+        "ptuning.checkpoint.quantize:QuantizeOptions",
+    ),
     "estimate": Command(
         "ptuning.training.estimate:estimate_command",
         "memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N",

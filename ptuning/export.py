@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ptuning import distributed
-from ptuning.checkpoint.base import read_base_config, resolve_base
+from ptuning.checkpoint.base import read_base_config, require_16_bit, resolve_base
 from ptuning.checkpoint.manifest import describe
 from ptuning.checkpoint.model_folder import save_model_folder
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
@@ -89,6 +89,7 @@ def _merge(args: ExportOptions) -> Path:
     if not (method := method_of_checkpoint(checkpoint)).merges:
         raise ConfigError(f"--merge: a {method.noun} can't be put into the base's weights; give --format instead")
     name, folder = base_of(args.model_name_or_path, args.ptuning_checkpoint), new_folder(args.output_dir)
+    require_16_bit(name, "a LoRA can't be put into quantised weights")
     tokenizer = load_tokenizer(name)
     dtype = args.dtype or read_config(resolve_base(name)).dtype or "float32"
     model = load_base(name, dtype=dtype, device=_CPU)

@@ -17,13 +17,23 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import ContextManagers
 
-from ptuning.checkpoint.base import check_tokenizer, check_weights, read_base_config, resolve_base, whole_folder
+from ptuning.checkpoint.base import (
+    base_precision,
+    check_tokenizer,
+    check_weights,
+    read_base_config,
+    require_16_bit,
+    resolve_base,
+    whole_folder,
+)
 from ptuning.checkpoint.finite import require_finite
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.partitioned import load_partitioned
+from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Template, family_of, read_config
 from ptuning.methods import attach_checkpoint, check_template, read_checkpoint, self_test
+from ptuning.quantization import Precision, QuantizationConfig, convert_rest, precision_in
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,6 +54,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    quantization_bit: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
 
@@ -54,20 +65,28 @@ def load_model(
         dtype: of the base; auto is fp32 on a CPU, bf16 on a GPU that has it, else fp16. The prefix stays fp32.
         device: default: the accelerator if there is one.
         attn_implementation: sdpa (default), eager, flex_attention or flash_attention_2.
+        quantization_bit: 8 or 4: the base's matrices are quantised as they are read, which is what the official --quantization_bit
+            means. An official int8 or int4 folder needs none.
 
     Returns:
         The model in eval mode and its tokenizer.
 
     Raises:
-        ModelError: the base is missing, incomplete, quantised, has NaN in it, or is another architecture.
+        ModelError: the base is missing, incomplete, quantised otherwise, has NaN in it, or is another architecture.
         CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
-        ConfigError: unknown dtype or attention implementation.
+        ConfigError: unknown dtype, attention implementation or precision.
     """
     # What reads fast is checked first, so that a wrong path is known before 12 GB are read.
     tokenizer = load_tokenizer(model_name_or_path)
     if ptuning_checkpoint is not None:
         read_checkpoint(ptuning_checkpoint)
-    model = load_base(model_name_or_path, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    model = load_base(
+        model_name_or_path,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        quantization_bit=quantization_bit,
+    )
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"{model_name_or_path}: tokenizer.model has {len(tokenizer)} tokens and the model {model.config.vocab_size} "
@@ -85,6 +104,7 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    quantization_bit: int | None = None,
 ) -> PreTrainedModel:
     """Loads the base alone, in eval mode; arguments and errors as in `load_model`.
 
@@ -96,6 +116,7 @@ def load_base(
         raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
     folder = resolve_base(model_name_or_path)
     read_base_config(folder)
+    precision = base_precision(model_name_or_path, quantization_bit)
     if whole_folder(model_name_or_path) is not None:
         check_weights(folder)
         manifest = read_manifest(folder)
@@ -105,22 +126,25 @@ def load_base(
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights
     if is_deepspeed_zero3_enabled():
+        require_16_bit(model_name_or_path, "ZeRO stage 3 can't divide quantised weights", quantization_bit)
         return _load_partitioned(source, torch_dtype, attn_implementation).eval()
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # reported below, with names and shapes
+    options: dict[str, Any] = {
+        "dtype": torch_dtype,
+        "attn_implementation": attn_implementation,
+        "ignore_mismatched_sizes": True,  # reported below, with names and shapes
+        "output_loading_info": True,
+    }
     if device.type != "cpu":
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
     try:
-        config = read_config(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=torch_dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        if precision is not None:
+            model, info = _load_quantized(_downloaded(source), precision, options)
+        else:
+            config = read_config(source)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, config=config, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
             raise
@@ -130,12 +154,38 @@ def load_base(
     return model.eval()
 
 
+def _load_quantized(folder: Path, precision: Precision, options: dict[str, Any]) -> tuple[PreTrainedModel, dict]:
+    """A base with quantised matrices, and transformers' report.
+
+    What is in memory at any moment is what is loaded already and one file: transformers would map all files at once.
+
+    Args:
+        options: of `from_pretrained`.
+    """
+    files, config = TensorFiles.find(folder, ModelError), read_config(folder)
+    if files is None or (embedding := family_of(config).embedding) not in files.files:
+        raise ModelError(f"{folder}: no weights in the official format.")
+    # The arithmetic of quantising, and the scales, are in the files' own dtype.
+    given = {"state_dict": files.unread(), "dtype": files.dtype(embedding)}
+    if precision_in(config) is None:  # else transformers finds it there
+        given["quantization_config"] = QuantizationConfig(precision.bits)
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    model, info = model_class.from_pretrained(None, config=config, **(options | given))
+    convert_rest(model, options["dtype"])
+    _read_the_rest(model, folder)
+    return model, info
+
+
+def _read_the_rest(model: PreTrainedModel, folder: Path) -> None:
+    """What `from_pretrained` does besides, of a model whose weights it didn't read from a folder."""
+    model.config.name_or_path = model.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
 def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
     """The base with its weights divided among the processes by the live DeepSpeed ZeRO-3 configuration."""
-    folder = Path(source)
-    if not folder.is_dir():  # a hub id: the first process of each machine downloads, the others find the copy
-        with PartialState().local_main_process_first():
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
+    folder = _downloaded(source)
     config = read_config(folder)
     config.dtype = dtype
     if attn_implementation is not None:
@@ -145,9 +195,17 @@ def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str 
     with ContextManagers(model_class.get_init_context(dtype, False, False, None)):
         model = model_class(config)
     load_partitioned(model, folder)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    _read_the_rest(model, folder)
     return model
+
+
+def _downloaded(source: str) -> Path:
+    """The whole folder of a base, also of a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():  # a hub id: the first process of each machine downloads, the others find the copy
+        with PartialState().local_main_process_first():
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
+    return folder
 
 
 def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:

@@ -161,7 +161,8 @@ def train_and_evaluate(
     if results:
         say(message("results", file=evaluation.write(results)))
     if training.do_train and method is not None:
-        for line in method.next_commands(config.model.model_name_or_path, training.output_dir):
+        base, bits = config.model.model_name_or_path, config.model.quantization_bit
+        for line in method.next_commands(base, training.output_dir, bits):
             say(line)
     return results
 
@@ -237,7 +238,8 @@ def options_of_run(folder: str) -> list[str]:
     if recorded is None:
         return options  # a prefix from elsewhere: what is missing is asked for as for any evaluation
     file = recorded.get("test_file") or recorded.get("validation_file")
-    known = {name: recorded.get(name) for name in ("prompt_column", "response_column", "history_column", "data_format")}
+    columns = ("prompt_column", "response_column", "history_column")
+    known = {name: recorded.get(name) for name in (*columns, "data_format", "quantization_bit")}
     for name, value in {"test_file": file, **known}.items():
         values = value if isinstance(value, list) else [value]
         options += [f"--{name}", *map(str, values)] if value else []
@@ -290,6 +292,7 @@ def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Ma
         method.name,
         method.settings(),
         dtype=str(dtype).removeprefix("torch."),
+        quantization_bit=config.model.quantization_bit,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source_prefix=data.source_prefix,
@@ -306,9 +309,10 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
         dtype=base_dtype(args.dtype, method, training.do_train),
         device=training.device,
         attn_implementation=args.attn_implementation,
+        quantization_bit=args.quantization_bit,
     )
     if args.ptuning_checkpoint is not None:
-        attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path)
+        attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, say)
     if training.do_train:
         assert method is not None  # of a run that trains
         method.start(model)

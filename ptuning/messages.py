@@ -25,11 +25,12 @@ message = Texts(
         "changed_rows": ("，例如 {rows}", ", e.g. {rows}"),
         # estimate
         "estimate": (
-            "估算：{method}，基座 {parameters:.3g} B 参数，{processes} 个进程（本机 {local} 个），{how}，{batch} 条 × {length} "
-            "token，梯度检查点{checkpointing}",
-            "Estimate for {method}, base of {parameters:.3g} B parameters, {processes} process{es} ({local} on this node), "
-            "{how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
+            "估算：{method}，基座 {parameters:.3g} B 参数{precision}，{processes} 个进程（本机 {local} 个），{how}，{batch} 条 × "
+            "{length} token，梯度检查点{checkpointing}",
+            "Estimate for {method}, base of {parameters:.3g} B parameters{precision}, {processes} process{es} ({local} on this "
+            "node), {how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
         ),
+        "in_precision": ("（{name}）", " in {name}"),
         "on": ("开", "on"),
         "off": ("关", "off"),
         "no_deepspeed": ("不用 DeepSpeed", "no DeepSpeed"),
@@ -52,6 +53,13 @@ message = Texts(
             "以 {folder} 的权重（{noun}）开始一次新的训练（续训请用 --resume_from_checkpoint）",
             "Starting a new run from the {noun} in {folder} (to continue a run: --resume_from_checkpoint)",
         ),
+        "other_precision": (
+            "注意：{folder} 是在 {there} 的基座上训练的，现在的基座是 {here}；实测：4 bit 与其他精度互换，损失增加 0.06 到 0.13，"
+            "8 bit 与 16 bit 互换没有差别",
+            "note: {folder} was trained on a base in {there}, and this one is in {here}; measured: 0.06 to 0.13 more loss between "
+            "4 bit and the others, none between 8 and 16 bit",
+        ),
+        "unquantized": ("16 bit", "16 bit"),
         "trainable": (
             "训练 {total:,} 个参数中的 {trainable:,} 个（{share:.3%}），数据 {rows:,} 条",
             "Training {trainable:,} of {total:,} parameters ({share:.3%}) on {rows:,} rows",

@@ -186,17 +186,37 @@ def test_official_prefix_given_as_base(golden_dir):
         load_base(golden_dir / "prefix-embedding", **CPU)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_base(golden_dir, bits):
-    with pytest.raises(ModelError, match=f"quantization_bit is {bits}; quantised checkpoints aren't supported yet"):
-        load_base(golden_dir / f"chatglm2-tiny-int{bits}", **CPU)
-
-
 def test_quantised_weights_under_an_ordinary_config(golden_dir, tmp_path):
     shutil.copy(golden_dir / "chatglm2-tiny-int8" / "pytorch_model.bin", tmp_path)
     shutil.copy(golden_dir / "chatglm2-tiny" / "config.json", tmp_path)
-    with pytest.raises(ModelError, match=r"quantised weights \(….weight_scale\)"):
+    with pytest.raises(
+        ModelError, match=r"has quantised weights \(….weight_scale\), and config.json doesn't say of how many"
+    ):
         load_base(tmp_path, **CPU)
+
+
+def test_ordinary_weights_under_a_quantised_config(base):
+    edit_config(base, quantization_bit=8)
+    with pytest.raises(ModelError, match=r"config.json says quantised to 8 bit, and the weights are not"):
+        load_base(base, **CPU)
+
+
+def test_a_precision_that_there_is_not(base):
+    with pytest.raises(ConfigError, match="quantization_bit is 3; use 8 or 4, or leave it out"):
+        load_base(base, quantization_bit=3, **CPU)
+    edit_config(base, quantization_bit=3)
+    with pytest.raises(ModelError, match=r"config.json: quantization_bit is 3; use 8 or 4"):
+        load_base(base, **CPU)
+
+
+@pytest.mark.parametrize(("bits", "asked"), [(4, 8), (8, 4)])
+def test_quantised_files_of_another_precision(golden_dir, bits, asked):
+    folder = golden_dir / f"chatglm2-tiny-int{bits}"
+    with pytest.raises(
+        ModelError, match=f"is quantised to {bits} bit, and --quantization_bit is {asked}; leave it out"
+    ):
+        load_base(folder, quantization_bit=asked, **CPU)
+    load_base(folder, quantization_bit=bits, **CPU)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "glm", None])

@@ -12,9 +12,9 @@ from ptuning.threads import SPINS
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
-    "package": ["-c", "import ptuning"],
+    "package": ["-c", "from ptuning import load_model"],
     "script": [str(ROOT / "ptuning" / "main.py")],
-    "command": ["-m", "ptuning.cli"],
+    "command": ["-m", "ptuning.cli", "estimate", "--help"],
 }
 
 

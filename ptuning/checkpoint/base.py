@@ -11,8 +11,9 @@ from transformers.utils import cached_file
 
 from ptuning.checkpoint.modelscope import MODELSCOPE, modelscope_folder
 from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, read_object, require_whole
-from ptuning.errors import ModelError
+from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Family, families, family_of
+from ptuning.quantization import SCALE, Precision, precision_of
 from ptuning.runs.folder import MANIFEST
 
 ROWS = 256  # of each large matrix that the fingerprint reads, spread evenly
@@ -62,7 +63,7 @@ def read_base_config(folder: Path) -> dict[str, Any]:
     """config.json as it is written, checked as far as the file alone can tell.
 
     Raises:
-        ModelError: no config.json, not JSON, another architecture, a quantised checkpoint.
+        ModelError: no config.json, not JSON, another architecture, or a precision that there isn't.
     """
     values, path = _read_config(folder), folder / "config.json"
     try:
@@ -70,12 +71,51 @@ def read_base_config(folder: Path) -> dict[str, Any]:
     except ModelError as cause:
         raise ModelError(f"{path}: {cause}") from None
     family.check(values, folder)
-    if values.get("quantization_bit"):
-        raise ModelError(
-            f"{path}: quantization_bit is {values['quantization_bit']}; quantised checkpoints aren't supported yet. Use the "
-            "16-bit checkpoint of the same model (THUDM/chatglm2-6b)."
-        )
+    if bits := family.quantized_bits(values):
+        try:
+            precision_of(bits)
+        except ConfigError as cause:
+            raise ModelError(f"{path}: {cause}") from None
     return values
+
+
+def base_precision(model_name_or_path: str | Path, quantization_bit: int | None = None) -> Precision | None:
+    """How the matrices of a base are stored in memory: as its files are, else as asked for. None: not quantised.
+
+    Args:
+        quantization_bit: what is asked for.
+
+    Raises:
+        ConfigError: there is no such precision.
+        ModelError: the files are quantised otherwise, or the base can't be used.
+    """
+    asked = None if quantization_bit is None else precision_of(quantization_bit)
+    folder = resolve_base(model_name_or_path)
+    values = read_base_config(folder)
+    bits = family_of(values).quantized_bits(values)
+    if bits and asked is not None and asked.bits != bits:
+        raise ModelError(
+            f"{folder}: is quantised to {bits} bit, and --quantization_bit is {asked.bits}; leave it out, or give the 16-bit base"
+        )
+    return precision_of(bits) if bits else asked
+
+
+def require_16_bit(model_name_or_path: str | Path, purpose: str, quantization_bit: int | None = None) -> None:
+    """Refuses a quantised base.
+
+    Args:
+        purpose: what it can't be used for, as a sentence: "ZeRO stage 3 can't divide quantised weights".
+        quantization_bit: what is asked for.
+
+    Raises:
+        ModelError: the base is quantised, in its files or as asked for.
+    """
+    precision = base_precision(model_name_or_path, quantization_bit)
+    if precision is not None:
+        raise ModelError(
+            f"{model_name_or_path}: {purpose}, and this base is quantised to {precision.bits} bit; use the 16-bit base "
+            "(THUDM/chatglm2-6b) without --quantization_bit"
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -90,7 +130,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises ModelError where the weights in `folder` are absent, incomplete, quantised or only a prefix."""
+    """Raises ModelError where the weights in `folder` are absent, incomplete, only a prefix, or not what config.json says."""
     family = _family(folder)
     tensors = TensorFiles.find(folder, ModelError)
     if tensors is None:
@@ -104,9 +144,19 @@ def check_weights(folder: Path) -> None:
         raise ModelError(
             f"{folder}: has no tensor {family.embedding}, so it is not in the official format. Supported: {_supported()}."
         )
-    if any(name.endswith(".weight_scale") for name in tensors.files):
+    stored, bits = (
+        any(name.endswith(f".weight{SCALE}") for name in tensors.files),
+        family.quantized_bits(_read_config(folder)),
+    )
+    if stored and not bits:
         raise ModelError(
-            f"{folder}: has quantised weights (….weight_scale); quantised checkpoints aren't supported yet."
+            f"{folder}: has quantised weights (….weight{SCALE}), and config.json doesn't say of how many bits; copy the "
+            "config.json of the same checkpoint into this folder."
+        )
+    if bits and not stored:
+        raise ModelError(
+            f"{folder}: config.json says quantised to {bits} bit, and the weights are not (no ….weight{SCALE}); copy the "
+            "config.json of the same checkpoint into this folder."
         )
 
 

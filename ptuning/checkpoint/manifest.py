@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.base import base_fingerprint, whole_folder
+from ptuning.checkpoint.base import base_fingerprint, base_precision, whole_folder
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.runs.files import version_of, versions, write_text
@@ -39,6 +39,7 @@ class BaseModel:
         head_dim: D.
         hidden: width of the hidden states.
         dtype: that it computed in while training.
+        precision: of its matrices while training; empty: not quantised.
     """
 
     name_or_path: str
@@ -49,6 +50,7 @@ class BaseModel:
     head_dim: int
     hidden: int
     dtype: str = "float32"
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def describe(
     settings: dict[str, Any],
     *,
     dtype: str = "float32",
+    quantization_bit: int | None = None,
     max_source_length: int | None = None,
     max_target_length: int | None = None,
     source_prefix: str = "",
@@ -133,6 +136,7 @@ def describe(
         method: name of the method.
         settings: of the method.
         dtype: that the base computes in.
+        quantization_bit: what the run asks for, as in `base_precision`.
 
     Raises:
         ModelError: the base's files can't be read.
@@ -141,6 +145,7 @@ def describe(
     config = read_config(whole_folder(base) or base)
     family = family_of(config)
     sizes: Dimensions = family.dimensions(config)
+    precision = base_precision(base, quantization_bit)
     return Manifest(
         method=method,
         base=BaseModel(
@@ -152,6 +157,7 @@ def describe(
             head_dim=sizes.head_dim,
             hidden=sizes.hidden,
             dtype=dtype,
+            precision="" if precision is None else precision.name,
         ),
         template=family.template_name,
         settings=settings,

@@ -71,6 +71,20 @@ def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> 
     write_atomically(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def write_rest(base: Path, folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """What a model folder has besides weights: configuration, tokenizer, generation configuration, and code that it names.
+
+    Args:
+        base: where all but the configuration is copied from.
+        dtype: of the weights.
+    """
+    for name in (*family_of(config).tokenizer_files, "tokenizer_config.json", "generation_config.json"):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    write_config(folder, config, dtype)
+    carry_code(base, folder)
+
+
 def save_model_folder(
     model: PreTrainedModel,
     tokenizer,

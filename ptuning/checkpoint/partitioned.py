@@ -4,7 +4,7 @@ transformers 5.23 can't: its splitting of query_key_value looks at the model's s
 holds the whole model in the memory of process 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ptuning.checkpoint.finite import not_finite, problem
 from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.distributed import raise_together
 from ptuning.errors import ModelError
-from ptuning.families import family_of
+from ptuning.families import Family, family_of
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -60,8 +60,9 @@ def load_partitioned(model: nn.Module, folder: Path) -> None:
     if files is None:
         raise ModelError(f"{folder}: no weights.")
     parameters = dict(model.named_parameters())
-    plan = family_of(model.config).weight_sources(parameters)
-    _check(folder, files, plan, parameters)
+    family = family_of(model.config)
+    plan = family.weight_sources(parameters)
+    require_tensors(folder, files, parameters, family)
     broken = None
     for file_name, names in plan.items():
         parts = [parameters[name] for name in names]
@@ -76,7 +77,13 @@ def load_partitioned(model: nn.Module, folder: Path) -> None:
     raise_together(broken, next(iter(parameters.values())).device, ModelError)
 
 
-def _check(folder, files: TensorFiles, plan, parameters) -> None:
+def require_tensors(folder: Path, files: TensorFiles, parameters: Mapping[str, nn.Parameter], family: Family) -> None:
+    """Raises ModelError where a folder's tensors aren't those of a model, by name and shape.
+
+    Args:
+        parameters: of the model; nothing of them but the shapes is read.
+    """
+    plan = family.weight_sources(parameters)
     missing = sorted(set(plan) - set(files.files))
     if missing:
         more = ", …" if len(missing) > 5 else ""

@@ -12,12 +12,11 @@ from typing import BinaryIO
 
 import torch
 
+from ptuning.checkpoint.tensors import DTYPES
 from ptuning.runs.files import write_atomically
 
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*.safetensors"
-
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 # Tensor name → shape and dtype, in the order of writing.
 TensorLayout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -116,7 +115,7 @@ def _header(layout: TensorLayout) -> bytes:
     start = 0
     for name, (shape, dtype) in layout.items():
         end = start + _bytes(shape, dtype)
-        entries[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -15,6 +15,8 @@ from ptuning.errors import PTuningError
 # In transformers' own order of preference.
 LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}  # safetensors' names
+
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -60,6 +62,11 @@ class TensorFiles:
         with _open_safetensors(file, self._error) as opened:
             return opened.get_tensor(name)
 
+    def unread(self) -> dict[str, "UnreadTensor"]:
+        """Every tensor, to be read when it is needed and from a file that isn't kept in memory: what transformers takes as
+        `state_dict`, where it would map all files at once."""
+        return {name: UnreadTensor(self, name) for name in self.files}
+
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Some rows of a matrix, (len(rows), columns)."""
         file = self.files[name]
@@ -76,6 +83,13 @@ class TensorFiles:
         with _open_safetensors(file, self._error) as opened:
             return tuple(opened.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> torch.dtype:
+        file = self.files[name]
+        if file.suffix == ".bin":
+            return self._bin(file)[name].dtype
+        with _open_safetensors(file, self._error) as opened:
+            return opened.get_slice(name)[:1].dtype
+
     def _names(self, path: Path) -> list[str]:
         if path.suffix == ".bin":
             return list(self._bin(path))
@@ -83,9 +97,24 @@ class TensorFiles:
             return list(opened.keys())
 
     def _bin(self, path: Path) -> dict[str, torch.Tensor]:
-        if path not in self._mapped:
-            self._mapped[path] = _load_bin(path, self._error)
-        return self._mapped[path]
+        mapped = self._mapped.get(path)
+        if mapped is None:
+            mapped = _load_bin(path, self._error)
+            self._mapped = {path: mapped}  # an earlier file's pages leave memory
+        return mapped
+
+
+class UnreadTensor:
+    """Stands for a tensor until `[...]` reads it, as the slices of safetensors do."""
+
+    def __init__(self, files: TensorFiles, name: str):
+        self._files, self._name = files, name
+
+    def __getitem__(self, where: Any) -> torch.Tensor:
+        return self._files.read(self._name)[where]
+
+    def get_dtype(self) -> str:
+        return DTYPES[self._files.dtype(self._name)]
 
 
 def require_whole(path: Path, error: type[PTuningError]) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ptuning.checkpoint.base import check_tokenizer, read_base_config
-from ptuning.checkpoint.code_files import carry_code
+from ptuning.checkpoint.base import check_tokenizer, require_16_bit
 from ptuning.checkpoint.manifest import read_manifest
-from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_config
+from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_rest
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
 from ptuning.distributed import choose_deepspeed_device
 from ptuning.errors import CheckpointError, ModelError
@@ -105,7 +104,7 @@ def merge_zero(
     zero_folder(checkpoint)
     base = checkpoint if base is None else Path(base)
     try:
-        read_base_config(base)
+        require_16_bit(base, "a checkpoint of all weights can't be merged into quantised ones")
         check_tokenizer(base)
     except ModelError as cause:
         raise ModelError(f"{cause} Or give the base it was trained from as --model_name_or_path.") from cause
@@ -133,11 +132,7 @@ def merge_zero(
             if name == family.embedding:
                 for key, tensor in family.extra_tensors(config).items():
                     writer.write(key, tensor.to(dtype))
-    for name in (*family.tokenizer_files, "tokenizer_config.json", "generation_config.json"):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, output / name)
-    write_config(output, config, dtype)
-    carry_code(base, output)
+    write_rest(base, output, config, dtype)
     manifest = read_manifest(checkpoint)  # not the base's, which may be a tuned model itself
     if manifest is not None:
         manifest.write(output)

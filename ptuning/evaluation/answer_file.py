@@ -53,6 +53,7 @@ class PredictOptions:
     generation_batch_tokens: int = same_option(GenerationArguments, "generation_batch_tokens")
     seed: int = same_option(TuningArguments, "seed")
     dtype: str = same_option(ModelArguments, "dtype")
+    quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     overwrite: bool = option(False, "write over --output where it is there")
 
     def __post_init__(self) -> None:
@@ -93,9 +94,9 @@ def predict_command(argv: Sequence[str]) -> None:
         max_length=source + target + 1 if official else None,
         seed=options.seed,
     )
-    model = load_base(base, dtype=options.dtype)
+    model = load_base(base, dtype=options.dtype, quantization_bit=options.quantization_bit)
     if options.ptuning_checkpoint is not None:
-        attach_checkpoint(model, options.ptuning_checkpoint, base)
+        attach_checkpoint(model, options.ptuning_checkpoint, base, say)
     key = key_of(
         model, generation.max_new_tokens, official, options.num_beams, options.seed, [row.input_ids for row in prompts]
     )

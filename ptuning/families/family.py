@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from ptuning.errors import ModelError
 from ptuning.families.template import Template
+from ptuning.quantization import METHOD
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,17 @@ class Dimensions:
         return self.groups * self.head_dim
 
     @property
+    def layer_matrices(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of one layer's matrices."""
+        qkv = self.query + 2 * self.key
+        return (qkv, self.hidden), (self.hidden, self.query), (2 * self.ffn, self.hidden), (self.hidden, self.ffn)
+
+    @property
     def layer_parameters(self) -> int:
         """Numbers in one layer, biases and norms included."""
-        qkv = self.query + 2 * self.key
-        return self.hidden * (qkv + self.query + 3 * self.ffn + 2) + qkv
+        return (
+            sum(rows * columns for rows, columns in self.layer_matrices) + 2 * self.hidden + self.query + 2 * self.key
+        )
 
     @property
     def parameters(self) -> int:
@@ -122,6 +130,11 @@ class Family(ABC):
     def extra_tensors(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """What files hold besides parameters; written right after the embedding."""
         return {}
+
+    def quantized_bits(self, values: Mapping[str, Any]) -> int | None:
+        """Of a base whose files are quantised, by its config.json; None: they aren't."""
+        found = values.get("quantization_config") or {}
+        return found.get("bits") if found.get("quant_method") == METHOD else None
 
     def config_values(self, config: PreTrainedConfig) -> dict[str, Any]:
         """config.json as it is written."""

@@ -6,10 +6,11 @@ a request that is served with it brings along. No other module asks which method
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,9 @@ from ptuning.families import Dimensions
 from ptuning.language import columns
 from ptuning.messages import message
 from ptuning.methods.companion import Companion
+from ptuning.quantization import precision_in
+
+log = logging.getLogger("ptuning.methods")
 
 
 @dataclass(frozen=True)
@@ -124,17 +128,19 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{cls.name} can't be merged")
 
-    def next_commands(self, base: str, folder: str) -> list[str]:
+    def next_commands(self, base: str, folder: str, quantization_bit: int | None = None) -> list[str]:
         """What to type after a run, quoted for a shell.
 
         Args:
             base: --model_name_or_path.
             folder: --output_dir.
+            quantization_bit: of the run.
         """
         command = shlex.quote(str(Path(sys.executable).parent / "ptuning"))
         chat, serve = self.where(base, folder)
         head = message("next")
-        return [f"{head} {command} chat {chat}", f"{' ' * columns(head)} {command} serve {serve}"]
+        same = "" if quantization_bit is None else f" --quantization_bit {quantization_bit}"
+        return [f"{head} {command} chat {chat}{same}", f"{' ' * columns(head)} {command} serve {serve}{same}"]
 
     @abstractmethod
     def where(self, base: str, folder: str) -> tuple[str, str]:
@@ -287,10 +293,26 @@ def read_checkpoint(folder: str | Path) -> Manifest | None:
     return method_of_checkpoint(folder).read(folder)
 
 
-def attach_checkpoint(model: PreTrainedModel, folder: str | Path, base: str | Path) -> Manifest | None:
-    """Puts a tuned checkpoint on its base, by whichever method it was tuned; arguments and errors as `Method.attach`."""
+def attach_checkpoint(
+    model: PreTrainedModel, folder: str | Path, base: str | Path, notify: Callable[[str], object] = log.warning
+) -> Manifest | None:
+    """Puts a tuned checkpoint on its base, by whichever method it was tuned; arguments and errors as `Method.attach`.
+
+    Args:
+        notify: gets one line where the base had another precision while training.
+    """
     folder = Path(folder).expanduser()
-    return method_of_checkpoint(folder).attach(model, folder, base)
+    manifest = method_of_checkpoint(folder).attach(model, folder, base)
+    if manifest is not None:
+        now = precision_in(model.config)
+        here, there = "" if now is None else now.name, manifest.base.precision
+        if here != there:
+            notify(message("other_precision", folder=folder, there=_in_words(there), here=_in_words(here)))
+    return manifest
+
+
+def _in_words(precision: str) -> str:
+    return precision or message("unquantized")
 
 
 def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> str:

@@ -125,9 +125,11 @@ class LoadedModel:
     folder: str | Path
 
     @classmethod
-    def load(cls, model_name_or_path: str | Path, dtype: str = "auto") -> "LoadedModel":
-        """Loads a base or a fully tuned model. Errors as in `ptuning.load_model`."""
-        model, tokenizer = load_model(model_name_or_path, dtype=dtype)
+    def load(
+        cls, model_name_or_path: str | Path, dtype: str = "auto", quantization_bit: int | None = None
+    ) -> "LoadedModel":
+        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model`."""
+        model, tokenizer = load_model(model_name_or_path, dtype=dtype, quantization_bit=quantization_bit)
         return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
 
     @property
@@ -145,7 +147,7 @@ class LoadedModel:
             CheckpointError: damaged, of another base or template, or without effect.
         """
         try:
-            manifest = attach_checkpoint(self.model, folder, self.folder)
+            manifest = attach_checkpoint(self.model, folder, self.folder, log.warning)
             self_test(self.model)
             method = attached(self.model)
             assert method is not None  # the self-test has passed

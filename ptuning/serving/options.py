@@ -39,6 +39,7 @@ class ServeOptions:
         None, "answers REST requests that name none; default: the only prefix, else the base"
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    quantization_bit: int | None = option(None, "8 or 4: quantise the base as it is read")
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int = option(7030, "of the API")
     web_port: int = option(7020, "of the page")

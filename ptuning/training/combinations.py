@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.base import resolve_base
+from ptuning.checkpoint.base import base_precision
 from ptuning.config import Config, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
-from ptuning.runs.files import read_json_if_possible
+from ptuning.quantization import Precision
 from ptuning.training.deepspeed_file import read_deepspeed
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
@@ -31,7 +31,9 @@ def check_combinations(config: Config, method: Method | None) -> None:
 
     Raises:
         ConfigError: every problem found, one a line, each with its fix.
+        ModelError: the base can't be used, or is quantised otherwise than asked for.
     """
+    _precision_of(config)
     values = read_deepspeed(config.training.deepspeed)
     all_weights = config.training.do_train and method is not None and not method.keeps_base
     problems = list(_precision(config, values)) if all_weights else []
@@ -51,10 +53,9 @@ def _named(training: TuningArguments) -> bool:
 
 def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
     training, model = config.training, config.model
-    bits = model.quantization_bit or _quantised(model.model_name_or_path)
-    if bits:
+    if (precision := _precision_of(config)) is not None:
         yield (
-            f"all weights can't be tuned on a base quantised to {bits} bit: rounded weights can't take small updates. "
+            f"all weights can't be tuned on a base quantised to {precision.bits} bit: rounded weights can't take small updates. "
             "Tune a prefix (--method prefix), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
         )
     if model.dtype != "auto":
@@ -84,9 +85,8 @@ def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
         yield "DeepSpeed has no fp16 on a CPU; leave --fp16 out"
 
 
-def _quantised(name: str) -> int | None:
-    # Of a damaged file read_base_config says what is wrong.
-    return read_json_if_possible(resolve_base(name) / "config.json").get("quantization_bit")
+def _precision_of(config: Config) -> Precision | None:
+    return base_precision(config.model.model_name_or_path, config.model.quantization_bit)
 
 
 def _auto(values: dict[str, Any]) -> Iterator[str]:
@@ -140,9 +140,11 @@ def _stage(config: Config, values: dict[str, Any], all_weights: bool) -> Iterato
             f"zero_optimization.stage3_gather_16bit_weights_on_model_save is {found}: no model could be saved; write true "
             "(as in configs/zero3.json)"
         )
-    bits = config.model.quantization_bit or _quantised(config.model.model_name_or_path)
-    if bits:
-        yield f"ZeRO stage 3 can't divide weights quantised to {bits} bit; use stage 2 (configs/zero2.json), or the 16-bit base"
+    if (precision := _precision_of(config)) is not None:
+        yield (
+            f"ZeRO stage 3 can't divide weights quantised to {precision.bits} bit; use stage 2 (configs/zero2.json), or the 16-bit "
+            "base"
+        )
     if training.torch_compile:
         yield "--torch_compile with ZeRO stage 3: a compiled graph skips the hooks that gather weights; leave it out"
     if training.auto_find_batch_size:

@@ -11,6 +11,7 @@ from ptuning.errors import ConfigError
 from ptuning.language import padded
 from ptuning.messages import message
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
+from ptuning.quantization import precisions
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
@@ -220,14 +221,16 @@ def estimate_command(argv: list[str]) -> int:
 def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
     ways: list[tuple[list[str], Workload]] = [([], work)]
-    if not work.cpu:  # on a CPU the offloaded state lies in the same memory
+    if work.frozen and work.precision is None and (work.zero is None or work.zero.stage < 3):
+        ways += [([f"--quantization_bit {each.bits}"], replace(work, precision=each)) for each in precisions()]
+    if not work.cpu and work.precision is None:  # on a CPU the offloaded state lies in the same memory
         for file, zero in SHIPPED.items():
             frees_more = (
                 work.zero is None or zero.stage > work.zero.stage or zero.offload_param != work.zero.offload_param
             )
             if frees_more and (work.processes > 1 or zero.offload_optimizer == "cpu"):
                 ways.append(([f"--deepspeed {file}"], replace(work, zero=zero)))
-    elif work.processes > 1 and (work.zero is None or work.zero.stage < 3):
+    elif work.precision is None and work.processes > 1 and (work.zero is None or work.zero.stage < 3):
         ways.append((["--deepspeed configs/zero3.json"], replace(work, zero=SHIPPED["configs/zero3.json"])))
     for flags, way in ways:
         if flags:
@@ -271,6 +274,7 @@ def _describe(work: Workload) -> str:
         "estimate",
         method=work.method,
         parameters=work.shape.parameters / 1e9,
+        precision="" if work.precision is None else message("in_precision", name=work.precision.name),
         processes=work.processes,
         es="es" * (work.processes > 1),
         local=work.local_processes,

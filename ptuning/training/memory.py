@@ -49,7 +49,8 @@ def need(work: Workload, process_rss: int) -> Need:
         process_rss: bytes that a process takes without data and weights.
     """
     fixed, gradients, step, host = _states(work)
-    acting, passing = activations(work) + _momentary(work), layer_activations(work) + _momentary(work)
+    momentary = _momentary(work) + work.unpacked_bytes
+    acting, passing = activations(work) + momentary, layer_activations(work) + momentary
     slack = ALLOCATOR_SLACK * acting
     if work.cpu and work.batch * work.length * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
         slack = HEAP_SLACK * passing
@@ -128,12 +129,12 @@ def _momentary(work: Workload) -> int:
 def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
     """Weights, optimizer and buffers; gradients; what the optimizer's step adds; and what lies in host memory."""
     total, trained, n, zero = work.shape.parameters, work.trained, work.processes, work.zero
-    base = total * work.weight_bytes
+    base = work.base_bytes
     if zero is None:
         one = 4 if work.frozen else work.weight_bytes
         fixed = {
             "weights": base + (4 * trained if work.frozen else 0),
-            "16-bit copies": 2 * total if work.autocast else 0,
+            "16-bit copies": 2 * work.plain_parameters if work.autocast else 0,
             "optimizer": trained * work.optimizer_bytes * one // 4,
             "DDP buckets": one * trained if n > 1 else 0,
         }

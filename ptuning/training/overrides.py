@@ -16,6 +16,7 @@ TESTED = "5.23.0"
 # Overridden in TuningTrainer → the first digits of its source's sha256.
 OVERRIDDEN = {
     "_get_train_sampler": "1580d7493244",
+    "_get_num_items_in_batch": "a31fa106f70d",
     "_get_learning_rate": "158d12f9b950",
     "_clip_grad_norm": "ebfa9dc91d30",
     "_save_checkpoint": "a9111e30faa9",
@@ -35,6 +36,8 @@ OVERRIDDEN = {
 CALLERS = {
     "train": "9a3c2bcd066d",
     "_prepare_for_training": "f55950593d7e",
+    "get_batch_samples": "0b3727386f73",
+    "prediction_step": "d12d7a1d2f99",
     "_run_epoch": "31aff00f34c3",
     "_finalize_training": "6d6d83d6a271",
     "_maybe_log_save_evaluate": "af101534f0f7",

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.base import read_base_config, resolve_base
+from ptuning.checkpoint.base import base_precision, read_base_config, resolve_base
 from ptuning.config import Config
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
+from ptuning.quantization import Precision
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
 from ptuning.training.machine import process_counts
 
@@ -25,7 +26,7 @@ class Workload:
         frozen: the base gets no gradient, and what is trained lies beside it in fp32.
         positions: extra key/value positions that every token sees.
         inputs: bytes a token that layers keep for what is trained beside them, all layers together.
-        weight_bytes: a base weight's, as loaded.
+        weight_bytes: a base weight's, as loaded; where the base is quantised, of what isn't.
         compute_bytes: an activation's.
         autocast: weights stay fp32 and each forward makes 16-bit copies.
         batch: rows a process and step.
@@ -41,6 +42,8 @@ class Workload:
         zero: DeepSpeed's settings; None without DeepSpeed.
         checkpoints: kept on disk at the same time, the one being written included.
         save_optimizer: checkpoints hold the optimizer's state.
+        precision: of the base's matrices; None: not quantised.
+        scale_bytes: of a row's scale there.
     """
 
     shape: Dimensions
@@ -65,6 +68,29 @@ class Workload:
     checkpoints: int
     save_optimizer: bool
     inputs: int = 0
+    precision: Precision | None = None
+    scale_bytes: int = 2
+
+    @property
+    def plain_parameters(self) -> int:
+        """Numbers of the base that aren't quantised."""
+        quantized = 0 if self.precision is None else sum(rows * columns for rows, columns in self.shape.layer_matrices)
+        return self.shape.parameters - self.shape.layers * quantized
+
+    @property
+    def base_bytes(self) -> int:
+        """Memory of the base's weights."""
+        stored = 0
+        if self.precision is not None:
+            stored = sum(self.precision.bytes_of(*each, self.scale_bytes) for each in self.shape.layer_matrices)
+        return self.plain_parameters * self.weight_bytes + self.shape.layers * stored
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Of the largest quantised matrix while it is multiplied: its whole numbers and what is made of them, at most fp32."""
+        if self.precision is None:
+            return 0
+        return max(rows * columns for rows, columns in self.shape.layer_matrices) * (1 + 4)
 
     @classmethod
     def of(
@@ -132,6 +158,7 @@ class Workload:
             zero=None if values is None else ZeroSettings.of(values),
             checkpoints=_checkpoints(training),
             save_optimizer=not training.save_only_model,
+            precision=base_precision(folder, model.quantization_bit),
             inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
         )
 

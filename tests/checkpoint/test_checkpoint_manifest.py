@@ -43,6 +43,7 @@ def test_one_format_for_every_method(tmp_path, base_dir, method, settings):
         "head_dim": 16,
         "hidden": 64,
         "dtype": "bfloat16",
+        "precision": "",
     }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from ptuning.checkpoint.manifest import read_manifest
 from ptuning.methods.prefix.read import read_prefix
 from tests.end_to_end.conftest import BIN, MODEL, ROOT, losses
 
@@ -26,19 +27,25 @@ def official_train(rows_file, output_dir, **cut) -> list[str]:
     return line.split() + [part for key, value in cut.items() for part in (f"--{key}", str(value))]
 
 
+def official_evaluate(rows_file, output_dir, checkpoint) -> list[str]:
+    """evaluate.sh, word for word but for the paths."""
+    line = (
+        f"--do_predict --validation_file {rows_file} --test_file {rows_file} --overwrite_cache --prompt_column content "
+        f"--response_column summary --model_name_or_path {MODEL} --ptuning_checkpoint {checkpoint} "
+        f"--output_dir {output_dir} --overwrite_output_dir --max_source_length 64 --max_target_length 64 "
+        "--per_device_eval_batch_size 1 --predict_with_generate --pre_seq_len 128"
+    )
+    return line.split()
+
+
 @pytest.mark.slow
 def test_train_then_evaluate_under_torchrun(tmp_path, run_main, rows_file):
     cut = {"max_steps": 2, "save_steps": 2, "max_eval_samples": 8}
     run_main(*official_train(rows_file, tmp_path / "out", **cut), launcher=TORCHRUN)
     assert read_prefix(tmp_path / "out" / "checkpoint-2").tensors["embedding.weight"].shape[0] == 128
 
-    evaluate = (
-        f"--do_predict --validation_file {rows_file} --test_file {rows_file} --overwrite_cache --prompt_column content "
-        f"--response_column summary --model_name_or_path {MODEL} --ptuning_checkpoint {tmp_path}/out/checkpoint-2 "
-        f"--output_dir {tmp_path}/out --overwrite_output_dir --max_source_length 64 --max_target_length 64 "
-        "--per_device_eval_batch_size 1 --predict_with_generate --pre_seq_len 128 --max_predict_samples 5"
-    )
-    run_main(*evaluate.split(), launcher=TORCHRUN)
+    evaluate = official_evaluate(rows_file, tmp_path / "out", f"{tmp_path}/out/checkpoint-2")
+    run_main(*evaluate, "--max_predict_samples", 5, launcher=TORCHRUN)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["tuned"]["rows"] == 5
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 5
@@ -69,7 +76,8 @@ def test_full_tuning_line_of_ds_train_finetune(tmp_path, run_main, rows_file, fr
     assert (tmp_path / "ft" / "model.safetensors.index.json").is_file()
 
 
-def test_train_chat(tmp_path, run_main):
+@pytest.mark.parametrize("bits", [None, 4])
+def test_train_chat(tmp_path, run_main, bits):
     dialogue = ROOT / "data" / "dialogue"
     line = (
         f"--do_train --train_file {dialogue}/train.json --validation_file {dialogue}/dev.json --preprocessing_num_workers 10 "
@@ -79,14 +87,41 @@ def test_train_chat(tmp_path, run_main):
         "--gradient_accumulation_steps 16 --predict_with_generate --max_steps 3000 --logging_steps 10 --save_steps 1000 "
         "--learning_rate 1e-2 --pre_seq_len 128"
     )
-    done = run_main(*line.split(), "--max_steps", 1, "--max_train_samples", 32, "--max_eval_samples", 8)
+    cut = ["--max_steps", 1, "--max_train_samples", 32, "--max_eval_samples", 8, "--quantization_bit", bits]
+    done = run_main(*line.split(), *(cut if bits else cut[:-2]))
     assert "effective batch 16 = 1 rows × 16 accumulation steps × 1 processes" in done.stdout
 
 
-def test_quantization_is_refused_until_it_is_there(tmp_path, run_main, rows_file):
-    done = run_main(*official_train(rows_file, tmp_path), "--quantization_bit", 4, check=False)
-    assert done.returncode == 2
-    assert "--quantization_bit 4 is not supported yet" in done.stderr
+@pytest.mark.slow
+def test_train_and_evaluate_on_4_bits(tmp_path, run_main, rows_file):
+    """train.sh and evaluate.sh with the `--quantization_bit 4` that they end in."""
+    cut = {
+        "quantization_bit": 4,
+        "max_steps": 2,
+        "save_steps": 2,
+        "max_eval_samples": 4,
+        "gradient_accumulation_steps": 2,
+    }
+    done = run_main(*official_train(rows_file, tmp_path / "out", **cut), launcher=TORCHRUN)
+    assert "parameters in int4" in done.stdout
+    assert read_manifest(tmp_path / "out" / "checkpoint-2").base.precision == "int4"
+    assert done.stdout.count("--quantization_bit 4") == 2  # of the commands to type next
+    line = official_evaluate(rows_file, tmp_path / "out", f"{tmp_path}/out/checkpoint-2")
+    done = run_main(*line, "--quantization_bit", 4, "--max_predict_samples", 3, launcher=TORCHRUN)
+    assert "was trained on a base in" not in done.stdout
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["tuned"]["rows"] == 3
+
+
+@pytest.mark.slow
+def test_evaluate_finetune(tmp_path, run_main, rows_file):
+    """evaluate_finetune.sh: a whole model, without a prefix."""
+    line = (
+        f"--do_predict --validation_file {rows_file} --test_file {rows_file} --overwrite_cache --prompt_column content "
+        f"--response_column summary --model_name_or_path {MODEL} --output_dir {tmp_path}/out --overwrite_output_dir "
+        "--max_source_length 256 --max_target_length 256 --per_device_eval_batch_size 1 --predict_with_generate --fp16_full_eval"
+    )
+    run_main(*line.split(), "--max_predict_samples", 2, "--quantization_bit", 4, launcher=TORCHRUN)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["base"]["rows"] == 2
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from ptuning.families.logits import loss_of
 from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
+from ptuning.quantization import precision_of
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
 from ptuning.training.memory import activations, layer_activations, need
@@ -119,19 +120,40 @@ def zero(name: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix", [16, None, "lora"])
+@pytest.mark.parametrize(("prefix", "bits"), [(16, None), (16, 8), (16, 4), (None, None), ("lora", None)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["tiny", "twelve"])
-def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, checkpointing):
+def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, bits, checkpointing):
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
     flags += {None: FULL, "lora": ["--method", "lora"]}.get(prefix, ["--pre_seq_len", prefix])
+    flags += [] if bits is None else ["--quantization_bit", bits]
     done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    print({"name": name, "prefix": prefix, "checkpointing": checkpointing, "ratio": found["estimate"] / found["peak"]})
+    ratio = found["estimate"] / found["peak"]
+    print({"name": name, "prefix": prefix, "bits": bits, "checkpointing": checkpointing, "ratio": ratio})
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found
+
+
+@pytest.mark.parametrize(("bits", "gigabytes"), [(8, 6.75), (4, 3.91)])
+def test_a_quantized_base_of_the_6b_shape(official, tmp_path, bits, gigabytes):
+    """Matrices of 5.7 B numbers in one byte or half a one; 0.53 B in two."""
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--quantization_bit", bits)
+    work = work_of(config, device_type="cuda", processes=(1, 1))
+    assert need(work, 0).device["weights"] == pytest.approx(gigabytes * GB, rel=0.03)
+    stored = [precision_of(bits).bytes_of(*each, 2) for each in work.shape.layer_matrices]
+    assert work.base_bytes == 28 * sum(stored) + work.plain_parameters * 2
+    assert f"base of 6.24 B parameters in int{bits}" in str(estimate_of(config, device_type="cuda", processes=(1, 1)))
+
+
+def test_bytes_of_a_loaded_quantized_base(twelve, tmp_path):
+    for bits in (8, 4):
+        config = config_of(twelve, tmp_path, "--pre_seq_len", 16, "--quantization_bit", bits)
+        work = replace(work_of(config, device_type="cpu", processes=(1, 1)), scale_bytes=4)
+        model = load_base(twelve, device="cpu", quantization_bit=bits)
+        assert work.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 @pytest.mark.parametrize("prefix", [None, 16])
@@ -260,6 +282,8 @@ def test_known_figures_of_the_6b_model(official, tmp_path):
     ("gpu_gb", "flags", "fix"),
     [
         (24, ["--pre_seq_len", 128, "--per_device_train_batch_size", 32], "--gradient_checkpointing true"),
+        (10, ["--pre_seq_len", 128, "--per_device_train_batch_size", 1], "--quantization_bit 8"),
+        (7, ["--pre_seq_len", 128, "--per_device_train_batch_size", 1], "--quantization_bit 4"),
         (80, ["--bf16", "true"], "--deepspeed configs/zero3_offload.json"),
         (30, ["--bf16", "true"], "--method prefix --pre_seq_len 128"),
     ],

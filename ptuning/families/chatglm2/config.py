@@ -12,6 +12,7 @@ from transformers import GlmConfig
 from transformers.utils import logging
 
 from ptuning.errors import ModelError
+from ptuning.quantization import METHOD, precision_in
 
 logger = logging.get_logger(__name__)
 
@@ -99,6 +100,8 @@ class ChatGLMConfig(GlmConfig):
             self.num_key_value_heads = self.num_attention_heads
         for official in OFFICIAL_CONSTANTS:
             kwargs.pop(official, None)
+        if bits := kwargs.pop("quantization_bit", 0):
+            kwargs["quantization_config"] = {"quant_method": METHOD, "bits": bits}
         self.architectures = self.architectures or ["ChatGLMModel"]
         if kwargs.get("rope_parameters") is None and self.rope_parameters is None:
             self.rope_parameters = _rope_parameters(self.rope_ratio)
@@ -126,6 +129,9 @@ class ChatGLMConfig(GlmConfig):
         }
         if self.rope_ratio != 1:
             values["rope_ratio"] = self.rope_ratio
+        if (precision := precision_in(self)) is not None:
+            del values["quantization_config"]
+            values["quantization_bit"] = precision.bits
         return values
 
 

@@ -68,6 +68,9 @@ class ChatGLM2(Family):
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         return official_sources(names)
 
+    def quantized_bits(self, values: Mapping[str, Any]) -> int | None:
+        return values.get("quantization_bit") or None  # official 16-bit files say 0
+
     def extra_tensors(self, config: ChatGLMConfig) -> dict[str, torch.Tensor]:
         """Official checkpoints hold (D/4,) inverse frequencies of a head dimension D, before any rope_ratio."""
         half = config.head_dim // 2
