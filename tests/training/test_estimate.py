@@ -23,6 +23,7 @@ from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
 from ptuning.quantization import precision_of
+from ptuning.training import estimate
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
 from ptuning.training.memory import activations, layer_activations, need
@@ -194,9 +195,10 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
 
 @pytest.mark.parametrize("given", [{}, {"lora_dropout": 0.0, "lora_rank": 32}, {"lora_target": ["attention"]}])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_of_a_lora_are_what_autograd_saves(twelve, given, checkpointing):
-    options = ModelArguments(str(twelve), method="lora", **given)
-    method, model = method_of(options, trains=True), load_base(twelve, device="cpu")
+def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, checkpointing):
+    ChatGLMForConditionalGeneration(ChatGLMConfig(**(TWELVE | {"num_layers": 3}))).save_pretrained(tmp_path)
+    options = ModelArguments(str(tmp_path), method="lora", **given)
+    method, model = method_of(options, trains=True), load_base(tmp_path, device="cpu")
     method.start(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -221,8 +223,9 @@ def test_activations_of_a_lora_are_what_autograd_saves(twelve, given, checkpoint
     work = replace(work, frozen=True, trained=terms.trained, inputs=4 * (terms.inputs + terms.dropped))
     counted = activations(work) - (layer_activations(work) if checkpointing else 0)
     # Without dropout query, key and value share one input in fp32, which is counted three times.
-    shared = 2 * 512 * 4 * 200 * 12 if given.get("lora_dropout") == 0 and not checkpointing else 0
-    assert counted - shared == pytest.approx(measured, rel=0.02)
+    shared = 2 * 512 * 4 * 200 * 3 if given.get("lora_dropout") == 0 and not checkpointing else 0
+    # Nothing before the first of the 3 layers needs a gradient, so that some of its masks aren't kept.
+    assert counted - shared == pytest.approx(measured, rel=0.06)
     assert work.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -456,9 +459,17 @@ def test_a_gpu_elsewhere_trains_all_weights_in_bf16(official, capsys):
     assert "16-bit copies 12.5 GB" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def fresh_rss() -> int:
+    """Bytes of a process that only estimates; that of the tests has grown by whatever ran in it before."""
+    code = "import ptuning.training.estimate as estimate; print(estimate.current_rss())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("file", ["none", "zero2.json", "zero3.json", "zero3_offload.json", "zero3_nvme.json"])
-def test_docs_say_what_the_estimate_says(official, capsys, file):
+def test_docs_say_what_the_estimate_says(official, capsys, monkeypatch, fresh_rss, file):
     """Every "X GB with N" in docs/training.md's table of configurations."""
+    monkeypatch.setattr(estimate, "current_rss", lambda: fresh_rss)
     lines = (REPO / "docs" / "training.md").read_text(encoding="utf-8").splitlines()
     row = next(line for line in lines if re.match(rf"\| `?{file}`? \|", line)).split(" | ")
     how = ["--method", "full"] if file == "none" else ["--deepspeed", str(REPO / "configs" / file)]
