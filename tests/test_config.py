@@ -25,13 +25,13 @@ def test_shipped_config_parses(path, monkeypatch):
     given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "\nmodel_name" not in path.read_text() else []
     config, notes = parse(["--config", str(path), *given], defaults=defaults_of)
     assert config.training.do_train and not notes
-    assert config.model.method == {"ptuning": "prefix", "full": "full"}[path.stem.split("_")[0]]
+    assert config.model.method == {"ptuning": "prefix", "lora": "lora", "full": "full"}[path.stem.split("_")[0]]
     batch = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
     if path.stem.startswith("full"):
         assert config.model.pre_seq_len is None and config.training.save_total_limit == 2
         unset_hf_deepspeed_config()
     else:
-        assert config.model.pre_seq_len and batch == 16
+        assert (config.model.pre_seq_len or config.model.lora_rank) and batch == 16
 
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=lambda path: path.stem)
