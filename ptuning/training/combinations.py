@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.base import base_precision
+from ptuning.checkpoint.base import base_precision, resolve_base
 from ptuning.config import Config, TuningArguments
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, ModelError
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
 from ptuning.quantization import Precision
@@ -86,6 +86,10 @@ def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _precision_of(config: Config) -> Precision | None:
+    try:
+        resolve_base(config.model.model_name_or_path)
+    except ModelError:
+        return None  # said where the base is loaded: faults in the data come first
     return base_precision(config.model.model_name_or_path, config.model.quantization_bit)
 
 

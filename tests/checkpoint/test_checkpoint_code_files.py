@@ -38,8 +38,8 @@ class ChatGLMForConditionalGeneration(PreTrainedModel):
 LOAD = """
 import sys, torch
 from transformers import AutoConfig, AutoModel
-config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
-model = AutoModel.from_pretrained(sys.argv[1], config=config, trust_remote_code=True)
+config = AutoConfig.from_pretrained(sys.argv[1], **{"trust_remote_code": True})
+model = AutoModel.from_pretrained(sys.argv[1], config=config, **{"trust_remote_code": True})
 assert "ptuning" not in sys.modules and "transformers_modules" in type(model).__module__, type(model)
 torch.save(model.transformer.output_layer.weight.detach(), sys.argv[2])
 """
