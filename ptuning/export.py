@@ -10,14 +10,14 @@ import torch
 from ptuning import distributed
 from ptuning.checkpoint.base import read_base_config, require_16_bit, resolve_base
 from ptuning.checkpoint.manifest import describe
-from ptuning.checkpoint.model_folder import save_model_folder
+from ptuning.checkpoint.model_folder import new_folder, save_model_folder
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 from ptuning.families import read_config
 from ptuning.loading import load_base, load_tokenizer, resolve_dtype
 from ptuning.methods import FullMethod, attach_checkpoint, base_of, method_of_checkpoint, read_checkpoint, self_test
-from ptuning.methods.prefix.export import export_official, export_peft, new_folder
+from ptuning.methods.prefix.export import export_official, export_peft
 from ptuning.methods.prefix.read import read_prefix
 
 _CPU = torch.device("cpu")
@@ -88,8 +88,9 @@ def _merge(args: ExportOptions) -> Path:
     read_checkpoint(checkpoint)
     if not (method := method_of_checkpoint(checkpoint)).merges:
         raise ConfigError(f"--merge: a {method.noun} can't be put into the base's weights; give --format instead")
-    name, folder = base_of(args.model_name_or_path, args.ptuning_checkpoint), new_folder(args.output_dir)
+    name = base_of(args.model_name_or_path, args.ptuning_checkpoint)
     require_16_bit(name, "a LoRA can't be put into quantised weights")
+    folder = new_folder(args.output_dir)
     tokenizer = load_tokenizer(name)
     dtype = args.dtype or read_config(resolve_base(name)).dtype or "float32"
     model = load_base(name, dtype=dtype, device=_CPU)

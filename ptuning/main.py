@@ -28,7 +28,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.loading import load_base, load_template
-from ptuning.messages import message
+from ptuning.messages import message, silent
 from ptuning.methods import (
     Method,
     attach_checkpoint,
@@ -84,7 +84,7 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
     """Trains and evaluates as the config says. Returns what metrics.json holds."""
     training = config.training
     distributed.start(training.deepspeed is not None, training.ddp_timeout, end_suddenly)
-    say = print if training.process_index == 0 else _silent
+    say = print if training.process_index == 0 else silent
     for note in notes:
         say(f"note: {note}")
     method = method_of(config.model, training.do_train)
@@ -319,10 +319,6 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
         if args.ptuning_checkpoint is not None:
             say(message("start_from", noun=method.noun, folder=args.ptuning_checkpoint))
     return model
-
-
-def _silent(*_) -> None:
-    """Stands for print on all but the first process."""
 
 
 if __name__ == "__main__":

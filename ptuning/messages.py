@@ -112,3 +112,7 @@ message = Texts(
         "wrote": ("已写入 {file}", "Wrote {file}"),
     }
 )
+
+
+def silent(*_: object) -> None:
+    """Stands for print where nothing is said: on all but the first process, beside JSON."""

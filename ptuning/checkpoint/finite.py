@@ -1,4 +1,4 @@
-"""NaN and infinity in a base's weights, found when it is loaded: later they would look like a failed training."""
+"""NaN and infinity in weights, found when they are loaded: in a base they would look like a failed training later."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ptuning.checkpoint.tensors import TensorFiles
-from ptuning.errors import ModelError
+from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of
 
 
@@ -20,6 +20,16 @@ def not_finite(tensor: torch.Tensor) -> int:
     if all(torch.isfinite(limit) for limit in torch.aminmax(tensor.detach())):
         return 0
     return int((~torch.isfinite(tensor)).sum())
+
+
+def refuse_diverged(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Holds that everything a method has trained is a number. Raises CheckpointError."""
+    for name, tensor in tensors.items():
+        if bad := not_finite(tensor):
+            raise CheckpointError(
+                f"{folder}: {name} has {bad} of {tensor.numel()} numbers that are NaN or infinite: the run had diverged. Use an "
+                "earlier checkpoint, or train again with a lower learning rate."
+            )
 
 
 def require_finite(parameters: Mapping[str, nn.Parameter], config: PreTrainedConfig, folder: Path) -> None:

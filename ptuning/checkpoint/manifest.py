@@ -11,7 +11,7 @@ from typing import Any
 from ptuning.checkpoint.base import base_fingerprint, base_precision, whole_folder
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
-from ptuning.runs.files import version_of, versions, write_text
+from ptuning.runs.files import sha256_of, version_of, versions, write_text
 from ptuning.runs.folder import MANIFEST, MANIFEST_1
 
 FORMAT = "ptuning"
@@ -84,6 +84,14 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     file: str = ""
     sha256: str = ""
+
+    def require_same(self, file: Path) -> None:
+        """Raises CheckpointError where the file's bytes are not those that were saved with this manifest."""
+        if (sha256 := sha256_of(file)) != self.sha256:
+            raise CheckpointError(
+                f"{file}: damaged, its sha256 is {sha256[:16]}… and {MANIFEST} says {self.sha256[:16]}…; copy the folder "
+                "again."
+            )
 
     def to_json(self) -> str:
         values = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)

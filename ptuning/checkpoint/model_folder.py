@@ -16,6 +16,7 @@ from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.checkpoint.shards import ShardWriter, TensorLayout, total_bytes
 from ptuning.distributed import raise_together
+from ptuning.errors import CheckpointError
 from ptuning.families import family_of
 from ptuning.runs.files import write_atomically
 
@@ -23,6 +24,20 @@ MAX_SHARD_BYTES = 2 * 10**9
 
 _SPARE = 64 * 2**20  # tokenizer, logs, file system overhead
 _STATE_BYTES = {True: 12, False: 8}  # a trainable parameter: fp32 moments, and with DeepSpeed the fp32 master weight
+
+
+def require_new(folder: Path, fix: str = "export into a new folder") -> None:
+    """Raises CheckpointError where there is something that a written model or prefix would lie beside."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and isn't empty; {fix}.")
+
+
+def new_folder(folder: str | Path) -> Path:
+    """Makes a folder to write into; errors as `require_new`."""
+    folder = Path(folder)
+    require_new(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def file_layout(

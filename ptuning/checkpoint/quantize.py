@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ptuning.checkpoint.base import check_tokenizer, check_weights, require_16_bit, whole_folder
 from ptuning.checkpoint.finite import not_finite, problem
 from ptuning.checkpoint.manifest import read_manifest
-from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_rest
+from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, require_new, write_rest
 from ptuning.checkpoint.partitioned import require_tensors
 from ptuning.checkpoint.shards import ShardWriter, TensorLayout, total_bytes
 from ptuning.checkpoint.tensors import TensorFiles
@@ -63,8 +63,7 @@ def quantize_folder(
     require_16_bit(base, "rounding a second time loses more")
     check_weights(base)
     check_tokenizer(base)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output}: exists and isn't empty; give a new folder.")
+    require_new(output, "give a new folder")
     files, config = TensorFiles.find(base, ModelError), read_config(base)
     assert files is not None  # check_weights
     family = family_of(config)

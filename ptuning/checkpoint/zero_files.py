@@ -12,7 +12,7 @@ import torch
 
 from ptuning.checkpoint.base import check_tokenizer, require_16_bit
 from ptuning.checkpoint.manifest import read_manifest
-from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, write_rest
+from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, file_layout, require_new, write_rest
 from ptuning.checkpoint.shards import ShardWriter, total_bytes
 from ptuning.distributed import choose_deepspeed_device
 from ptuning.errors import CheckpointError, ModelError
@@ -108,8 +108,7 @@ def merge_zero(
         check_tokenizer(base)
     except ModelError as cause:
         raise ModelError(f"{cause} Or give the base it was trained from as --model_name_or_path.") from cause
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output}: exists and isn't empty; export into a new folder.")
+    require_new(output)
     config = read_config(base)
     family = family_of(config)
     with known_objects_only():

@@ -1,7 +1,7 @@
 """`ptuning predict`: answers to the questions of a file, without references and scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ptuning.errors import ConfigError
 from ptuning.evaluation.answers import Answer, GenerationOptions
 from ptuning.evaluation.predictions import answered_lines, key_of
 from ptuning.loading import load_base, load_template
+from ptuning.messages import silent
 from ptuning.methods import attach_checkpoint, base_of, read_checkpoint
 from ptuning.runs.lines import ResumableLines, delete_parts, write_lines
 
@@ -71,35 +72,26 @@ def predict_command(argv: Sequence[str]) -> None:
     options = parse_options(PredictOptions, argv, "ptuning predict", _ABOUT)
     output = Path(options.output)
     state = PartialState()
-    say = print if state.is_main_process else _silent
+    say = print if state.is_main_process else silent
     _check_output(output, options.overwrite)
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
     manifest = None if options.ptuning_checkpoint is None else read_checkpoint(options.ptuning_checkpoint)
     columns = FormatOptions(options.data_format, options.prompt_column, None, options.history_column, references=False)
     split = load_split("questions", options.file, columns, options.max_predict_samples, options.skip_invalid_rows)
     say(split)
-    source = options.max_source_length or (manifest and manifest.max_source_length) or 1024
+    source = options.max_source_length or (manifest and manifest.max_source_length) or DataArguments.max_source_length
     target = options.max_target_length or (manifest and manifest.max_target_length) or _NEW_TOKENS
     prefix = (
         options.source_prefix if options.source_prefix is not None else (manifest.source_prefix if manifest else "")
     )
     template = load_template(base)
     prompts, _ = Encoder(template, Lengths(source, target), prefix).prompt_rows(split.records)
-    official = options.generation_mode == "official"
-    generation = GenerationOptions(
-        max_new_tokens=target,
-        batch_tokens=options.generation_batch_tokens,
-        num_beams=options.num_beams,
-        sample=official,
-        max_length=source + target + 1 if official else None,
-        seed=options.seed,
-    )
+    generation = GenerationOptions.of(options, source, target, options.seed)
     model = load_base(base, dtype=options.dtype, quantization_bit=options.quantization_bit)
     if options.ptuning_checkpoint is not None:
         attach_checkpoint(model, options.ptuning_checkpoint, base, say)
-    key = key_of(
-        model, generation.max_new_tokens, official, options.num_beams, options.seed, [row.input_ids for row in prompts]
-    )
+    same = replace(generation, batch_tokens=0)  # which doesn't change the answers
+    key = key_of(model, same, [row.input_ids for row in prompts])
     lines = answered_lines(model, template, split.records, prompts, generation, ResumableLines(output, key), _line, say)
     if state.is_main_process:
         write_lines(output, lines)
@@ -126,7 +118,3 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ConfigError(f"--output {output} is a folder; give a file name, e.g. {output / 'answers.jsonl'}")
     if output.exists() and not overwrite:
         raise ConfigError(f"--output {output} is there already; give another name, or --overwrite")
-
-
-def _silent(*_: object) -> None:
-    """Stands for print on all but the first process."""

@@ -8,7 +8,7 @@ Shapes: B rows of a batch, S its longest row.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -42,6 +42,19 @@ def _in_order(own: Sequence[tuple[int, Result]]) -> list[Result]:
 # --- answers --------------------------------------------------------------------------------------------------------------
 
 
+class Asked(Protocol):
+    """What commands that answer rows are told alike."""
+
+    @property
+    def generation_mode(self) -> str: ...
+
+    @property
+    def generation_batch_tokens(self) -> int: ...
+
+    @property
+    def num_beams(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to answer.
@@ -61,6 +74,24 @@ class GenerationOptions:
     sample: bool = False
     max_length: int | None = None
     seed: int = 42
+
+    @classmethod
+    def of(cls, asked: Asked, max_source_length: int, max_new_tokens: int, seed: int) -> "GenerationOptions":
+        """From the options of a command.
+
+        Args:
+            asked: GenerationArguments, or another command's options that have the same.
+            max_source_length: tokens of a prompt at most.
+        """
+        official = asked.generation_mode == "official"
+        return cls(
+            max_new_tokens=max_new_tokens,
+            batch_tokens=asked.generation_batch_tokens,
+            num_beams=asked.num_beams,
+            sample=official,
+            max_length=max_source_length + max_new_tokens + 1 if official else None,
+            seed=seed,
+        )
 
     def new_tokens(self, prompt_tokens: int) -> int:
         """The limit for one prompt."""

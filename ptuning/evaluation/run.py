@@ -56,15 +56,7 @@ class EvaluationSettings:
     def of(cls, config: Config) -> "EvaluationSettings":
         """From the options of a run."""
         options, data, training = config.generation, config.data, config.training
-        official = options.generation_mode == "official"
-        generation = GenerationOptions(
-            max_new_tokens=data.eval_target_length,
-            batch_tokens=options.generation_batch_tokens,
-            num_beams=options.num_beams,
-            sample=official,
-            max_length=data.max_source_length + data.eval_target_length + 1 if official else None,
-            seed=training.seed,
-        )
+        generation = GenerationOptions.of(options, data.max_source_length, data.eval_target_length, training.seed)
         return cls(
             RunFolder(training.output_dir),
             generation,

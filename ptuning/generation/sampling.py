@@ -43,14 +43,14 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     for logits_V, chooser in zip(logits_NV, choosers, strict=True):
         chooser.penalise(logits_V)
     chosen = logits_NV.argmax(-1)
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple, list[tuple[int, torch.Generator]]] = {}
     for row, chooser in enumerate(choosers):
         if chooser.random is not None:
             sampling = chooser.sampling
-            groups.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append(row)
-    for rule, rows in groups.items():
-        random = [chooser.random for chooser in (choosers[row] for row in rows) if chooser.random is not None]
-        chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), random)
+            groups.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append((row, chooser.random))
+    for rule, members in groups.items():
+        rows = [row for row, _ in members]
+        chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), [random for _, random in members])
     tokens = chosen.tolist()
     for token, chooser in zip(tokens, choosers, strict=True):
         if chooser.sampling.penalised:

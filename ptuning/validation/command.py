@@ -14,6 +14,7 @@ from ptuning.data.guess import FormatOptions
 from ptuning.data.problems import Problem
 from ptuning.errors import ConfigError
 from ptuning.loading import load_template
+from ptuning.messages import silent
 from ptuning.validation import report
 from ptuning.validation.fix import plan_outputs, write_clean
 from ptuning.validation.survey import survey_file
@@ -69,7 +70,7 @@ def validate_command(argv: list[str]) -> int:
     encoder = None
     if args.model_name_or_path is not None:
         encoder = Encoder(load_template(args.model_name_or_path), lengths, args.source_prefix)
-    say = _silent if args.json else print
+    say = silent if args.json else print
     kept: list[Problem] = []
 
     def tell(problem: Problem) -> None:
@@ -118,7 +119,3 @@ def validate_command(argv: list[str]) -> int:
         }
         print(json.dumps(values, ensure_ascii=False, indent=2))
     return 1 if bad else 0
-
-
-def _silent(*_) -> None:
-    """Stands for print where only JSON is wanted."""

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ptuning.checkpoint.finite import refuse_diverged
 from ptuning.checkpoint.manifest import Manifest, read_manifest
 from ptuning.checkpoint.tensors import TensorFiles, read_object, require_whole
 from ptuning.errors import CheckpointError
@@ -101,11 +102,8 @@ def read_lora(folder: str | Path) -> LoraCheckpoint:
             )
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
     require_whole(file, CheckpointError)
-    if manifest is not None and (sha256 := sha256_of(file)) != manifest.sha256:
-        raise CheckpointError(
-            f"{file}: damaged, its sha256 is {sha256[:16]}… and {MANIFEST} says {manifest.sha256[:16]}…; copy the folder "
-            "again."
-        )
+    if manifest is not None:
+        manifest.require_same(file)
     files = TensorFiles.of_file(file, CheckpointError)
     checkpoint = LoraCheckpoint(
         folder, config, {name.removeprefix(_PEFT): files.read(name).float() for name in files.files}, manifest
@@ -186,7 +184,7 @@ def save_lora(folder: Path, config: Any, tensors: dict[str, torch.Tensor], manif
         CheckpointError: a tensor isn't finite, or the folder can't be written.
     """
     named = {_PEFT + name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-    _check_finite(named, folder)
+    refuse_diverged(named, folder)
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     values |= {"inference_mode": True, "base_model_name_or_path": manifest.base.name_or_path}
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -224,13 +222,4 @@ def _check(checkpoint: LoraCheckpoint, file: Path) -> None:
             raise CheckpointError(f"{file}: the factors of {layer} are incomplete; copy the folder again.")
         if factors[0].shape[0] != factors[1].shape[1]:
             raise CheckpointError(f"{file}: the factors of {layer} have different ranks; the file is damaged.")
-    _check_finite(checkpoint.tensors, checkpoint.folder)
-
-
-def _check_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    for name, tensor in tensors.items():
-        if bad := int((~torch.isfinite(tensor)).sum()):
-            raise CheckpointError(
-                f"{folder}: {name} has {bad} of {tensor.numel()} numbers that are NaN or infinite: the run had diverged. Use an "
-                "earlier checkpoint, or train again with a lower learning rate."
-            )
+    refuse_diverged(checkpoint.tensors, checkpoint.folder)

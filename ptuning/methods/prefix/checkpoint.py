@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ptuning.checkpoint.finite import refuse_diverged
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.errors import CheckpointError
 from ptuning.families import family_of
@@ -173,13 +174,7 @@ def _check(stored: dict[str, torch.Tensor], folder: Path) -> None:
             raise CheckpointError(
                 f"{folder}: {name} has shape {shape}, expected {expected[name]}; the file is damaged."
             )
-    for name, tensor in stored.items():
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise CheckpointError(
-                f"{folder}: {name} has {bad} of {tensor.numel()} numbers that are NaN or infinite: the run had diverged. Use an "
-                "earlier checkpoint, or train again with a lower learning rate."
-            )
+    refuse_diverged(stored, folder)
 
 
 def _check_shape(checkpoint: PrefixCheckpoint, base: PrefixShape) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
-from ptuning.errors import CheckpointError
+from ptuning.checkpoint.model_folder import new_folder
 from ptuning.families import family_of
 from ptuning.methods.prefix.checkpoint import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
 from ptuning.methods.prefix.encoder import PrefixShape
@@ -81,13 +81,4 @@ def export_peft(
         folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )
     config.save_pretrained(str(folder))
-    return folder
-
-
-def new_folder(folder: str | Path) -> Path:
-    """Makes a folder to export into. Raises CheckpointError where something is in it."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and isn't empty; export into a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -11,7 +11,6 @@ from ptuning.errors import CheckpointError
 from ptuning.methods.prefix.checkpoint import EMBEDDING, PrefixCheckpoint
 from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.runs import RunFolder
-from ptuning.runs.files import sha256_of
 from ptuning.runs.folder import MANIFEST
 
 PREFIX = "prefix"  # of --method, and in manifests
@@ -60,12 +59,7 @@ def _read_own(folder: Path) -> PrefixCheckpoint:
         raise CheckpointError(f"{path}: file is {manifest.file!r}, expected the name of a file in the same folder.")
     file = folder / manifest.file
     require_whole(file, CheckpointError)
-    sha256 = sha256_of(file)
-    if sha256 != manifest.sha256:
-        raise CheckpointError(
-            f"{file}: damaged, its sha256 is {sha256[:16]}… and {MANIFEST} says {manifest.sha256[:16]}…; copy the folder "
-            "again."
-        )
+    manifest.require_same(file)
     stored = _prefix_tensors(TensorFiles.of_file(file, CheckpointError))
     base = manifest.base
     shape = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden)
