@@ -124,6 +124,6 @@ def test_a_host_that_never_comes_ends_the_wait(hosts, tmp_path, train_flags):
     """The first host waits a finite time, then says how many came."""
     flags = train_flags(tmp_path / "out", ddp_timeout=5)
     process = start(hosts[0], 0, flags, "--rdzv-conf=timeout=5,join_timeout=5")
-    (printed,) = finish([process], timeout=600)
+    (printed,) = finish([process], timeout=300)  # half of torch's own patience
     assert process.returncode not in (0, None)
     assert "1/2 clients joined" in printed, printed[-3000:]

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ptuning.serving.options import ServeOptions
 from tests.end_to_end.conftest import MODEL, ROOT
 from tests.end_to_end.test_scripts import made_by_script
 
@@ -105,7 +106,8 @@ def test_the_grace_time_is_an_end(free_port, endless):
             thread.start()
         until(lambda: httpx.get(f"http://127.0.0.1:{free_port}/health").json()["running"] > 20, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
+        # Sooner than the default, for which an ignored option would wait.
+        assert process.wait(timeout=ServeOptions.grace_seconds) == 0
         for thread in asking:
             thread.join(120)
         assert [result.status_code for result in results] == [503, 503]

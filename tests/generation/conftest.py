@@ -62,3 +62,19 @@ def answers(generator: Generator, requests: list[GenerationRequest]) -> dict[obj
         if token.token is not None:
             found[token.id].append(token.token)
     return found
+
+
+def added_at_random(engine, requests, draw, found):
+    """Adds the requests at random steps until all are answered; yields after each step.
+
+    Args:
+        found: id → tokens, filled as they come.
+    """
+    waiting = list(requests)
+    while waiting or engine.has_work:
+        while waiting and draw.random() < 0.5:
+            engine.add(waiting.pop(0))
+        for event in engine.step():
+            if event.token is not None:
+                found[event.id].append(event.token)
+        yield

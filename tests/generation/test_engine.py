@@ -9,7 +9,7 @@ import torch
 from ptuning.errors import GenerationError
 from ptuning.generation import Engine, GenerationRequest, Prefix
 from ptuning.methods.prefix.attach import prefix_of
-from tests.generation.conftest import answers
+from tests.generation.conftest import added_at_random, answers
 
 
 def some_requests(prefixes, count: int = 24, seed: int = 0) -> list[GenerationRequest]:
@@ -43,15 +43,10 @@ def test_golden_greedy_tokens(golden, load_tiny, name):
 @pytest.mark.parametrize(("max_rows", "batch_tokens"), [(64, 16384), (4, 16384), (64, 200), (1, 16384)])
 def test_any_mixture_equals_one_by_one(model, prefixes, one_by_one, max_rows, batch_tokens):
     requests = some_requests(prefixes)
-    draw, waiting, found = random.Random(1), list(requests), {request.id: [] for request in requests}
+    draw, found = random.Random(1), {request.id: [] for request in requests}
     widest = 0
     with Engine(model, [2], max_rows=max_rows, batch_tokens=batch_tokens) as engine:
-        while waiting or engine.has_work:
-            while waiting and draw.random() < 0.5:
-                engine.add(waiting.pop(0))
-            for event in engine.step():
-                if event.token is not None:
-                    found[event.id].append(event.token)
+        for _ in added_at_random(engine, requests, draw, found):
             widest = max(widest, len(engine.rows))
             assert len(engine.rows) <= max_rows
             assert len(engine.rows) * max((row.request.room for row in engine.rows), default=0) <= batch_tokens

@@ -8,7 +8,7 @@ import torch
 from ptuning.config.options import ModelArguments
 from ptuning.generation import BeamSearch, Engine, GenerationRequest
 from ptuning.methods import LoraMethod, bare, detach, method_of
-from tests.generation.conftest import answers
+from tests.generation.conftest import added_at_random, answers
 from tests.methods.test_lora import randomise
 
 KINDS = {"plain": {"lora_target": ["attention"]}, "dora": {"use_dora": True, "lora_rank": 4}}
@@ -62,15 +62,10 @@ def test_any_mixture_equals_one_by_one(model, attach, companions, one_by_one, ma
         )
         for index in range(24)
     ]
-    waiting, found = list(requests), {request.id: [] for request in requests}
+    found = {request.id: [] for request in requests}
     together = set()
     with Engine(model, [2], max_rows=max_rows, prefix_cache_tokens=cached) as engine:
-        while waiting or engine.has_work:
-            while waiting and draw.random() < 0.5:
-                engine.add(waiting.pop(0))
-            for event in engine.step():
-                if event.token is not None:
-                    found[event.id].append(event.token)
+        for _ in added_at_random(engine, requests, draw, found):
             together.add(len({row.request.prefix for row in engine.rows}))
     expected = {r.id: alone(model, attach, one_by_one, names[r.id % 5], r) for r in requests}
     assert found == expected

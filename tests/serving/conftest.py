@@ -1,5 +1,6 @@
 """A server in this process, on the small model in the repo with three random prefixes, reached over real HTTP."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import torch
 import uvicorn
@@ -149,3 +151,20 @@ def gated(prefix_folders) -> Callable[..., contextlib.AbstractContextManager]:
             yield made, gates[0]
 
     return make
+
+
+def ask_together(server, requests, chance):
+    """The answers to OpenAI requests that arrive within a fifth of a second, at random."""
+
+    async def ask(client, request, delay):
+        await asyncio.sleep(delay)
+        if request["stream"]:
+            stream = await client.chat.completions.create(**request)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        return (await client.chat.completions.create(**request)).choices[0].message.content
+
+    async def ask_all():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            return await asyncio.gather(*(ask(client, request, chance.random() / 5) for request in requests))
+
+    return asyncio.run(ask_all())

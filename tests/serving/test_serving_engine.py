@@ -11,7 +11,7 @@ import pytest
 
 from ptuning.families.chatglm2.template import build_prompt
 from ptuning.generation import Engine, GenerationRequest
-from tests.serving.conftest import PREFIXES, running, wait_until
+from tests.serving.conftest import PREFIXES, ask_together, running, wait_until
 
 QUESTIONS = ["你好", "再见", "类型#上衣*材质#牛仔布*颜色#白色", "1", "请介绍一下自己。" * 8, "类型#裙*风格#简约"]
 
@@ -45,18 +45,7 @@ def test_any_mixture_answers_as_one_by_one(prefix_folders):
     with running(prefix_folders) as server:
         expected = one_by_one(server.worker, requests)  # before anything is asked, the worker's thread is idle
 
-        async def ask(client, request, delay):
-            await asyncio.sleep(delay)
-            if request["stream"]:
-                stream = await client.chat.completions.create(**request)
-                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-            return (await client.chat.completions.create(**request)).choices[0].message.content
-
-        async def ask_all():
-            async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-                return await asyncio.gather(*(ask(client, request, chance.random() / 5) for request in requests))
-
-        assert asyncio.run(ask_all()) == expected
+        assert ask_together(server, requests, chance) == expected
     assert len(set(expected)) > 8
 
 

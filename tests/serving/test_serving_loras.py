@@ -1,10 +1,8 @@
 """LoRAs are served as prefixes are: by name, live, in one running batch with them and the base."""
 
-import asyncio
 import random
 
 import httpx
-import openai
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from ptuning.config.options import ModelArguments
 from ptuning.loading import load_base
 from ptuning.methods import SaveTarget, detach, method_of
 from tests.methods.test_lora import randomise
-from tests.serving.conftest import ADMIN, BASE, running
+from tests.serving.conftest import ADMIN, BASE, ask_together, running
 from tests.serving.test_serving_engine import QUESTIONS, body, one_by_one
 
 LORAS = {"low": {}, "thin": {"lora_rank": 2, "use_rslora": True}}
@@ -53,18 +51,7 @@ def test_two_loras_two_prefixes_and_the_base_in_one_batch(prefix_folders, lora_f
             "thin": ("LoRA", 0),
         }
 
-        async def ask(client, request, delay):
-            await asyncio.sleep(delay)
-            if request["stream"]:
-                stream = await client.chat.completions.create(**request)
-                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-            return (await client.chat.completions.create(**request)).choices[0].message.content
-
-        async def ask_all():
-            async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-                return await asyncio.gather(*(ask(client, request, chance.random() / 5) for request in requests))
-
-        assert asyncio.run(ask_all()) == expected
+        assert ask_together(server, requests, chance) == expected
         assert len({server.chat(model=name, max_tokens=24).text.partition("content")[2] for name in names}) == 5
 
 

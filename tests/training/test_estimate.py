@@ -157,16 +157,8 @@ def test_bytes_of_a_loaded_quantized_base(twelve, tmp_path):
         assert work.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-@pytest.mark.parametrize("prefix", [None, 16])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_autograd_saves(prefix, checkpointing):
-    config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
-    model = ChatGLMForConditionalGeneration(config)
-    if prefix is not None:
-        attach_prefix(model, prefix)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+def saved_by_autograd(model):
+    """Bytes that a forward pass on 2 rows of 100 tokens, 60 of them labels, keeps for the backward pass, weights apart."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -181,7 +173,20 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
     labels[:, :40] = -100
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss_of(model, ids, labels)
-    measured = sum(size for size, _ in saved.values())
+    return sum(size for size, _ in saved.values())
+
+
+@pytest.mark.parametrize("prefix", [None, 16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_autograd_saves(prefix, checkpointing):
+    config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
+    model = ChatGLMForConditionalGeneration(config)
+    if prefix is not None:
+        attach_prefix(model, prefix)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    measured = saved_by_autograd(model)
     work = replace(small_work(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
     counted = activations(work)
     if checkpointing:  # the hook sees neither the layer that is computed again nor what the checkpoints were given
@@ -203,21 +208,7 @@ def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, checkpoi
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    ids = torch.randint(3, 3000, (2, 100))
-    labels = ids.clone()
-    labels[:, :40] = -100
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(model, ids, labels)
-    measured = sum(size for size, _ in saved.values())
+    measured = saved_by_autograd(model)
     terms = method.memory(family_of(model.config).dimensions(model.config))
     work = replace(small_work(model.config, None), batch=2, length=100, labels=60, checkpointing=checkpointing)
     work = replace(work, frozen=True, trained=terms.trained, inputs=4 * (terms.inputs + terms.dropped))
