@@ -1,6 +1,5 @@
 """All weights: the tuned model is a complete folder in the family's own format."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,6 @@ class FullMethod(Method):
 
     def memory(self, base: Dimensions) -> MemoryTerms:
         return MemoryTerms(base.parameters, frozen_base=False)
-
-    def where(self, base: str, folder: str) -> tuple[str, str]:
-        return f"--model_name_or_path {shlex.quote(folder)}", f"--model {shlex.quote(folder)}"
 
     def save(self, model: PreTrainedModel, tokenizer, manifest: Manifest | None, target: SaveTarget) -> None:
         about = None if manifest is None else replace(manifest, step=target.step)

@@ -142,9 +142,13 @@ class Method(ABC):
         same = "" if quantization_bit is None else f" --quantization_bit {quantization_bit}"
         return [f"{head} {command} chat {chat}{same}", f"{' ' * columns(head)} {command} serve {serve}{same}"]
 
-    @abstractmethod
     def where(self, base: str, folder: str) -> tuple[str, str]:
         """The options of `ptuning chat` and `ptuning serve` that name what was tuned; arguments as `next_commands`."""
+        quoted = shlex.quote(folder)
+        if not self.keeps_base:
+            return f"--model_name_or_path {quoted}", f"--model {quoted}"
+        named = shlex.quote(f"{Path(folder).name}={folder}")
+        return f"--ptuning_checkpoint {quoted}", f"--model {shlex.quote(base)} --prefix {named}"
 
     @classmethod
     def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:

@@ -1,6 +1,5 @@
 """LoRA as a method: peft's low-rank factors on a frozen base."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -117,10 +116,6 @@ class LoraMethod(Method):
         kept = sum(wide + rank + dora * 2 * out for wide, out in widths)
         dropped = sum(wide for wide, _ in widths) if self.lora.lora_dropout else 0
         return MemoryTerms(trained, frozen_base=True, inputs=kept, dropped=dropped)
-
-    def where(self, base: str, folder: str) -> tuple[str, str]:
-        named = shlex.quote(f"{Path(folder).name}={folder}")
-        return f"--ptuning_checkpoint {shlex.quote(folder)}", f"--model {shlex.quote(base)} --prefix {named}"
 
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:

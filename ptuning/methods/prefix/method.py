@@ -1,6 +1,5 @@
 """P-Tuning v2 as a method: a learned key/value prefix on a frozen base."""
 
-import shlex
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,10 +78,6 @@ class PrefixMethod(Method):
         if self.prefix_projection:
             trained += 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size
         return MemoryTerms(trained, frozen_base=True, positions=self.pre_seq_len)
-
-    def where(self, base: str, folder: str) -> tuple[str, str]:
-        named = shlex.quote(f"{Path(folder).name}={folder}")
-        return f"--ptuning_checkpoint {shlex.quote(folder)}", f"--model {shlex.quote(base)} --prefix {named}"
 
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
