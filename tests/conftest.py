@@ -18,7 +18,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
     prefix="ptuning-test-cache-"
 )  # nothing from an earlier state of the code
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,11 @@ from transformers import AutoModelForCausalLM
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_prefix
+from tests import warm
 
-atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+WARM_BIN = Path(tempfile.mkdtemp(prefix="ptuning-test-bin-"))
+for folder in (os.environ["HF_DATASETS_CACHE"], WARM_BIN):
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
@@ -113,6 +116,13 @@ def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
         minloglevel=2,
     )
     return ChatGLMTokenizer(str(folder / "tokenizer.model"))
+
+
+@pytest.fixture(scope="session")
+def warm_bin() -> Iterator[Path]:
+    """The folder with `python`, `ptuning`, `torchrun`, … that start fast: `WARM_BIN`."""
+    with warm.start(WARM_BIN):
+        yield WARM_BIN
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +94,7 @@ def render_run(run: Run, stays: bool = False) -> str:
     base, tuned = run.metrics.get("base", {}), run.metrics.get("tuned", {})
     predictions = run.predictions
     return (
-        _environment()
+        templates()
         .get_template("run.html.jinja")
         .render(
             run=run,
@@ -116,7 +117,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
     """The page over several runs."""
     metrics, rows = compare.score_table(runs)
     return (
-        _environment()
+        templates()
         .get_template("comparison.html.jinja")
         .render(
             runs=runs,
@@ -129,7 +130,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
     )
 
 
-def _environment() -> Environment:
+@cache
+def templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("ptuning.report"),
         autoescape=True,  # everything a user wrote is text, never markup
@@ -152,7 +154,7 @@ def _environment() -> Environment:
         "is_dashed": compare.is_dashed,
         "LONGEST_ERROR": text.LONGEST_ERROR,
         "t": words,
-        "now": datetime.now().astimezone(),
+        "now": lambda: datetime.now().astimezone(),
         "RELOAD_SECONDS": RELOAD_SECONDS,
         "answer_scores": lambda: text.names_in("answer"),
     }

@@ -3,16 +3,22 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import WARM_BIN
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chatglm2-tiny"
-BIN = Path(sys.executable).parent
+BIN = WARM_BIN
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands(warm_bin) -> None:
+    """All of BIN is there."""
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +34,7 @@ def rows_file(tmp_path_factory) -> Path:
 def run_main():
     """Runs `LAUNCHER… ptuning/main.py FLAGS…` as a user would, from another directory. Returns the finished process."""
 
-    def run(*flags, launcher=(sys.executable,), script="ptuning/main.py", cwd=None, check=True, **env):
+    def run(*flags, launcher=(BIN / "python",), script="ptuning/main.py", cwd=None, check=True, **env):
         command = [*map(str, launcher), str(ROOT / script), *map(str, flags)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | env
         done = subprocess.run(command, cwd=cwd or "/", env=environment, text=True, capture_output=True, timeout=600)

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def finished_run(tmp_path_factory):
     # without warmup, whose first step has rate 0 and would leave a LoRA without effect
     small = "--warmup_steps 0 --max_steps 1 --max_predict_samples 1 --max_eval_samples 1 --max_target_length 16"
     for name in ("ptuning_demo", "lora_demo"):
-        command = [sys.executable, "-m", "ptuning.main", "--config", f"configs/{name}.yaml", *small.split()]
+        command = [BIN / "python", "-m", "ptuning.main", "--config", f"configs/{name}.yaml", *small.split()]
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
     return folder
 
@@ -77,7 +76,7 @@ def test_python_snippets(page, code, finished_run):
             ".venv/bin/ptuning export --ptuning_checkpoint output/demo --format peft --output_dir output/demo-peft",
             finished_run,
         )
-    done = subprocess.run([sys.executable, "-c", code], cwd=finished_run, text=True, capture_output=True, timeout=600)
+    done = subprocess.run([BIN / "python", "-c", code], cwd=finished_run, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, f"{page}: {done.stderr[-2000:]}"
 
 

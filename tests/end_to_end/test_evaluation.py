@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from ptuning.evaluation.compare import compare_command
-from tests.end_to_end.conftest import MODEL, ROOT
+from tests.end_to_end.conftest import BIN, MODEL, ROOT
 
 
 def flags(output_dir, **more) -> list[str]:
@@ -36,7 +35,7 @@ def read(path):
 def alone(tmp_path_factory):
     """One process, nobody stops it."""
     folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "ptuning.main", *flags(folder, probe=True)]
+    command = [BIN / "python", "-m", "ptuning.main", *flags(folder, probe=True)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
@@ -57,7 +56,7 @@ def test_an_untuned_model_has_half_a_probe(alone):
 
 
 def test_killed_and_started_again_it_goes_on(alone, tmp_path, run_main, wait_until):
-    command = [sys.executable, "-m", "ptuning.main", *flags(tmp_path, generation_batch_tokens=200)]
+    command = [BIN / "python", "-m", "ptuning.main", *flags(tmp_path, generation_batch_tokens=200)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     part = tmp_path / "predictions_base.part0.jsonl"
     wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") >= 3, process)
@@ -124,7 +123,7 @@ def test_scoring_while_training_changes_nothing(tmp_path, run_main, train_flags)
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for other processes there")
 def test_ctrl_c_leaves_a_report(tmp_path, train_flags, wait_until):
-    command = [sys.executable, "-m", "ptuning.main", *train_flags(tmp_path, max_steps=5000)]
+    command = [BIN / "python", "-m", "ptuning.main", *train_flags(tmp_path, max_steps=5000)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until((tmp_path / "log.jsonl").exists, process)
     process.send_signal(signal.SIGINT)

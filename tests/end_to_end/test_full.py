@@ -23,10 +23,9 @@ INSIDE = "tests/end_to_end/inside.py"
 def one_process(tmp_path_factory):
     """The reference: one process without DeepSpeed, four rows a step. Returns its folder."""
     import subprocess
-    import sys
 
     folder = tmp_path_factory.mktemp("one") / "run"
-    command = [sys.executable, ROOT / "ptuning" / "main.py", *full_flags(folder, per_device_train_batch_size=4)]
+    command = [BIN / "python", ROOT / "ptuning" / "main.py", *full_flags(folder, per_device_train_batch_size=4)]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
     return folder
 

@@ -50,6 +50,7 @@ def test_everything_of_a_run_is_there(whole, capsys):
 
 def test_resume_is_bit_identical(whole, tmp_path):
     folder, flags = whole
+    flags = flags | {"do_predict": None, "baseline": None, "probe": None}
     half = tmp_path / "run"
     assert run(*full_flags(half, **flags)) == 0
     for late in ("checkpoint-6", "checkpoint-4"):

@@ -72,7 +72,7 @@ def test_a_new_run_leaves_no_scores_of_the_old_one(finished, run_main, train_fla
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM for other processes there")
 def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main, train_flags, wait_until):
     flags = train_flags(tmp_path, max_steps=5000)
-    command = [sys.executable, "-m", "ptuning.main", *flags]
+    command = [sys.executable, "-m", "ptuning.main", *flags]  # its own process has the pid that is said
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     log = tmp_path / "log.jsonl"
     wait_until(log.exists, process)

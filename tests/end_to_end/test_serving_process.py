@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -16,13 +15,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ptuning.serving.options import ServeOptions
-from tests.end_to_end.conftest import MODEL, ROOT
+from tests.end_to_end.conftest import BIN, MODEL, ROOT
 from tests.end_to_end.test_scripts import made_by_script
 
 
 @contextlib.contextmanager
 def serving(port, *flags, model=MODEL):
-    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(model), "--port", str(port), *flags]
+    command = [BIN / "python", "-m", "ptuning.cli", "serve", "--model", str(model), "--port", str(port), *flags]
     if "--web_port" not in flags:
         command.append("--no_page")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -53,7 +52,7 @@ def healthy(port) -> bool:
 
 
 def fails(*flags, **env) -> str:
-    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(MODEL), *flags]
+    command = [BIN / "python", "-m", "ptuning.cli", "serve", "--model", str(MODEL), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
@@ -177,7 +176,7 @@ def test_what_cannot_be_served(flags, text, free_port):
 
 def test_chat_with_commands(tmp_path):
     command = [
-        sys.executable,
+        BIN / "python",
         "-m",
         "ptuning.cli",
         "chat",

@@ -1,7 +1,6 @@
 """A process that doesn't answer is named."""
 
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -28,10 +27,10 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("absent", [-1, 2])
-def test_the_missing_rank_is_named(free_port, absent):
+def test_the_missing_rank_is_named(free_port, absent, warm_bin):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(rank), str(free_port), str(absent)],
+            [warm_bin / "python", "-c", textwrap.dedent(SCRIPT), str(rank), str(free_port), str(absent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
