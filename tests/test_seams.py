@@ -113,11 +113,12 @@ class Tuned:
         return load_model(self.base, self.folder) if self.on_base else load_model(self.folder)
 
 
-TYPES = {"prefix": methods.PrefixMethod, "lora": methods.LoraMethod}
+TYPES = {"prefix": methods.PrefixMethod, "lora": methods.LoraMethod, "lora+prefix": methods.LoraPrefixMethod}
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
+    files = [file for part in (".", "lora", "prefix") for file in (folder / part).glob("*.safetensors")]
+    return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
 ROWS = [{"q": "好", "a": "ok"}, {"q": "b", "a": "no"}, {"q": "好吗", "a": "ok"}, {"q": "bb", "a": "no"}]
@@ -126,6 +127,7 @@ LORA = ["--lora_rank", "4", "--learning_rate", "2e-2", "--lora_dropout", "0.1"]
 METHODS = {
     "biases": [],
     "lora": LORA,
+    "lora+prefix": [*LORA, "--pre_seq_len", "4", "--prefix_dropout", "0"],
     "prefix": ["--pre_seq_len", "8", "--learning_rate", "5e-2", "--prefix_dropout", "0"],
 }
 

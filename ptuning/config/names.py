@@ -31,7 +31,7 @@ WITHOUT_EFFECT: dict[str, tuple[str, tuple[str, ...]]] = {
     "group_by_length": ("rows are grouped by length unless --train_sampling_strategy says otherwise", ("true", "")),
 }
 
-_METHOD = "use --method prefix, lora or full"
+_METHOD = "use --method prefix, lora, lora+prefix or full"
 _INIT = "the first factor starts as --lora_init default, gaussian or orthogonal says; others of peft change the base's own weights"
 _NAMED = "a model is one folder; give it with --model_name_or_path"
 _LENGTHS = "use --max_source_length and --max_target_length (tokens of question and answer)"

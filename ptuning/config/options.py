@@ -38,6 +38,12 @@ class ModelArguments:
     )
     pre_seq_len: int | None = field(default=None, metadata={"help": "Length of the prefix; default: 128."})
     prefix_projection: bool = field(default=False, metadata={"help": "Reparametrise the prefix with a two-layer MLP."})
+    fold_projection: bool = field(
+        default=False,
+        metadata={
+            "help": "Save the prefix that the projection computes, plain, instead of the projection (checkpoints keep it)."
+        },
+    )
     prefix_dropout: float = field(
         default=0.1, metadata={"help": "Dropout on the prefix keys and values while training; official: 0.1."}
     )

@@ -3,6 +3,7 @@
 from ptuning.methods.companion import Companion
 from ptuning.methods.full import FullMethod
 from ptuning.methods.lora.method import LoraMethod
+from ptuning.methods.lora_prefix import LoraPrefixMethod
 from ptuning.methods.method import (
     MemoryTerms,
     Method,
@@ -27,6 +28,7 @@ __all__ = [
     "Companion",
     "FullMethod",
     "LoraMethod",
+    "LoraPrefixMethod",
     "MemoryTerms",
     "Method",
     "PrefixMethod",

@@ -93,6 +93,9 @@ class Method(ABC):
     def start(self, model: PreTrainedModel) -> None:
         """Makes what trains, freshly initialised, and freezes the rest."""
 
+    def finish(self, model: PreTrainedModel) -> None:  # noqa: B027  most keep all of it
+        """After the last step: makes what is kept of what was trained; computes the same. All processes call it."""
+
     @abstractmethod
     def memory(self, base: Dimensions) -> MemoryTerms:
         """What it needs on a base of these widths."""
@@ -218,7 +221,7 @@ class Method(ABC):
         """Disk that `save` takes."""
 
 
-_METHODS: dict[str, type[Method]] = {}
+_METHODS: dict[str, type[Method]] = {}  # one that is made of others comes after them
 
 
 def add_method(method: type[Method]) -> type[Method]:
@@ -278,7 +281,7 @@ def _refuse_options_of_others(method: type[Method] | None, options: Any, trains:
     default = {field.name: field.default for field in fields(options)}
     for other in _METHODS.values():
         for name in () if other is method else other.options:
-            if getattr(options, name) == default[name]:
+            if getattr(options, name) == default[name] or (method is not None and name in method.options):
                 continue
             if method is None:
                 raise ConfigError(
@@ -371,7 +374,7 @@ def check_template(manifest: Manifest, folder: Path, template: str) -> None:
 
 def attached(model: nn.Module) -> type[Method] | None:
     """The method that has put something on the model; None on a bare base and on a fully tuned model."""
-    return next((method for method in _METHODS.values() if method.is_on(model)), None)
+    return next((method for method in reversed(_METHODS.values()) if method.is_on(model)), None)
 
 
 def detach(model: PreTrainedModel) -> None:

@@ -135,6 +135,7 @@ def train(
     say(_banner(trainer, resume_from))
     with _deepspeed_files(trainer) if args.deepspeed else nullcontext():
         trainer.train(resume_from_checkpoint=resume_from)
+    trainer.finish()
     trainer.save_model()
     trainer.save_state()
     say(message("saved", noun=trainer.method.noun, folder=args.output_dir))

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -186,6 +187,12 @@ class TuningTrainer(Trainer):
         self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """After the last step, before the tuned checkpoint is saved."""
+        self.method.finish(self.model)
+        if self.manifest is not None:
+            self.manifest = replace(self.manifest, settings=self.method.settings())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         target = SaveTarget(

@@ -192,5 +192,7 @@ def test_a_live_page_that_is_read_stays(open_page):
 def test_a_live_page_that_went_silent_says_so(open_page):
     later = time.time() + 25 * 60
     page = open_page("live", before=lambda page: page.clock.install(time=later))
-    assert "Not written for 25 minutes" in page.locator("#silent").inner_text()
+    # The page was written by another test's fixture, perhaps minutes ago.
+    minutes = re.search(r"Not written for (\d+) minutes", page.locator("#silent").inner_text())
+    assert minutes and 25 <= int(minutes[1]) < 60
     assert "may have stopped" in page.locator("#silent").inner_text()

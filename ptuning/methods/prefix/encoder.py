@@ -96,6 +96,15 @@ class PrefixEncoder(nn.Module):
         layers = kv_LGTD.unbind(0)
         return list(zip(layers[0::2], layers[1::2], strict=True))
 
+    def folded(self) -> "PrefixEncoder":
+        """A plain prefix that gives what this one gives without dropout; its parameters must be whole."""
+        plain = PrefixEncoder(self.shape, self.pre_seq_len)
+        with torch.no_grad():
+            rows_TW = self.embedding.weight
+            plain.embedding.weight.copy_(self.trans(rows_TW) if self.prefix_projection else rows_TW)
+        plain.dropout.p = self.dropout.p
+        return plain
+
     def extra_repr(self) -> str:
         return f"pre_seq_len={self.pre_seq_len}, prefix_projection={self.prefix_projection}"
 

@@ -13,7 +13,14 @@ from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
-from ptuning.methods.prefix.attach import attach_prefix, attached_prefix, detach_prefix, prefix_of, without_prefix
+from ptuning.methods.prefix.attach import (
+    attach_encoder,
+    attach_prefix,
+    attached_prefix,
+    detach_prefix,
+    prefix_of,
+    without_prefix,
+)
 from ptuning.methods.prefix.checkpoint import for_base, save_prefix
 from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
 from ptuning.methods.prefix.read import PREFIX, read_prefix
@@ -27,6 +34,7 @@ class PrefixMethod(Method):
         pre_seq_len: T.
         prefix_projection: the reparametrised variant.
         prefix_dropout: on the prefix keys and values while training.
+        fold_projection: keep what the projection computes, a plain prefix, instead of the projection.
 
     Raises:
         ConfigError: a value out of its range.
@@ -36,15 +44,26 @@ class PrefixMethod(Method):
     noun = "prefix"
     learning_rate = 2e-2
     keeps_base = True
-    options = ("pre_seq_len", "prefix_projection", "prefix_dropout")
+    options = ("pre_seq_len", "prefix_projection", "prefix_dropout", "fold_projection")
     defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
 
-    def __init__(self, pre_seq_len: int, prefix_projection: bool = False, prefix_dropout: float = DROPOUT):
+    def __init__(
+        self,
+        pre_seq_len: int,
+        prefix_projection: bool = False,
+        prefix_dropout: float = DROPOUT,
+        fold_projection: bool = False,
+    ):
         if pre_seq_len < 1:
             raise ConfigError(f"--pre_seq_len is {pre_seq_len}; use at least 1 (official: 128)")
         if not 0 <= prefix_dropout < 1:
             raise ConfigError(f"--prefix_dropout is {prefix_dropout}; use 0 up to, not including, 1 (official: 0.1)")
+        if fold_projection and not prefix_projection:
+            raise ConfigError(
+                "--fold_projection is for --prefix_projection true; a plain prefix has no projection to fold"
+            )
         self.pre_seq_len, self.prefix_projection, self.prefix_dropout = pre_seq_len, prefix_projection, prefix_dropout
+        self.fold_projection = fold_projection
 
     @classmethod
     def from_options(cls, options: Any) -> "PrefixMethod":
@@ -59,7 +78,7 @@ class PrefixMethod(Method):
                         "out, it is read from the checkpoint."
                     )
             length, projection = checkpoint.pre_seq_len, checkpoint.prefix_projection
-        return cls(length, projection, options.prefix_dropout)
+        return cls(length, projection, options.prefix_dropout, options.fold_projection)
 
     def describe(self) -> str:
         return f"prefix of {self.pre_seq_len}" + (" with projection" if self.prefix_projection else "")
@@ -71,6 +90,14 @@ class PrefixMethod(Method):
         if prefix_of(model) is None:  # else it goes on from a checkpoint's
             attach_prefix(model, self.pre_seq_len, self.prefix_projection)
         attached_prefix(model).dropout.p = self.prefix_dropout
+
+    def finish(self, model: PreTrainedModel) -> None:
+        if not self.fold_projection:
+            return
+        encoder = attached_prefix(model)
+        with gathered(encoder.parameters()):
+            attach_encoder(model, encoder.folded())
+        self.prefix_projection = False
 
     def memory(self, base: Dimensions) -> MemoryTerms:
         shape = PrefixShape(base.layers, base.groups, base.head_dim, base.hidden)
