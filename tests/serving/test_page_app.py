@@ -19,6 +19,7 @@ def api(monkeypatch):
     with FakeApi() as fake:
         monkeypatch.setenv("PTUNING_API", fake.url)
         monkeypatch.delenv("PTUNING_API_KEY", raising=False)
+        monkeypatch.setenv("PTUNING_LANG", "zh")
         yield fake
 
 
