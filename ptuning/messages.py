@@ -66,6 +66,8 @@ message = Texts(
         "cut_questions": ("{count} 个问题从中间截短", "{count} questions cut in the middle"),
         "cut_answers": ("{count} 个回答被截断（没有结束符）", "{count} answers cut (no end token)"),
         "changed_rows": ("，例如 {rows}", ", e.g. {rows}"),
+        "and": ("、", ", "),
+        "then": ("；", "; "),
         "changed_row": ("{source}（{change}）", "{source} ({change})"),
         "dropped_system": ("去掉系统提示", "system text dropped"),
         "dropped_old_turns": ("去掉最早的 {count} 轮", "{count} old turns dropped"),

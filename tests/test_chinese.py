@@ -9,8 +9,8 @@ from ptuning.cli import main
 from tests.conftest import REPO
 
 MODEL = REPO / "models" / "chatglm2-tiny"
-# The trainer's own log, and names of files.
-WITHOUT_WORDS = re.compile(r"\{'.*\}|[AB]: \S+|")
+# The trainer's own log, names of files, and the second of the commands to go on with.
+WITHOUT_WORDS = re.compile(r"\{'.*\}|[AB]: \S+| +\S+/ptuning serve .+|")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_day_in_chinese(tmp_path, data, run):
     flags = ["--model_name_or_path", MODEL, *files, "--pre_seq_len", 4, "--save_steps", 1, "--logging_steps", 1]
     flags += ["--max_source_length", 64, "--max_target_length", 32, "--max_predict_samples", 3]
     flags += ["--mix", f"{data / 'dev.json'}:0.1", "--output_dir", tmp_path / "run", "--use_fast_tokenizer", "false"]
-    said = run("train", *flags, "--max_steps", 1, "--do_predict", "--baseline", "--load_best_model_at_end", "true")
+    said = run("train", *flags, "--max_steps", 1, "--do_predict", "--load_best_model_at_end", "true")
     assert "注意：--use_fast_tokenizer 在这里不起作用：基座只有一个 tokenizer" in said
     assert any("长度 4 的 prefix" in line for line in said) and "接下来：" in said[-3]
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
@@ -84,3 +84,11 @@ def test_checking_data_in_chinese(tmp_path, data, run):
 def test_memory_in_chinese(run):
     for method in ("prefix", "lora", "full"):
         run("estimate", "--model_name_or_path", MODEL, "--method", method)
+
+
+def test_a_talk_in_chinese(run, monkeypatch):
+    lines = iter(["/prefix", "长" * 9000, "/clear", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    said = run("chat", "--model_name_or_path", MODEL)
+    assert said[0].startswith("/clear 忘掉对话") and said[1].startswith(f"由 {MODEL.name} 回答；可用：")
+    assert said[2].startswith("错误：") and "the model's context is 2048" in said[2], "errors are English"

@@ -110,7 +110,7 @@ class EncodingReport:
             if count := getattr(self, what):
                 parts.append(message(what, count=count))
         rows = [message("changed_row", source=at, change=message(what, count=n)) for at, what, n in self.examples]
-        return "; ".join(parts) + (message("changed_rows", rows=", ".join(rows)) if rows else "")
+        return message("then").join(parts) + (message("changed_rows", rows=message("and").join(rows)) if rows else "")
 
 
 class Encoder:

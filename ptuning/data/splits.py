@@ -134,7 +134,7 @@ class Split:
     @property
     def format(self) -> str | None:
         """What was guessed, in the language of now."""
-        return "; ".join(message("guessed", format=each) for each in self.guessed) or None
+        return message("then").join(message("guessed", format=each) for each in self.guessed) or None
 
     def __str__(self) -> str:
         own = len(self.records) - sum(mixed.rows for mixed in self.mixed_in)
