@@ -23,6 +23,7 @@ from accelerate.utils import gather_object
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import ConfigError, PTuningError, TrainingError
+from ptuning.messages import message
 
 # What torch and gloo say when the process at the other end is gone.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
@@ -78,7 +79,8 @@ def start(deepspeed: bool, timeout_s: float, last_words: Callable[[str], None] =
     if world_size() > 1:
         signal.signal(signal.SIGTERM, partial(_stopped_by_launcher, last_words))
         host = socket.gethostname()
-        print(f"process {dist.get_rank()} of {world_size()} has pid {os.getpid()} on {host}", flush=True)
+        ids = {"rank": dist.get_rank(), "processes": world_size(), "pid": os.getpid()}
+        print(message("process", **ids, host=host), flush=True)
         wait_for_all_ranks(timedelta(seconds=timeout_s))
     if not deepspeed:
         return

@@ -16,6 +16,7 @@ from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
 from ptuning.families import read_config
 from ptuning.loading import load_base, load_tokenizer, resolve_dtype
+from ptuning.messages import message
 from ptuning.methods import FullMethod, attach_checkpoint, base_of, method_of_checkpoint, read_checkpoint, self_test
 from ptuning.methods.prefix.export import export_official, export_peft
 from ptuning.methods.prefix.read import read_prefix
@@ -66,11 +67,11 @@ def export(argv: Sequence[str]) -> None:
     if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
         folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", _CPU))
-        print(f"Wrote {folder} in official format, {args.dtype or 'float32'}")
+        print(message("wrote_format", folder=folder, format=f"official {args.dtype or 'float32'}"))
         return
     assert args.ptuning_checkpoint is not None  # one of the two is given
     if args.merge:
-        print(f"Wrote {_merge(args)} in official format")
+        print(message("wrote_format", folder=_merge(args), format="official"))
         return
     checkpoint = read_prefix(args.ptuning_checkpoint)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
@@ -79,7 +80,7 @@ def export(argv: Sequence[str]) -> None:
         folder = export_official(checkpoint, read_config(base), args.output_dir)
     else:
         folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
-    print(f"Wrote {folder} in {args.format} format")
+    print(message("wrote_format", folder=folder, format=args.format))
 
 
 def _merge(args: ExportOptions) -> Path:
@@ -120,4 +121,4 @@ def convert(argv: Sequence[str]) -> None:
     args = parse_options(ConvertOptions, argv, "ptuning convert")
     distributed.choose_deepspeed_device()
     folder = convert_to_universal(args.checkpoint)
-    print(f"Wrote {folder}. Resume with --resume_from_checkpoint {args.checkpoint} and the same effective batch")
+    print(message("converted", folder=folder, checkpoint=args.checkpoint))

@@ -27,8 +27,9 @@ from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
+from ptuning.language import speaking
 from ptuning.loading import load_base, load_template
-from ptuning.messages import message, silent
+from ptuning.messages import message, note, silent
 from ptuning.methods import (
     Method,
     attach_checkpoint,
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")  # in one piece, because other processes write too
         return 2
     except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
+        print(message("interrupted"), file=sys.stderr)
         return exit_status(interrupt)
     return 0
 
@@ -85,8 +86,8 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
     training = config.training
     distributed.start(training.deepspeed is not None, training.ddp_timeout, end_suddenly)
     say = print if training.process_index == 0 else silent
-    for note in notes:
-        say(f"note: {note}")
+    for text in notes:
+        say(note(text))
     method = method_of(config.model, training.do_train)
     check_combinations(config, method)
     must_score = training.do_train and resolve_best_metric(training)
@@ -190,9 +191,11 @@ def recorded_run(
     config: Config, method: Method | None, splits: dict[str, Split], encoded: dict[str, EncodedSplit]
 ) -> RunRecord:
     """What a later run that wants to continue this one is held to."""
+    with speaking("en"):  # a file that programs read
+        described = "" if method is None else method.describe()
     return RunRecord.of_this_process(
         config.to_dict(),
-        method="" if method is None else method.describe(),
+        method=described,
         world_size=config.training.world_size,
         data_sha256={name: split.sha256 for name, split in splits.items()},
         rows_sha256=encoded["train"].rows.sha256 if "train" in encoded else None,

@@ -1,14 +1,57 @@
-"""What training and evaluation say on the console, in Chinese and English."""
+"""What training, evaluation and comparing say on the console, in Chinese and English."""
 
 from ptuning.language import Texts
 
 message = Texts(
     {
+        "note": ("注意：{text}", "note: {text}"),
+        "interrupted": ("已中断", "interrupted"),
+        # options
+        "no_effect": ("--{name} 在这里不起作用：{why}", "--{name} has no effect here: {why}"),
+        "deepspeed_means_full": (
+            "只有 --deepspeed 而没有 --pre_seq_len 时训练全部参数，与官方脚本相同（--method full）",
+            "--deepspeed without --pre_seq_len tunes all weights, as the official script does (--method full)",
+        ),
+        "default_of_method": (
+            "--{name} {value}（--method {method} 的默认值）",
+            "--{name} {value} (default of --method {method})",
+        ),
+        # processes and the run's folder
+        "process": (
+            "进程 {rank}（共 {processes} 个）：主机 {host}，pid {pid}",
+            "process {rank} of {processes} has pid {pid} on {host}",
+        ),
+        "took_over": (
+            "接管了 {path}：{whose}写下它的进程已不在运行",
+            "took over {path} {whose}which is not running any more",
+        ),
+        "whose_lock": ("进程 {pid}，开始于 {started}；", "of process {pid}, started {started}, "),
+        "no_report": ("没有写出报告：{problem}", "no report was written: {problem}"),
+        "no_live_report": (
+            "运行期间不再写报告：{problem}",
+            "no report is written while the run goes on: {problem}",
+        ),
+        "longer_run": (
+            "{option} 从 {was:g} 变为 {wish:g}：此后学习率按更长的训练的 {schedule} 调度，可能出现跳变",
+            "{option} goes from {was:g} to {wish:g}: from here on the learning rate follows the {schedule} schedule of the "
+            "longer run, so it may jump",
+        ),
+        "not_compared": (
+            "这次运行的记录里没有选项 {options}，因此没有比较它们",
+            "the record of the run doesn't know the options {options}, so they are not compared",
+        ),
         # data
         "split": (
             "{name}：{file} 共 {rows} 条{guessed}{skipped}{mixed_in}",
             "{name}: {rows} rows of {file}{guessed}{skipped}{mixed_in}",
         ),
+        "guessed": ("{format}，推测", "{format}, guessed"),
+        "in_brackets": ("（{text}）", " ({text})"),
+        "mixed_in": (
+            "{file}{format} {there} 条中的 {rows} 条（比例 {ratio:g}{repeated}）{skipped}",
+            "{rows} of {there} rows of {file}{format} (ratio {ratio:g}{repeated}){skipped}",
+        ),
+        "mixed_repeatedly": ("，每条约 {times:.1f} 次", ", each about {times:.1f} times"),
         "skipped": ("，跳过无效的 {rows} 条", ", {rows} invalid rows skipped"),
         "encoded": ("{name}：{report}", "{name}: {report}"),
         "lengths": (
@@ -23,6 +66,18 @@ message = Texts(
         "cut_questions": ("{count} 个问题从中间截短", "{count} questions cut in the middle"),
         "cut_answers": ("{count} 个回答被截断（没有结束符）", "{count} answers cut (no end token)"),
         "changed_rows": ("，例如 {rows}", ", e.g. {rows}"),
+        "and": ("、", ", "),
+        "then": ("；", "; "),
+        "changed_row": ("{source}（{change}）", "{source} ({change})"),
+        "dropped_system": ("去掉系统提示", "system text dropped"),
+        "dropped_old_turns": ("去掉最早的 {count} 轮", "{count} old turns dropped"),
+        "cut_question": ("问题截短", "question cut"),
+        "cut_answer": ("回答截断", "answer cut"),
+        # methods
+        "prefix_of": ("长度 {length} 的 prefix{projection}", "prefix of {length}{projection}"),
+        "projection": ("，带 projection", " with projection"),
+        "lora_of": ("{kind}，秩 {rank}，用于 {target}", "{kind} of rank {rank} on {target}"),
+        "all weights": ("全部参数", "all weights"),
         # estimate
         "estimate": (
             "估算：{method}，基座 {parameters:.3g} B 参数{precision}，{processes} 个进程（本机 {local} 个），{how}，{batch} 条 × "
@@ -44,6 +99,23 @@ message = Texts(
         "fits": ("够用", "fits"),
         "tight": ("紧张", "tight"),
         "too much": ("不够", "too much"),
+        "weights": ("权重", "weights"),
+        "gathered weights": ("聚集的权重", "gathered weights"),
+        "16-bit copies": ("16 位副本", "16-bit copies"),
+        "gradients": ("梯度", "gradients"),
+        "activations": ("激活", "activations"),
+        "optimizer": ("优化器", "optimizer"),
+        "optimizer step": ("优化器更新", "optimizer step"),
+        "optimizer buffers": ("优化器缓冲区", "optimizer buffers"),
+        "DDP buckets": ("DDP 桶", "DDP buckets"),
+        "reduce buckets": ("归约桶", "reduce buckets"),
+        "CUDA context": ("CUDA 上下文", "CUDA context"),
+        "processes": ("进程", "processes"),
+        "training": ("训练", "training"),
+        "checkpoints": ("检查点", "checkpoints"),
+        "tuned model": ("微调结果", "tuned model"),
+        "NVMe optimizer": ("NVMe 上的优化器", "NVMe optimizer"),
+        "NVMe weights": ("NVMe 上的权重", "NVMe weights"),
         # training
         "finished": (
             "{checkpoint} 已是训练的终点，没有剩下的步数",
@@ -54,10 +126,10 @@ message = Texts(
             "Starting a new run from the {noun} in {folder} (to continue a run: --resume_from_checkpoint)",
         ),
         "other_precision": (
-            "注意：{folder} 是在 {there} 的基座上训练的，现在的基座是 {here}；实测：4 bit 与其他精度互换，损失增加 0.06 到 0.13，"
+            "{folder} 是在 {there} 的基座上训练的，现在的基座是 {here}；实测：4 bit 与其他精度互换，损失增加 0.06 到 0.13，"
             "8 bit 与 16 bit 互换没有差别",
-            "note: {folder} was trained on a base in {there}, and this one is in {here}; measured: 0.06 to 0.13 more loss between "
-            "4 bit and the others, none between 8 and 16 bit",
+            "{folder} was trained on a base in {there}, and this one is in {here}; measured: 0.06 to 0.13 more loss between 4 bit "
+            "and the others, none between 8 and 16 bit",
         ),
         "unquantized": ("16 bit", "16 bit"),
         "trainable": (
@@ -91,6 +163,10 @@ message = Texts(
         ),
         "answering_tuned": ("微调后的模型回答 {rows} 条", "Answering {rows} rows with the tuned model"),
         "answering_base": ("未微调的基座回答 {rows} 条", "Answering {rows} rows with the untuned base"),
+        "memory_ran_out": (
+            "{rows} 条时内存不足；现在一批最多 {batch_tokens} 个 token，继续进行",
+            "memory ran out with {rows} rows; the batch is now at most {batch_tokens} tokens, and goes on",
+        ),
         "seconds": ("  {seconds:.1f} 秒", "  {seconds:.1f} s"),
         "answered_before": (
             "{file}：{rows} 条中的 {done} 条以前已回答，继续回答其余的",
@@ -110,8 +186,45 @@ message = Texts(
         "results": ("已写入 {file}，预测结果在同一目录", "Wrote {file} and the predictions beside it"),
         "report": ("报告：{file}", "Report: {file}"),
         "wrote": ("已写入 {file}", "Wrote {file}"),
+        "wrote_answers": ("{count} 个回答已写入 {file}", "Wrote {count} answers to {file}"),
+        # compare
+        "verdict": ("结论", "verdict"),
+        "interval_head": ("B - A 的 95 % 区间", "95 % of B - A"),
+        "more than noise": ("超出偶然", "more than noise"),
+        "not more than noise": ("可能只是偶然", "not more than noise"),
+        "too few rows": ("条数太少", "too few rows"),
+        "is_better": ("：{run} 更好", ": {run} is better"),
+        "one_row": ("1 条", "1 row"),
+        "several_rows": ("{count} 条", "{count} rows"),
+        "too_few_to_tell": (
+            "只有 {rows}，看不出是不是偶然：请至少评估 {least} 条，最好几百条。",
+            "Nothing can be said about noise with {rows}: evaluate at least {least}, better some hundred.",
+        ),
+        "about_bootstrap": (
+            "配对自助法，对各条重采样 {resamples:,} 次。有 {metrics} 个指标时，可能有一个碰巧显得突出\n"
+            "（两个同样好的模型相比，每个指标约 20 次里有 1 次），所以请事先决定看哪一个。区间只包含\n"
+            "选取哪些条带来的差异：换训练种子或用采样生成回答，差异会更大。",
+            "Paired bootstrap, {resamples:,} resamples of the rows. With {metrics} metrics one may stand out by chance\n"
+            "(each does in about 1 of 20 comparisons of equal models), so decide beforehand which one counts. Only the\n"
+            "choice of rows is in the interval: another training seed, or sampled answers, vary beyond it.",
+        ),
+        # export
+        "wrote_format": ("已写入 {folder}，{format} 格式", "Wrote {folder} in {format} format"),
+        "wrote_quantised": (
+            "已写入 {folder}，官方 int{bits} 格式，{size:.2f} GB",
+            "Wrote {folder} in the official int{bits} format, {size:.2f} GB",
+        ),
+        "converted": (
+            "已写入 {folder}。续训：--resume_from_checkpoint {checkpoint}，有效批量不变",
+            "Wrote {folder}. Resume with --resume_from_checkpoint {checkpoint} and the same effective batch",
+        ),
     }
 )
+
+
+def note(text: object) -> str:
+    """A line that nothing depends on, but that should be read."""
+    return message("note", text=text)
 
 
 def silent(*_: object) -> None:

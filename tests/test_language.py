@@ -4,11 +4,14 @@ import string
 
 import pytest
 
+from ptuning.config.names import WHY_WITHOUT, WITHOUT_EFFECT
 from ptuning.errors import ConfigError
 from ptuning.evaluation.metrics import METRICS, scores_table
 from ptuning.language import columns, language, padded, speaking
 from ptuning.messages import message
 from ptuning.report.words import words
+from ptuning.serving.words import words as serving
+from ptuning.validation.words import words as validation
 from tests.report.conftest import scores
 
 PLACES = ("PTUNING_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
@@ -50,7 +53,11 @@ def test_a_block_chooses_and_gives_back():
     assert message("report", file="x") == "Report: x"
 
 
-@pytest.mark.parametrize("texts", [message, words], ids=["messages", "report"])
+@pytest.mark.parametrize(
+    "texts",
+    [message, words, serving, validation, WHY_WITHOUT],
+    ids=["messages", "report", "serving", "validation", "names"],
+)
 def test_both_languages_say_the_same(texts):
     def fields(text):
         return {name for _, name, _, _ in string.Formatter().parse(text) if name}
@@ -60,6 +67,10 @@ def test_both_languages_say_the_same(texts):
         # English has a plural to form.
         assert fields(chinese) == fields(english) - {"es"}, name
         assert not any("\u3000" <= character <= "\u9fff" or "\uff00" <= character <= "\uffef" for character in english)
+
+
+def test_each_flag_without_effect_has_its_reason():
+    assert WHY_WITHOUT.table.keys() == WITHOUT_EFFECT.keys()
 
 
 def test_columns_of_a_terminal():

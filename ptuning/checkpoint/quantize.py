@@ -18,6 +18,7 @@ from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.config.commands import option, parse_options
 from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of, read_config
+from ptuning.messages import message
 from ptuning.quantization import SCALE, Precision, QuantizationConfig, precision_of, quantize_linears
 
 
@@ -40,7 +41,7 @@ def quantize_command(argv: Sequence[str]) -> None:
     options = parse_options(QuantizeOptions, argv, "ptuning quantize", __doc__)
     folder = quantize_folder(options.model, precision_of(options.bits), options.output_dir)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    print(f"Wrote {folder} in the official int{options.bits} format, {size / 1e9:.2f} GB")
+    print(message("wrote_quantised", folder=folder, bits=options.bits, size=size / 1e9))
 
 
 def quantize_folder(

@@ -77,6 +77,9 @@ def check(config: Config) -> None:
 
 
 def _check_sources(data: DataArguments, training: TuningArguments) -> None:
+    for name in ("train_file", "validation_file", "test_file"):
+        if any(not file.strip() for file in getattr(data, name) or ()):
+            raise ConfigError(f"--{name} is given an empty name; give a file, or leave --{name} out")
     if data.dataset_config_name and not data.dataset_name:
         raise ConfigError(f"--dataset_config_name {data.dataset_config_name} needs --dataset_name")
     if data.dataset_name and data.train_file:

@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from ptuning.config.names import unknown
 from ptuning.errors import ConfigError
+from ptuning.language import VARIABLE
 
 Options = TypeVar("Options")
 
@@ -34,6 +35,11 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     """A field with its help text; `...` as default makes it required."""
     default = dataclasses.MISSING if default is ... else default
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def language_option(of: str) -> Any:
+    """--lang, of a `Language | None`."""
+    return option(None, f"of the {of}; default: {VARIABLE} in the environment, else the locale")
 
 
 def same_option(cls: type, name: str) -> Any:

@@ -6,6 +6,8 @@ Those with one meaning here are accepted (RENAMED, WITHOUT_EFFECT); to the other
 import difflib
 from collections.abc import Collection
 
+from ptuning.language import Texts
+
 # Older names of options that are there.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -22,14 +24,30 @@ RENAMED = {
 
 # Flags of the official command lines that have nothing left to do, with the values for which that is so (empty: all). They
 # run, and one line says why.
-WITHOUT_EFFECT: dict[str, tuple[str, tuple[str, ...]]] = {
-    "use_fast_tokenizer": ("a base has one tokenizer", ()),
-    "resize_position_embeddings": ("the positions are rotary, there is nothing to resize", ()),
-    "lang": ("the template is the model's own", ()),
-    "trust_remote_code": ("no code of the model's folder is run", ()),
-    "ignore_pad_token_for_loss": ("padding never counts", ("true", "")),
-    "group_by_length": ("rows are grouped by length unless --train_sampling_strategy says otherwise", ("true", "")),
+WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "use_fast_tokenizer": (),
+    "resize_position_embeddings": (),
+    "lang": (),
+    "trust_remote_code": (),
+    "ignore_pad_token_for_loss": ("true", ""),
+    "group_by_length": ("true", ""),
 }
+WHY_WITHOUT = Texts(
+    {
+        "use_fast_tokenizer": ("基座只有一个 tokenizer", "a base has one tokenizer"),
+        "resize_position_embeddings": (
+            "位置编码是旋转式的，没有什么可调整大小",
+            "the positions are rotary, there is nothing to resize",
+        ),
+        "lang": ("模板是模型自己的", "the template is the model's own"),
+        "trust_remote_code": ("不运行模型目录里的代码", "no code of the model's folder is run"),
+        "ignore_pad_token_for_loss": ("填充从不计入损失", "padding never counts"),
+        "group_by_length": (
+            "各条已按长度分组，除非 --train_sampling_strategy 另有规定",
+            "rows are grouped by length unless --train_sampling_strategy says otherwise",
+        ),
+    }
+)
 
 _METHOD = "use --method prefix, lora, lora+prefix or full"
 _INIT = "the first factor starts as --lora_init default, gaussian or orthogonal says; others of peft change the base's own weights"

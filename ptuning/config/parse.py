@@ -12,10 +12,11 @@ from transformers import HfArgumentParser
 from ptuning.config import shipped
 from ptuning.config.checks import check
 from ptuning.config.help import EVALUATION, TRAINING, help_text
-from ptuning.config.names import OLD_VALUES, RENAMED, WITHOUT_EFFECT, unknown
+from ptuning.config.names import OLD_VALUES, RENAMED, WHY_WITHOUT, WITHOUT_EFFECT, unknown
 from ptuning.config.options import Config, DataArguments, GenerationArguments, ModelArguments, TuningArguments
 from ptuning.config.ranges import check_ranges
 from ptuning.errors import ConfigError
+from ptuning.messages import message
 
 
 def parse(
@@ -147,10 +148,10 @@ def _normalise(argv: list[str]) -> tuple[list[str], list[str]]:
         if token.startswith("--"):
             name = token[2:].replace("-", "_")
             value = tokens[index + 1].lower() if index + 1 < len(tokens) and tokens[index + 1][:2] != "--" else ""
-            why, values = WITHOUT_EFFECT.get(name, ("", ()))
-            skipping = bool(why) and (not values or value in values)
+            values = WITHOUT_EFFECT.get(name)
+            skipping = values is not None and (not values or value in values)
             if skipping:
-                notes.append(f"--{name} has no effect here: {why}")
+                notes.append(message("no_effect", name=name, why=WHY_WITHOUT(name)))
                 continue
             result.append(f"--{RENAMED.get(name, name)}")
         elif not skipping:
@@ -172,15 +173,12 @@ def _with_method(
         method = "full" if full else "prefix"
         argv = [*argv, "--method", method]
         if full:
-            notes = [
-                *notes,
-                "--deepspeed without --pre_seq_len tunes all weights, as the official script does (--method full)",
-            ]
+            notes = [*notes, message("deepspeed_means_full")]
     for name, value in defaults(method, "--ptuning_checkpoint" in given).items():
         if f"--{name}" not in given:
             argv, notes = (
                 [*argv, f"--{name}", str(value)],
-                [*notes, f"--{name} {value} (default of --method {method})"],
+                [*notes, message("default_of_method", name=name, value=value, method=method)],
             )
     return argv, notes
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from ptuning.errors import ConfigError, PTuningError
 
 ABOUT = "about.json"  # what goes with the rows; written last, so a folder that has it is whole
-_VERSION = 1  # part of every key: raise it when the same file would become other rows
+_VERSION = 2  # part of every key: raise it when the same file would become other rows, or other words about them
 
 
 def key_of(*parts: object) -> str:

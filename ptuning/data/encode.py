@@ -58,7 +58,11 @@ class EncodedRow:
 
 @dataclass
 class EncodingReport:
-    """How many rows were changed to fit, printed before training or evaluation starts."""
+    """How many rows were changed to fit, printed before training or evaluation starts.
+
+    Args:
+        examples: file:line, what was done (a name in ptuning.messages), how often: lists, as the cache gives them back.
+    """
 
     rows: int = 0
     dropped_systems: int = 0
@@ -67,7 +71,7 @@ class EncodingReport:
     cut_answers: int = 0
     tokens: int = 0
     longest: int = 0
-    examples: list[str] = field(default_factory=list)
+    examples: list[list] = field(default_factory=list)
 
     def add(self, row: EncodedRow) -> None:
         """Counts a row."""
@@ -86,18 +90,18 @@ class EncodingReport:
         Args:
             source: file:line of its record.
         """
-        for changed, what in (
-            (changes.dropped_system, "system text dropped"),
-            (changes.dropped_turns, f"{changes.dropped_turns} old turns dropped"),
-            (changes.cut_question, "question cut"),
-            (changes.cut_answer, "answer cut"),
+        for count, what in (
+            (changes.dropped_system, "dropped_system"),
+            (changes.dropped_turns, "dropped_old_turns"),
+            (changes.cut_question, "cut_question"),
+            (changes.cut_answer, "cut_answer"),
         ):
-            if changed:
-                self.note(source, what)
+            if count:
+                self.note(source, what, int(count))
 
-    def note(self, source: str, what: str) -> None:
+    def note(self, source: str, what: str, count: int = 1) -> None:
         if len(self.examples) < 3:
-            self.examples.append(f"{source} ({what})")
+            self.examples.append([source, what, count])
 
     def __str__(self) -> str:
         mean = self.tokens / max(self.rows, 1)
@@ -105,7 +109,8 @@ class EncodingReport:
         for what in ("dropped_systems", "dropped_turns", "cut_questions", "cut_answers"):
             if count := getattr(self, what):
                 parts.append(message(what, count=count))
-        return "; ".join(parts) + (message("changed_rows", rows=", ".join(self.examples)) if self.examples else "")
+        rows = [message("changed_row", source=at, change=message(what, count=n)) for at, what, n in self.examples]
+        return message("then").join(parts) + (message("changed_rows", rows=message("and").join(rows)) if rows else "")
 
 
 class Encoder:

@@ -20,6 +20,7 @@ from ptuning.data.encode import IGNORE, Changes, EncodedRow, Encoder, EncodingRe
 from ptuning.data.files import data_fingerprint
 from ptuning.data.splits import Split, records_of
 from ptuning.families import Dialogue, Template
+from ptuning.language import speaking
 
 _FEATURES = Features(
     {
@@ -161,14 +162,18 @@ def split_summary(split: Split, dataset: Dataset, report: EncodingReport) -> dic
         "sha256": split.sha256,
         "rows": len(split.records),
         "skipped": split.skipped,
-        "format": split.guessed,
-        "mixed_in": [text for _, text in split.mixed_in],
+        **_in_words(split),
         "turns": int(_column(dataset, "turns").sum()),
         "prompt_tokens": _lengths(_column(dataset, "length") - answers),
         "answer_tokens": _lengths(answers),
         "cut_prompts": report.dropped_systems + report.dropped_turns + report.cut_questions,
         "cut_answers": report.cut_answers,
     }
+
+
+def _in_words(split: Split) -> dict:
+    with speaking("en"):  # a file that programs read
+        return {"format": split.format, "mixed_in": [str(mixed) for mixed in split.mixed_in]}
 
 
 def _encode(batch: dict[str, list], encoder: Encoder) -> dict[str, list]:

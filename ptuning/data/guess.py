@@ -11,6 +11,7 @@ from ptuning.data.problems import Problem, listed
 from ptuning.data.rows import iterate_rows
 from ptuning.data.source import Row
 from ptuning.errors import ConfigError, DataError
+from ptuning.messages import message
 
 # (question, answer) columns of the collections that people have; compared without regard to case.
 PAIRS = (
@@ -85,11 +86,16 @@ class Found:
     guessed: bool
     history_seen: bool = True
 
-    def __str__(self) -> str:
+    @property
+    def format(self) -> str:
+        """In the words of the options, the same in every language."""
         shape = self.shape
         if isinstance(shape, Columns) and not self.history_seen:
             shape = replace(shape, history=None)
-        return f"{shape}{', guessed' if self.guessed else ''}"
+        return str(shape)
+
+    def __str__(self) -> str:
+        return message("guessed", format=self.format) if self.guessed else self.format
 
 
 @dataclass

@@ -86,6 +86,8 @@ def _source(name: str) -> Source:
         return _HUB
     if _URL.match(name):
         raise DataError(f"{name}: a URL isn't read: download the file first and give its path ({_READ})")
+    if not name.strip():
+        raise DataError(f"{name!r}: the name of a data file is empty: give a file, or leave it out")
     if is_folder(name):
         return _saved(Path(name))
     return next((source for ending, source in ENDINGS.items() if name.lower().endswith(ending)), _OTHER)

@@ -81,6 +81,34 @@ def records_of(batch: dict[str, list]) -> Iterator[Record]:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixedIn:
+    """Rows of another file among the training rows.
+
+    Args:
+        source: the file's own rows.
+        rows: how many there are of them.
+        ratio: what was asked for, for each training row.
+    """
+
+    source: Split
+    rows: int
+    ratio: float
+
+    def __str__(self) -> str:
+        there, skipped = len(self.source.records), self.source.skipped
+        return message(
+            "mixed_in",
+            rows=self.rows,
+            there=there,
+            file=self.source.file,
+            format=_in_brackets(self.source.format),
+            ratio=self.ratio,
+            repeated=message("mixed_repeatedly", times=self.rows / there) if self.rows > there else "",
+            skipped=message("skipped", rows=skipped) if skipped else "",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """Records of a file or of several, maybe with others mixed in, and what to call them in the run's record.
 
@@ -90,8 +118,8 @@ class Split:
         sha256: of the file; of several, of all of them; with rows mixed in, of all files and shares.
         skipped: rows left out because they had problems.
         key: fingerprint of the records in this order.
-        guessed: the format, where the flags left it open.
-        mixed_in: counts of the rows from other files, one text for each.
+        guessed: the format, where the flags left it open; of several files, each one's.
+        mixed_in: the rows from other files.
     """
 
     name: str
@@ -100,20 +128,29 @@ class Split:
     sha256: str
     skipped: int
     key: str
-    guessed: str | None = None
-    mixed_in: tuple[tuple[int, str], ...] = ()
+    guessed: tuple[str, ...] = ()
+    mixed_in: tuple[MixedIn, ...] = ()
+
+    @property
+    def format(self) -> str | None:
+        """What was guessed, in the language of now."""
+        return message("then").join(message("guessed", format=each) for each in self.guessed) or None
 
     def __str__(self) -> str:
-        own = len(self.records) - sum(count for count, _ in self.mixed_in)
+        own = len(self.records) - sum(mixed.rows for mixed in self.mixed_in)
         return message(
             "split",
             name=self.name,
             rows=own,
             file=self.file,
-            guessed=f" ({self.guessed})" if self.guessed else "",
+            guessed=_in_brackets(self.format),
             skipped=message("skipped", rows=self.skipped) if self.skipped else "",
-            mixed_in="".join(f" + {text}" for _, text in self.mixed_in),
+            mixed_in="".join(f" + {mixed}" for mixed in self.mixed_in),
         )
+
+
+def _in_brackets(text: str | None) -> str:
+    return message("in_brackets", text=text) if text else ""
 
 
 def load_split(
@@ -147,9 +184,9 @@ def load_split(
             left = None if left is None else left - len(parts[-1].records)
     if len(files) == 1:
         return parts[0]
-    guessed = [f"{part.file}: {part.guessed}" for part in parts if part.guessed]
+    guessed = tuple(f"{part.file}: {format}" for part in parts for format in part.guessed)
     if len(guessed) == len(parts) and len({part.guessed for part in parts}) == 1:
-        guessed = [str(parts[0].guessed)]
+        guessed = parts[0].guessed
     return Split(
         name,
         ", ".join(files),
@@ -157,7 +194,7 @@ def load_split(
         hashlib.sha256(" ".join(hashes).encode()).hexdigest(),
         sum(part.skipped for part in parts),
         key_of(*(part.key for part in parts)),
-        "; ".join(guessed) or None,
+        guessed,
     )
 
 
@@ -192,10 +229,10 @@ def _load_file(
                 progress=lambda position: bar.update(position - bar.n),
             )
             _write(folder / "records.arrow", records)
-        return {"file": file, "skipped": skipped.rows, "guessed": str(found) if found.guessed else None}
+        return {"file": file, "skipped": skipped.rows, "guessed": [found.format] if found.guessed else []}
 
     dataset, about = cached(f"records-{key}", build, overwrite)
-    return Split(name, file, Records(dataset), sha256, about["skipped"], key, about["guessed"])
+    return Split(name, file, Records(dataset), sha256, about["skipped"], key, tuple(about["guessed"]))
 
 
 def mixed(
@@ -238,10 +275,7 @@ def mixed(
         drawn += [start + index for index in _draw(there, wanted, random.Random(f"{seed} draw {number}"))]
         files.append(other.records.dataset)
         keys.append(other.key)
-        repeated = f", each about {wanted / there:.1f} times" if wanted > there else ""
-        guessed = f" ({other.guessed})" if other.guessed else ""
-        skipped = f", {other.skipped} invalid rows skipped" if other.skipped else ""
-        counts.append((wanted, f"{wanted} of {there} rows of {file}{guessed} (ratio {ratio:g}{repeated}){skipped}"))
+        counts.append(MixedIn(other, wanted, ratio))
         digest.update(f" {other.sha256} {ratio!r}".encode())
     order = _interleaved(own, np.array(drawn), random.Random(f"{seed} places"))
     records = Records(concatenate_datasets(files).select(order, keep_in_memory=True))

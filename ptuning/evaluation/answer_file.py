@@ -18,7 +18,7 @@ from ptuning.errors import ConfigError
 from ptuning.evaluation.answers import Answer, GenerationOptions
 from ptuning.evaluation.predictions import answered_lines, key_of
 from ptuning.loading import load_base, load_template
-from ptuning.messages import silent
+from ptuning.messages import message, silent
 from ptuning.methods import attach_checkpoint, base_of, read_checkpoint
 from ptuning.runs.lines import ResumableLines, delete_parts, write_lines
 
@@ -96,7 +96,7 @@ def predict_command(argv: Sequence[str]) -> None:
     if state.is_main_process:
         write_lines(output, lines)
         delete_parts(output)
-    say(f"Wrote {len(lines)} answers to {output}")
+    say(message("wrote_answers", count=len(lines), file=output))
 
 
 def _line(record: Record, answer: Answer) -> dict[str, Any]:

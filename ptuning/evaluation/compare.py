@@ -14,10 +14,13 @@ from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.corpus import RESAMPLES, percentile_interval
 from ptuning.evaluation.metrics import METRICS, Lines, Measurement, Metric, measure
 from ptuning.evaluation.predictions import prediction_file, read_predictions
+from ptuning.language import columns, padded
+from ptuning.messages import message
 from ptuning.runs.folder import BASE, TUNED
 
 FEWEST_ROWS = 20  # measured: below it "more than noise" is said too often of two equal models (docs/evaluation.md)
 
+# As --json has them; their words are in ptuning.messages.
 MORE, NOT_MORE, TOO_FEW = "more than noise", "not more than noise", "too few rows"
 
 
@@ -80,7 +83,8 @@ def require_same_rows(first: Path, a: Lines, second: Path, b: Lines) -> None:
                     f"{quoted(str(left[field]))} and {quoted(str(right[field]))}: {fix}"
                 )
     if len(a) != len(b):
-        raise DataError(f"{first} has {_rows(len(a))} and {second} has {len(b)}: {fix}")
+        rows = "1 row" if len(a) == 1 else f"{len(a)} rows"
+        raise DataError(f"{first} has {rows} and {second} has {len(b)}: {fix}")
 
 
 def compare(a: Lines, b: Lines) -> dict[str, dict[str, Any]]:
@@ -120,33 +124,27 @@ def _difference(metric: Metric, rows: int, first: Measurement, second: Measureme
 
 def comparison_table(result: Mapping[str, Any]) -> str:
     """The result of `compare_command` as text."""
-    rows = [("", "A", "B", "B - A", "95 % of B - A", "verdict")]
+    rows = [("", "A", "B", "B - A", message("interval_head"), message("verdict"))]
     for name, one in result["metrics"].items():
         metric = METRICS[name]
         values = (metric.text(one["a"]), metric.text(one["b"]), metric.text(one["difference"], sign="+"))
         interval = f"[{', '.join(metric.text(limit) for limit in one['interval'])}]"
-        better = f": {one['better'].upper()} is better" if one["better"] else ""
-        rows.append((metric.label, *values, interval, f"{one['verdict']}{better}"))
-    label, *numbers, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+        better = message("is_better", run=one["better"].upper()) if one["better"] else ""
+        rows.append((metric.title, *values, interval, f"{message(one['verdict'])}{better}"))
+    label, *numbers, _ = (max(map(columns, column)) for column in zip(*rows, strict=True))
     lines = [f"A: {result['a']}", f"B: {result['b']}", _rows(result["rows"]), ""]
     for name, *cells, verdict in rows:
-        texts = (f"{cell:>{width}}" for cell, width in zip(cells, numbers, strict=True))
-        lines.append("  ".join([f"{name:{label}}", *texts, verdict]))
+        texts = (padded(cell, width, ">") for cell, width in zip(cells, numbers, strict=True))
+        lines.append("  ".join([padded(name, label), *texts, verdict]))
     lines += ["", _note(result["rows"], len(result["metrics"]))]
     return "\n".join(lines)
 
 
 def _note(rows: int, metrics: int) -> str:
     if rows < FEWEST_ROWS:
-        return (
-            f"Nothing can be said about noise with {_rows(rows)}: evaluate at least {FEWEST_ROWS}, better some hundred."
-        )
-    return (
-        f"Paired bootstrap, {RESAMPLES:,} resamples of the rows. With {metrics} metrics one may stand out by chance\n"
-        "(each does in about 1 of 20 comparisons of equal models), so decide beforehand which one counts. Only the\n"
-        "choice of rows is in the interval: another training seed, or sampled answers, vary beyond it."
-    )
+        return message("too_few_to_tell", rows=_rows(rows), least=FEWEST_ROWS)
+    return message("about_bootstrap", resamples=RESAMPLES, metrics=metrics)
 
 
 def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+    return message("one_row") if count == 1 else message("several_rows", count=count)

@@ -21,6 +21,7 @@ from ptuning.generation.prefix_cache import PrefixCache
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
+from ptuning.messages import message
 from ptuning.methods import Companion, bare
 
 
@@ -310,4 +311,4 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def ran_out(rows: int, batch_tokens: int) -> str:
     """The sentence for the user: with how many rows it happened, and the new bound."""
-    return f"memory ran out with {rows} rows; the batch is now at most {batch_tokens} tokens, and goes on"
+    return message("memory_ran_out", rows=rows, batch_tokens=batch_tokens)

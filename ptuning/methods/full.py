@@ -10,6 +10,7 @@ from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
 from ptuning.errors import ConfigError
 from ptuning.families import Dimensions
+from ptuning.messages import message
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
 
 
@@ -32,7 +33,7 @@ class FullMethod(Method):
         return cls()
 
     def describe(self) -> str:
-        return "all weights"
+        return message("all weights")
 
     def settings(self) -> dict[str, Any]:
         return {}

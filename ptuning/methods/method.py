@@ -25,7 +25,7 @@ from ptuning.checkpoint.manifest import Manifest, read_manifest
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions
 from ptuning.language import columns
-from ptuning.messages import message
+from ptuning.messages import message, note
 from ptuning.methods.companion import Companion
 from ptuning.quantization import precision_in
 
@@ -314,7 +314,8 @@ def attach_checkpoint(
         now = precision_in(model.config)
         here, there = "" if now is None else now.name, manifest.base.precision
         if here != there:
-            notify(message("other_precision", folder=folder, there=_in_words(there), here=_in_words(here)))
+            text = message("other_precision", folder=folder, there=_in_words(there), here=_in_words(here))
+            notify(note(text))
     return manifest
 
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ptuning.config.commands import option, parse_options
+from ptuning.config.commands import language_option, option, parse_options
 from ptuning.errors import ConfigError
-from ptuning.language import speaking
+from ptuning.language import Language, speaking
 from ptuning.messages import message
 from ptuning.report import compare, figures, overview, text
 from ptuning.report.read import Run, read_run
@@ -28,9 +27,7 @@ class ReportOptions:
 
     runs: tuple[str, ...] = option(..., "the --output_dir of a run", positional=True)
     output: str | None = option(None, f"default: RUN/{REPORT}; ./{REPORT} where several runs are compared")
-    lang: Literal["zh", "en"] | None = option(
-        None, "of the page; default: PTUNING_LANG in the environment, else the locale"
-    )
+    lang: Language | None = language_option("page")
 
 
 def report_command(argv: list[str]) -> int:

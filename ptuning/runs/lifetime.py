@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from ptuning.errors import ConfigError
+from ptuning.messages import message, note
 from ptuning.runs.files import read_json_if_possible, write_json
 from ptuning.runs.folder import LOCK, OUTCOME, RunFolder
 
@@ -47,8 +48,9 @@ def lock(folder: RunFolder, say: Callable[[str], None] = print) -> Iterator[None
             theirs = _holder(path)
             _refuse_living(path, theirs)
             if _delete_stale(path, theirs):
-                words = f"of process {theirs['pid']}, started {theirs['started']}, " if _is_whole(theirs) else ""
-                say(f"note: took over {path} {words}which is not running any more")
+                known = _is_whole(theirs)
+                whose = message("whose_lock", pid=theirs["pid"], started=theirs["started"]) if known else ""
+                say(note(message("took_over", path=path, whose=whose)))
     except OSError as error:
         raise ConfigError(_why_no_folder(folder.path, error)) from error
 
@@ -193,7 +195,7 @@ def outcome(folder: RunFolder, then: Callable[[], object] = lambda: None) -> Ite
         try:
             then()
         except Exception as problem:
-            print(f"note: no report was written: {problem!r}", file=sys.stderr)
+            print(note(message("no_report", problem=repr(problem))), file=sys.stderr)
 
     def stopped(reason: str) -> None:
         write("interrupted", reason)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.errors import ConfigError
+from ptuning.messages import message
 from ptuning.runs.files import read_json_if_possible
 from ptuning.runs.folder import RECORD, TRAINER_STATE, RunFolder
 from ptuning.runs.record import RunRecord
@@ -91,13 +92,11 @@ def notes(before: RunRecord, now: RunRecord) -> list[str]:
         was, wish = before.config.get(option), now.config.get(option)
         counts = option == "max_steps" or not (now.config.get("max_steps") or 0) > 0
         if was != wish and counts and _is_longer(was, wish):
-            said.append(
-                f"{option} goes from {was:g} to {wish:g}: from here on the learning rate follows the "
-                f"{now.config.get('lr_scheduler_type')} schedule of the longer run, so it may jump"
-            )
+            schedule = now.config.get("lr_scheduler_type")
+            said.append(message("longer_run", option=option, was=was, wish=wish, schedule=schedule))
     unknown = sorted(name for name in now.config.keys() - before.config.keys() if not is_free(name))
     if unknown:
-        said.append(f"the record of the run doesn't know the options {', '.join(unknown)}, so they are not compared")
+        said.append(message("not_compared", options=", ".join(unknown)))
     return said
 
 

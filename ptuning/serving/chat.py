@@ -14,8 +14,8 @@ from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.errors import ApiError
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.prompts import PromptBuilder
+from ptuning.serving.words import words
 
-HELP = "/clear forgets the dialogue, /prefix NAME|DIR|none changes the prefix, /exit leaves."
 _CACHE_TOKENS = 8192  # more than any dialogue has; keys and values of earlier turns aren't computed again
 
 
@@ -38,7 +38,7 @@ def chat(argv: Sequence[str]) -> None:
     Raises:
         PTuningError: an option, the model or the checkpoint can't be used.
     """
-    options = parse_options(ChatOptions, argv, "ptuning chat", HELP)
+    options = parse_options(ChatOptions, argv, "ptuning chat", words("help"))
     if options.ptuning_checkpoint is not None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
@@ -48,7 +48,7 @@ def chat(argv: Sequence[str]) -> None:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)
         if options.ptuning_checkpoint is not None:
             conversation.choose(options.ptuning_checkpoint)
-        print(HELP)
+        print(words("help"))
         while (question := _input()) not in (None, "/exit"):
             command, _, rest = question.partition(" ")
             if question == "/clear":
@@ -97,8 +97,8 @@ class Conversation:
             try:
                 self.choose(name)
             except (PTuningError, ApiError) as error:
-                print(f"error: {error}")
-        print(f"{self.model.name} answers; there are {', '.join(served.name for served in self.registry)}")
+                print(words("error", text=error))
+        print(words("answers", name=self.model.name, names=", ".join(served.name for served in self.registry)))
 
     def answer(self, question: str) -> None:
         """Prints the answer as it is made."""
@@ -106,11 +106,11 @@ class Conversation:
         try:
             prompt = self.prompts.chat(dialogue, max_new_tokens=self.max_new_tokens)
         except ApiError as error:
-            print(f"error: {error.message}")
+            print(words("error", text=error.message))
             return
         if prompt.dropped:
             self.history = self.history[prompt.dropped :]
-            print(f"({prompt.dropped} old turns no longer fit and are forgotten)")
+            print(words("forgotten", turns=prompt.dropped))
         print("答：", end="", flush=True)
         request = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, self.sampling, prefix=self.model.prefix)
         text, whole = AnswerText(self.loaded.template, prompt.stops), ""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptuning.config.commands import option, parse_options
+from ptuning.config.commands import language_option, option, parse_options
 from ptuning.errors import ConfigError
+from ptuning.language import Language
 
 OUTPUT = "output"
 
@@ -58,6 +59,7 @@ class ServeOptions:
     request_timeout: float = option(300.0, "seconds a request may take, waiting included")
     grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
     log_prompts: bool = option(False, "write prompts and answers into the log")
+    lang: Language | None = language_option("greeting, and of the page until another is chosen there")
 
     def __post_init__(self):
         for name, least in (("port", 0), ("web_port", 1), ("max_concurrent", 1), ("max_queue", 0), ("batch_tokens", 1)):

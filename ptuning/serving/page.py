@@ -14,6 +14,8 @@ import streamlit as st
 from page_texts import LANGUAGES, as_literal, as_safe_markdown, problem_text
 from streamlit.runtime.scriptrunner import StopException
 
+from ptuning.errors import ConfigError
+
 TICK_S = 0.2  # the longest that a click waits while nothing comes from the server
 
 Places = dict[str, st.delta_generator.DeltaGenerator]
@@ -209,7 +211,11 @@ def _edit_form(index: int, turn: history.Turn) -> None:
 
 
 def _main() -> None:
-    page.prepare()
+    try:
+        page.prepare()
+    except ConfigError as error:
+        st.error(as_literal(str(error)))
+        return
     session = page.current()
     layout: Literal["wide", "centered"] = "wide" if st.session_state.compare else "centered"
     st.set_page_config(page_title=page.say("title"), page_icon="💬", layout=layout)

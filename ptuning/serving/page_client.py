@@ -3,7 +3,8 @@
 Language-free; page_texts words its problems.
 
 The page_* files import one another by bare names: Streamlit puts the folder of its script on sys.path. As
-ptuning.serving.* they would load torch (4 s and 300 MB) into a process that holds no model.
+ptuning.serving.* they would load torch (4 s and 300 MB) into a process that holds no model. Of the package they import
+only what stands left of torch: errors and language.
 """
 
 import asyncio

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import page_history as history
 import streamlit as st
 from page_client import Api, ApiProblem, Job, Sampling, list_models
-from page_texts import language_of, text
+from page_texts import text
+
+from ptuning.language import language
 
 GONE_S = 5.0  # a browser that connects again within this time keeps its answer going
 DEFAULTS = Sampling()
@@ -82,11 +84,15 @@ class Session:
 
 
 def prepare() -> None:
-    """Fills in what a new session lacks."""
+    """Fills in what a new session lacks.
+
+    Raises:
+        ConfigError: PTUNING_LANG is no language of ours.
+    """
     state = st.session_state
     if "session" not in state:
         state.session = Session()
-    for name, value in {**WIDGETS, "language": language_of(st.context.locale)}.items():
+    for name, value in {**WIDGETS, "language": language()}.items():
         state.setdefault(name, value)
 
 

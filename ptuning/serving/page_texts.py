@@ -142,11 +142,6 @@ def problem_text(language: str, kind: str, fields: dict) -> str:
     return text(language, f"problem_{kind}", **fields)
 
 
-def language_of(locale: str | None) -> str:
-    """The language for a browser's locale; Chinese where it is unknown, as most users of this model read it."""
-    return "en" if locale and not locale.lower().startswith("zh") else "zh"
-
-
 def as_literal(body: str) -> str:
     """Markdown that shows a line as it is: stars, underlines, links, HTML, formulas and :emoji: mean nothing in it."""
     return re.sub(r"([\\`*_\[\]<>$:~|!&^#])", r"\\\1", body)

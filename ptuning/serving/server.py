@@ -15,11 +15,13 @@ import uvicorn
 
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
+from ptuning.language import VARIABLE, Language, language, speaking
 from ptuning.serving.access import Metrics, configure_logs
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.options import OUTPUT, ServeOptions
+from ptuning.serving.words import words
 from ptuning.serving.worker import Worker
 
 log = logging.getLogger("ptuning.serving")
@@ -33,23 +35,26 @@ def serve(options: ServeOptions) -> int:
     Raises:
         PTuningError: model or prefix can't be used, or a port is taken.
     """
+    people = options.lang or language()
     configure_logs()
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
     sockets = [listen(options.host, options.port)]
     page = not options.no_page
     if page:
         listen("127.0.0.1", options.web_port, "--web_port").close()
-    backend, metrics = build(options)
+    with speaking("en"):  # logs are for programs
+        backend, metrics = build(options)
     try:
         default = backend.find(default_model(options, backend.served())).name
     except UnknownModel as error:
         raise ConfigError(f"--default_model: {error}") from None
     backend.start()
     address = _address(options.host, sockets[0].getsockname()[1])
-    _greet(options, address, backend, page, default)
+    with speaking(people):
+        _greet(options, address, backend, page, default)
     config = uvicorn.Config(create_app(backend, options, metrics), log_config=None, access_log=False)
     server = Server(config, backend, options)
-    with _page(options, address) if page else contextlib.nullcontext():
+    with _page(options, address, people) if page else contextlib.nullcontext():
         try:
             server.run(sockets=sockets)
         finally:
@@ -133,8 +138,8 @@ class Server(uvicorn.Server):
 
 
 def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
-    """The command line of the page's process. It takes PTUNING_API and PTUNING_API_KEY from its environment, for other
-    users of the machine can read a command line."""
+    """The command line of the page's process. It takes PTUNING_API, PTUNING_API_KEY and PTUNING_LANG from its environment,
+    for other users of the machine can read a command line."""
     options = {
         "server.address": host,  # with an address given, Streamlit does not ask the internet for this machine's own
         "server.port": port,
@@ -149,9 +154,9 @@ def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
 
 
 @contextlib.contextmanager
-def _page(options: ServeOptions, address: str) -> Iterator[None]:
+def _page(options: ServeOptions, address: str, people: Language) -> Iterator[None]:
     """The Streamlit page as a process of its own, for as long as the block lasts."""
-    environment = os.environ | {"PTUNING_API": address}
+    environment = os.environ | {"PTUNING_API": address, VARIABLE: people}
     environment.pop("PTUNING_ADMIN_KEY", None)
     if options.api_key is not None:
         environment["PTUNING_API_KEY"] = options.api_key
@@ -176,7 +181,8 @@ def _address(host: str, port: int) -> str:
 def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, default: str) -> None:
     names = [served.name for served in backend.served()]
     key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
-    print(f"API    {address}   models: {', '.join(names)}; requests that name none get {default}")
+    print(words("api", address=address, names=", ".join(names), default=default))
     if page:
-        print(f"Page   http://127.0.0.1:{options.web_port}")
-    print(f"""Try    curl {address}/chatglm{key} -d '{{"prompt": "你好", "history": []}}'""", flush=True)
+        print(words("page", address=f"http://127.0.0.1:{options.web_port}"))
+    command = f"""curl {address}/chatglm{key} -d '{{"prompt": "你好", "history": []}}'"""
+    print(words("try", command=command), flush=True)

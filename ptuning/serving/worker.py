@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ptuning.errors import PTuningError
 from ptuning.generation import Engine, GenerationRequest
+from ptuning.language import speaking
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import BackendError, Busy, Refused, Served, Stats, Unavailable
 from ptuning.serving.models import LoadedModel, Registry
@@ -127,7 +128,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            with self.engine:
+            with speaking("en"), self.engine:  # what it says goes into the log
                 while not self._closing:
                     self._run_commands()
                     self._scheduler.expire()

@@ -293,7 +293,7 @@ def _judged(name: str, size: int, free: int | None) -> str:
 
 
 def _join(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {in_words(size)}" for name, size in sizes.items() if size)
+    return message("and").join(f"{message(name)} {in_words(size)}" for name, size in sizes.items() if size)
 
 
 def in_words(size: int) -> str:

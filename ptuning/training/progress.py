@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from ptuning.messages import message, note
 from ptuning.runs import RunFolder
 from ptuning.runs.files import write_atomically
 from ptuning.runs.folder import CURVE
@@ -98,7 +99,7 @@ class LiveReport(TrainerCallback):
         try:
             self._write()
         except Exception as problem:
-            print(f"note: no report is written while the run goes on: {problem!r}", file=sys.stderr)
+            print(note(message("no_live_report", problem=repr(problem))), file=sys.stderr)
             self._next = math.inf
             return
         now = time.monotonic()

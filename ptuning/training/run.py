@@ -16,7 +16,7 @@ from ptuning.config import Config
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import EncodedRow
 from ptuning.families import Template
-from ptuning.messages import message
+from ptuning.messages import message, note
 from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.resume import chosen_checkpoint, is_finished
@@ -70,8 +70,8 @@ def checkpoint_to_resume(
     checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
     if checkpoint is None:
         return None
-    for note in require_same_run(checkpoint, now, config.training):
-        say(f"note: {note}")
+    for text in require_same_run(checkpoint, now, config.training):
+        say(note(text))
     finished = is_finished(checkpoint, planned_steps(config.training, rows))
     if finished:
         say(message("finished", checkpoint=checkpoint))

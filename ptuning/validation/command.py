@@ -14,10 +14,11 @@ from ptuning.data.guess import FormatOptions
 from ptuning.data.problems import Problem
 from ptuning.errors import ConfigError
 from ptuning.loading import load_template
-from ptuning.messages import silent
+from ptuning.messages import note, silent
 from ptuning.validation import report
 from ptuning.validation.fix import plan_outputs, write_clean
 from ptuning.validation.survey import survey_file
+from ptuning.validation.words import words
 
 _LISTED = 10_000  # problems in the answer to --json; --fix lists them all
 
@@ -94,11 +95,11 @@ def validate_command(argv: list[str]) -> int:
     if suggested is not None:
         say(report.suggestion_text(suggested))
     elif encoder is None:
-        say("note: no token lengths; for them give --model_name_or_path")
+        say(note(words("no_lengths")))
     written = [] if outputs is None else write_clean(surveys, outputs)
     for path, rows in written:
         left_out = outputs is not None and path == outputs.dropped
-        say(f"Wrote {path}: {rows:,} rows{' that were left out' if left_out else ''}")
+        say(words("wrote_left_out" if left_out else "wrote", path=path, rows=rows))
     bad = any(survey.failure or survey.problems for survey in surveys)
     if args.json:
         values = {

@@ -7,40 +7,56 @@ from typing import Any
 
 from ptuning.data.encode import Lengths
 from ptuning.data.problems import Problem
-from ptuning.validation.lint import MEANING, Overlap, overlap
+from ptuning.language import padded
+from ptuning.messages import note
+from ptuning.validation.lint import TRAINED_LENGTH, Overlap, overlap
 from ptuning.validation.survey import FileSurvey, Histogram
+from ptuning.validation.words import words
 
 _SHOWN = 5  # lines named in one sentence
 
 
 def file_text(survey: FileSurvey, lengths: Lengths) -> str:
     """The figures of one file."""
-    problems = "1 problem" if survey.problems == 1 else f"{survey.problems:,} problems"
-    bad = f", {problems} in {_rows(survey.bad_rows)}" if survey.problems else ""
-    lines = [f"{survey.file}: {_rows(survey.rows)}{bad}" + (f" ({survey.found})" if survey.found else "")]
+    problems = words("one_problem") if survey.problems == 1 else words("problems", count=survey.problems)
+    bad = words("bad", problems=problems, rows=_rows(survey.bad_rows)) if survey.problems else ""
+    format = words("format", format=survey.found) if survey.found else ""
+    lines = [words("file", file=survey.file, rows=_rows(survey.rows), bad=bad, format=format)]
     if survey.failure and survey.rows:
-        lines.append("  the figures are those of the rows before the fault")
+        lines.append(words("until_the_fault"))
     if not survey.good_rows:
         return lines[0]
-    turns = ", ".join(f"{number} in {_rows(rows)}" for number, rows in sorted(survey.turns.items())[:_SHOWN])
-    more = f", up to {max(survey.turns)}" if len(survey.turns) > _SHOWN else ""
-    systems = f"; a system text in {_rows(survey.systems)}" if survey.systems else ""
-    lines.append(f"  turns: {turns}{more}{systems}")
+    turns = words("turns_comma").join(
+        words("rows_of_turns", turns=number, rows=_rows(rows)) for number, rows in sorted(survey.turns.items())[:_SHOWN]
+    )
+    more = words("more_turns", turns=max(survey.turns)) if len(survey.turns) > _SHOWN else ""
+    systems = words("systems", rows=_rows(survey.systems)) if survey.systems else ""
+    lines.append(words("turns", turns=turns, more=more, systems=systems))
     if survey.prompts:
-        lines.append(f"  tokens   {'median':>7}{'90%':>7}{'95%':>7}{'99%':>7}{'longest':>9}")
+        heads = [words("median"), "90%", "95%", "99%"]
+        figures = "".join(padded(head, 7, ">") for head in heads) + padded(words("longest"), 9, ">")
+        lines.append(f"  {padded(words('tokens'), 9)}{figures}")
         lines += [
             _lengths_text("prompts", survey.unit, survey.prompts, "--max_source_length", lengths.max_source_length),
             _lengths_text("answers", survey.unit, survey.answers, "--max_target_length", lengths.max_target_length),
         ]
-    lines += [f"  note: {note}" for note in _notes(survey)]
+    lines += [f"  {note(text)}" for text in _notes(survey)]
     return "\n".join(lines)
 
 
 def _lengths_text(what: str, unit: str, histogram: Histogram, flag: str, limit: int) -> str:
-    figures = "".join(f"{histogram.percentile(percent):>7}" for percent in (50, 90, 95, 99))
+    figures = "".join(f"{histogram.percentile(percent):>7}" for percent in (50, 90, 95, 99)) + f"{histogram.longest:>9}"
     cut = histogram.above(limit)
-    share = f" ({_percent(cut, len(histogram))})" if cut else ""
-    return f"  {what:<9}{figures}{histogram.longest:>9} ({unit} {histogram.longest_line}); {cut:,} cut{share} at {flag} {limit}"
+    return words(
+        "lengths",
+        what=padded(words(what), 9),
+        figures=figures,
+        place=words(unit, number=histogram.longest_line),
+        cut=cut,
+        share=words("share", share=_percent(cut, len(histogram))) if cut else "",
+        flag=flag,
+        limit=limit,
+    )
 
 
 def _notes(survey: FileSurvey) -> list[str]:
@@ -49,14 +65,17 @@ def _notes(survey: FileSurvey) -> list[str]:
     if len(numbers):
         lines = survey.keys.lines
         pairs = [
-            f"{unit} {lines[n]} = {unit} {lines[f]}" for n, f in zip(numbers[:_SHOWN], firsts[:_SHOWN], strict=True)
+            f"{words(unit, number=lines[n])} = {words(unit, number=lines[f])}"
+            for n, f in zip(numbers[:_SHOWN], firsts[:_SHOWN], strict=True)
         ]
-        notes.append(f"{_rows(len(numbers), 'repeats', 'repeat')} an earlier row: {_some(pairs, len(numbers))}")
+        shown, count = _some(pairs, len(numbers)), len(numbers)
+        notes.append(words("one_repeat", pairs=shown) if count == 1 else words("repeats", count=count, pairs=shown))
     for kind, found in survey.lint.items():
-        shown = [str(line) for line in found.lines]
-        notes.append(f"{_rows(found.count)}: {MEANING[kind]}: {unit}s {_some(shown, found.count)}")
+        places = words(f"several_{unit}", numbers=_some([str(line) for line in found.lines], found.count))
+        meaning = words(kind, limit=TRAINED_LENGTH, example="锟斤拷")
+        notes.append(words("odd", rows=_rows(found.count), meaning=meaning, places=places))
     for count, line in _frequent_answers(survey):
-        notes.append(f"{count:,} rows have the same answer, the first at {unit} {line}")
+        notes.append(words("frequent", count=count, place=words(unit, number=line)))
     return notes
 
 
@@ -73,10 +92,16 @@ def overlaps(surveys: list[FileSurvey]) -> list[tuple[FileSurvey, FileSurvey, Ov
 def overlap_text(one: FileSurvey, other: FileSurvey, shared: Overlap) -> str:
     """One note for two files."""
     examples = [f"{other.file}:{there} = {one.file}:{here}" for here, there in shared.examples]
-    return (
-        f"note: {shared.questions:,} of {other.good_rows:,} questions of {other.file} also stand in {one.file}, {shared.rows:,} "
-        f"with the same answer: {_some(examples, shared.questions)}; scores on them measure memory: take them out of one file"
+    text = words(
+        "overlap",
+        questions=shared.questions,
+        rows=other.good_rows,
+        other=other.file,
+        one=one.file,
+        same=shared.rows,
+        examples=_some(examples, shared.questions),
     )
+    return note(text)
 
 
 def suggestion(surveys: list[FileSurvey]) -> dict[str, Any] | None:
@@ -99,13 +124,8 @@ def suggestion(surveys: list[FileSurvey]) -> dict[str, Any] | None:
 
 def suggestion_text(found: dict[str, Any]) -> str:
     """The suggestion as flags."""
-    cut = " and ".join(
-        f"{_percent(found[f'cut_{what}'], found['rows'])} of the {what}" for what in ("prompts", "answers")
-    )
-    return (
-        f"suggested: --max_source_length {found['max_source_length']} --max_target_length {found['max_target_length']} "
-        f"(cuts {cut})"
-    )
+    cut = {what: _percent(found[f"cut_{what}"], found["rows"]) for what in ("prompts", "answers")}
+    return words("suggested", source=found["max_source_length"], target=found["max_target_length"], **cut)
 
 
 def file_values(survey: FileSurvey, lengths: Lengths, problems: list[Problem]) -> dict[str, Any]:
@@ -140,17 +160,17 @@ def file_values(survey: FileSurvey, lengths: Lengths, problems: list[Problem]) -
     }
 
 
-def _rows(count: int, one: str = "", many: str = "") -> str:
-    return f"1 row {one}".strip() if count == 1 else f"{count:,} rows {many}".strip()
+def _rows(count: int) -> str:
+    return words("one_row") if count == 1 else words("rows", count=count)
 
 
 def _some(shown: list[str], total: int) -> str:
     text = ", ".join(shown)
-    return f"{text} and {total - len(shown):,} more" if total > len(shown) else text
+    return words("and_more", shown=text, count=total - len(shown)) if total > len(shown) else text
 
 
 def _percent(part: int, whole: int) -> str:
     if not part:
-        return "none"
+        return words("none")
     share = 100 * part / whole
-    return "under 0.1%" if share < 0.05 else f"{share:.1f}%"
+    return words("under") if share < 0.05 else f"{share:.1f}%"

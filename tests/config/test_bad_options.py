@@ -20,6 +20,14 @@ TRAIN = ["--do_train", "--model_name_or_path", "m", "--train_file", "t.json", "-
 TRAIN += ["--response_column", "a", "--output_dir", "out"]
 
 
+@pytest.mark.parametrize("name", ["train_file", "validation_file", "test_file"])
+def test_an_empty_name_of_a_file(name):
+    for files in ([""], [" "], ["t.json", ""]):
+        with pytest.raises(ConfigError) as caught:
+            parse([*TRAIN, f"--{name}", *files])
+        assert str(caught.value) == f"--{name} is given an empty name; give a file, or leave --{name} out"
+
+
 def test_every_numeric_option_has_a_range():
     numeric = {action.dest for action in option_parser()._actions if action.type in (int, float)}
     of_methods = {name for method in ("prefix", "lora", "full") for name in method_class(method).options}

@@ -76,7 +76,7 @@ def test_the_oldest_turns_go_first(tiny_tokenizer):
         assert row.input_ids == fitting
         assert report.dropped_turns == (0 if kept == 4 else 1)
         assert report.cut_questions == 0
-        assert report.examples == ([] if kept == 4 else [f"a.json:1 ({4 - kept} old turns dropped)"])
+        assert report.examples == ([] if kept == 4 else [["a.json:1", "dropped_old_turns", 4 - kept]])
 
 
 def test_then_the_middle_of_the_question_goes(tiny_tokenizer):
@@ -87,7 +87,7 @@ def test_then_the_middle_of_the_question_goes(tiny_tokenizer):
     assert text.startswith("[Round 1]\n\n问：开头") and text.endswith("结尾\n\n答：")
     assert 56 <= prompt_length <= 60, "as much of the question as fits"
     assert (report.dropped_turns, report.cut_questions, report.cut_answers) == (1, 1, 0)
-    assert report.examples == ["a.json:1 (1 old turns dropped)", "a.json:1 (question cut)"]
+    assert report.examples == [["a.json:1", "dropped_old_turns", 1], ["a.json:1", "cut_question", 1]]
 
 
 def test_a_cut_answer_has_no_end_token(tiny_tokenizer):
@@ -137,7 +137,7 @@ def test_whatever_is_cut_the_prompt_fits_and_ends_in_answer(tiny_tokenizer, seed
 
 def test_the_report_reads_well(tiny_tokenizer):
     report = EncodingReport(rows=4, dropped_turns=1, cut_questions=2, cut_answers=3, tokens=40, longest=12)
-    report.note("a.json:3", "question cut")
+    report.note("a.json:3", "cut_question")
     assert str(report) == (
         "4 rows, 10 tokens on average, longest 12; 1 rows lost old turns; 2 questions cut in the middle; "
         "3 answers cut (no end token), e.g. a.json:3 (question cut)"

@@ -57,6 +57,13 @@ def test_a_directory_names_its_data_files(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name):
+    with pytest.raises(DataError) as caught:
+        read_records(name, COLUMNS)
+    assert str(caught.value) == f"{name!r}: the name of a data file is empty: give a file, or leave it out"
+
+
 def test_a_path_the_system_refuses(tmp_path):
     path = tmp_path / ("a" * 300)
     assert refusal(path) == f"{path}: can't be read (File name too long): check the path and the permissions"

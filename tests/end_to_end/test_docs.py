@@ -32,9 +32,9 @@ def ptuning_commands() -> list[str]:
 
 
 def code_without_comments(page: Path) -> list[tuple[str, str]]:
-    """Language and code of each block; comments are what may be translated."""
+    """Language and code of each block. What may be translated is left out: comments, and what a command prints (text)."""
     found = re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return [(language, re.sub(r"[ \t]*(?<!\S)#.*", "", code)) for language, code in found]
+    return [(kind, "" if kind == "text" else re.sub(r"[ \t]*(?<!\S)#.*", "", code)) for kind, code in found]
 
 
 @pytest.mark.parametrize("name", [page.name.removesuffix(".zh.md") for page in TRANSLATED])

@@ -9,6 +9,7 @@ import pytest
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.compare import FEWEST_ROWS, MORE, NOT_MORE, TOO_FEW, compare, compare_command, comparison_table
 from ptuning.evaluation.metrics import METRICS, row_scores, summarise
+from ptuning.language import columns, speaking
 
 WORDS = ["白色", "红色", "棉布", "宽松", "修身", "简约", "复古", "外套", "长裙", "衬衫"]
 
@@ -248,6 +249,21 @@ def test_damaged_lines_are_named(runs, change, problem):
     )
     path.write_text('{"prompt": \n', encoding="utf-8")
     assert "equal/predictions.jsonl:1: JSON: " in refused(DataError, "better", "equal")
+
+
+def test_the_table_in_chinese():
+    result = {"a": "a", "b": "b", "rows": 60, "metrics": compare(predictions(0.6), predictions(0.9, seed=1))}
+    with speaking("zh"):
+        table = comparison_table(result).splitlines()
+    assert table[2] == "60 条" and table[4].split("  ")[-1] == "结论"
+    rows = {line.split("  ")[0]: line.split("  ")[-1] for line in table[5:-4]}
+    assert (
+        rows["BLEU-4"] == "超出偶然：B 更好" and rows["空 %"] == "可能只是偶然" and len(rows) == len(result["metrics"])
+    )
+    verdicts = {columns(line[: -len(line.split("  ")[-1])]) for line in table[4:-4]}
+    assert len(verdicts) == 1, "the last column is straight"
+    assert table[-3].startswith("配对自助法，对各条重采样 1,000 次")
+    assert result["metrics"]["bleu-4"]["verdict"] == MORE, "--json has it in English"
 
 
 def test_columns_keep_apart_however_wide_the_figures_are():

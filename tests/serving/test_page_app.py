@@ -19,6 +19,7 @@ def api(monkeypatch):
     with FakeApi() as fake:
         monkeypatch.setenv("PTUNING_API", fake.url)
         monkeypatch.delenv("PTUNING_API_KEY", raising=False)
+        monkeypatch.setenv("PTUNING_LANG", "zh")
         yield fake
 
 
@@ -113,6 +114,20 @@ def test_settings_reach_the_api(page, api):
         "frequency_penalty": 0.5,
     }
     assert [type(sent[name]) for name in ("temperature", "max_tokens", "seed")] == [float, int, int]
+
+
+@pytest.mark.parametrize(("setting", "label"), [("zh", "模型"), ("en", "Model")])
+def test_the_language_is_that_of_the_terminal(api, monkeypatch, setting, label):
+    monkeypatch.setenv("PTUNING_LANG", setting)
+    assert opened().selectbox(key="model_a").label == label
+    monkeypatch.delenv("PTUNING_LANG")
+    monkeypatch.setenv("LC_ALL", {"zh": "zh_CN.UTF-8", "en": "C.UTF-8"}[setting])
+    assert opened().selectbox(key="model_a").label == label
+
+
+def test_a_language_that_is_not_there(api, monkeypatch):
+    monkeypatch.setenv("PTUNING_LANG", "fr")
+    assert "PTUNING_LANG is 'fr' in the environment; there are zh and en" in errors(opened())
 
 
 def test_another_language_loses_nothing(page, api):

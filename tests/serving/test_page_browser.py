@@ -38,7 +38,7 @@ def server(tmp_path_factory) -> Iterator[tuple[FakeApi, str]]:
         probe.close()
         log = tmp_path_factory.mktemp("page") / "log.txt"
         with log.open("w") as out:
-            environment = os.environ | {"PTUNING_API": api.url, "PTUNING_API_KEY": ""}
+            environment = os.environ | {"PTUNING_API": api.url, "PTUNING_API_KEY": "", "PTUNING_LANG": "zh"}
             process = subprocess.Popen(page_command(port=port), stdout=out, stderr=out, env=environment)
         try:
             url = f"http://127.0.0.1:{port}"
@@ -63,7 +63,7 @@ def api(server) -> FakeApi:
 @pytest.fixture
 def page(server, api, browser):
     """A page in a fresh browser session, which speaks Chinese, ready for a question. It asks only this machine."""
-    context = browser.new_context(viewport=WIDE, locale="zh-CN", color_scheme="light")
+    context = browser.new_context(viewport=WIDE, locale="en-GB", color_scheme="light")
     context.set_default_timeout(15_000)
     tab = context.new_page()
     asked = []

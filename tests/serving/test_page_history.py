@@ -106,10 +106,3 @@ def test_no_text_is_missing_or_left_over():
     assert set(re.findall(r'\bsay\("(\w+)"', source)) <= set(texts.TEXTS["zh"])
     quoted = set(re.findall(r"""["'](\w+)["']""", source))
     assert not {name for name in texts.TEXTS["zh"] if name.removeprefix("problem_") not in quoted}
-
-
-def test_language_of_the_browser():
-    assert texts.language_of("zh-CN") == "zh"
-    assert texts.language_of("en-GB") == "en"
-    assert texts.language_of("fr") == "en"
-    assert texts.language_of(None) == "zh"

@@ -14,6 +14,7 @@ from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of, read_config
+from ptuning.messages import message
 from ptuning.methods.lora.attach import (
     ADAPTER,
     attach_lora,
@@ -92,7 +93,7 @@ class LoraMethod(Method):
 
     def describe(self) -> str:
         kind = "DoRA" if self.lora.use_dora else "rsLoRA" if self.lora.use_rslora else "LoRA"
-        return f"{kind} of rank {self.lora.lora_rank} on {' '.join(self.target)}"
+        return message("lora_of", kind=kind, rank=self.lora.lora_rank, target=" ".join(self.target))
 
     def settings(self) -> dict[str, Any]:
         return self.lora.to_dict() | {"lora_target": self.target}

@@ -12,6 +12,7 @@ from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
+from ptuning.messages import message
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
 from ptuning.methods.prefix.attach import (
     attach_encoder,
@@ -81,7 +82,8 @@ class PrefixMethod(Method):
         return cls(length, projection, options.prefix_dropout, options.fold_projection)
 
     def describe(self) -> str:
-        return f"prefix of {self.pre_seq_len}" + (" with projection" if self.prefix_projection else "")
+        projection = message("projection") if self.prefix_projection else ""
+        return message("prefix_of", length=self.pre_seq_len, projection=projection)
 
     def settings(self) -> dict[str, Any]:
         return {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.prefix_projection}

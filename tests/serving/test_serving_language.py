@@ -1,0 +1,55 @@
+"""`ptuning serve` greets in the language that was asked for, and its page's process gets the same."""
+
+import subprocess
+
+import pytest
+
+from ptuning.serving import server
+from ptuning.serving.options import parse
+from tests.serving.conftest import BASE
+
+
+class Page:
+    """Stands for the page's process; keeps its environment."""
+
+    environment: dict[str, str]
+
+    def __init__(self, command, env, **kwargs):
+        Page.environment = env
+
+    def send_signal(self, number):
+        pass
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path, free_port, capsys):
+    """Serves until it has greeted; returns what it said."""
+    monkeypatch.chdir(tmp_path)  # where no prefixes are
+    monkeypatch.setattr(subprocess, "Popen", Page)
+    monkeypatch.setattr(server, "configure_logs", lambda: None)  # of the whole process
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: [socket.close() for socket in sockets])
+
+    def run(*flags: str) -> list[str]:
+        options = parse(["--model", str(BASE), "--port", "0", "--web_port", str(free_port), *flags])
+        assert server.serve(options) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("variable", "flags", "expected"),
+    [("zh", [], "zh"), ("en", [], "en"), ("en", ["--lang", "zh"], "zh"), ("zh", ["--lang", "en"], "en")],
+)
+def test_greeting_and_page(serve, monkeypatch, variable, flags, expected):
+    monkeypatch.setenv("PTUNING_LANG", variable)
+    api, page, example = serve(*flags)
+    said = {
+        "zh": (f"   模型：{BASE.name}；没有指定模型的请求由 {BASE.name} 回答", "网页   http://", "试一试 curl "),
+        "en": (f"   models: {BASE.name}; requests that name none get {BASE.name}", "Page   http://", "Try    curl "),
+    }[expected]
+    assert api.endswith(said[0]) and page.startswith(said[1]) and example.startswith(said[2])
+    assert Page.environment["PTUNING_LANG"] == expected
