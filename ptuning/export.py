@@ -1,6 +1,6 @@
 """`ptuning export` and `ptuning convert`: what was tuned, for other programs or another number of processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,8 @@ from ptuning.families import read_config
 from ptuning.loading import load_base, load_tokenizer, resolve_dtype
 from ptuning.messages import message
 from ptuning.methods import FullMethod, attach_checkpoint, base_of, method_of_checkpoint, read_checkpoint, self_test
+from ptuning.methods.lora.checkpoint import read_lora
+from ptuning.methods.lora.export import export_official_lora
 from ptuning.methods.prefix.export import export_official, export_peft
 from ptuning.methods.prefix.read import read_prefix
 
@@ -32,7 +34,9 @@ class ExportOptions:
     ptuning_checkpoint: str | None = option(None, "a prefix, or with --merge a LoRA")
     merge: bool = option(False, "put a LoRA into its base's weights: a whole model in the official format")
     checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
-    format: Literal["official", "peft"] | None = option(None, "of a prefix; a whole model is always official")
+    format: Literal["official", "peft", "official-lora"] | None = option(
+        None, "of a prefix: official, peft; of a LoRA: official-lora"
+    )
     model_name_or_path: str | None = option(
         None, "default: the base that the checkpoint names, or the checkpoint itself"
     )
@@ -49,20 +53,21 @@ class ExportOptions:
             raise ConfigError(
                 "--merge is for a LoRA (--ptuning_checkpoint) and writes the official format; leave --format out"
             )
-        if self.checkpoint is not None and self.format == "peft":
+        if self.checkpoint is not None and self.format not in (None, "official"):
             raise ConfigError(
-                "--format peft is for prefixes; leave it out, a whole model is written in the official format"
+                f"--format {self.format} is for what was tuned beside a base; leave it out, a whole model is written in the "
+                "official format"
             )
         if self.checkpoint is None and not self.merge and (self.format is None or self.dtype is not None):
             raise ConfigError(
-                "a prefix needs --format official or peft, and no --dtype: it is always float32; a LoRA needs --merge (its folder "
-                "is peft's own already)"
+                "a prefix needs --format official or peft, and no --dtype: it is always float32; a LoRA needs --merge or --format "
+                "official-lora (its folder is peft's own already)"
             )
 
 
 def export(argv: Sequence[str]) -> None:
-    """Writes a prefix in the official or peft's format, or a whole model in the official one: a ZeRO checkpoint's weights, or a
-    base with a LoRA put into it."""
+    """Writes a prefix or a LoRA for the official code or peft, or a whole model in the official format: a ZeRO checkpoint's
+    weights, or a base with a LoRA put into it."""
     args = parse_options(ExportOptions, argv, "ptuning export")
     if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
@@ -73,14 +78,21 @@ def export(argv: Sequence[str]) -> None:
     if args.merge:
         print(message("wrote_format", folder=_merge(args), format="official"))
         return
-    checkpoint = read_prefix(args.ptuning_checkpoint)
+    tuned = Path(args.ptuning_checkpoint)
+    read, write = _FORMATS[args.format or ""]
+    checkpoint = read(tuned)
     base = resolve_base(base_of(args.model_name_or_path, args.ptuning_checkpoint))
     read_base_config(base)  # refuses other architectures
-    if args.format == "official":
-        folder = export_official(checkpoint, read_config(base), args.output_dir)
-    else:
-        folder = export_peft(checkpoint, read_config(base), args.output_dir, str(base))
+    folder = write(checkpoint, read_config(base), args.output_dir, str(base))
     print(message("wrote_format", folder=folder, format=args.format))
+
+
+# --format → what reads a checkpoint, and what writes it for another program.
+_FORMATS: dict[str, tuple[Callable, Callable]] = {
+    "official": (read_prefix, lambda checkpoint, config, folder, base: export_official(checkpoint, config, folder)),
+    "peft": (read_prefix, export_peft),
+    "official-lora": (read_lora, export_official_lora),
+}
 
 
 def _merge(args: ExportOptions) -> Path:

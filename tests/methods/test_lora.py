@@ -267,6 +267,60 @@ def test_only_query_key_value(official, load_tiny, base):
     assert method.describe() == "LoRA of rank 4 on k_proj q_proj v_proj"
 
 
+def back(folder, output, base) -> dict:
+    """Exports to the official names; returns adapter_config.json."""
+    export(["--ptuning_checkpoint", str(folder), "--format", "official-lora", "--output_dir", str(output), *base])
+    return json.loads((output / "adapter_config.json").read_text())
+
+
+def test_an_official_adapter_goes_back_as_it_was(official, base, tmp_path):
+    folder, _ = official("all")
+    config = back(folder, tmp_path / "back", ["--model_name_or_path", str(base)])
+    assert (config["r"], config["lora_alpha"]) == (4, 32) and "rank_pattern" not in config
+    assert set(config["target_modules"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    before, after = (torch.load(each / "adapter_model.bin") for each in (folder, tmp_path / "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_target": ["q_proj", "v_proj", "down_proj"]}],
+    ids=["lora", "rslora", "dora", "some"],
+)
+def test_a_lora_of_ours_on_the_official_code(load_tiny, base, tmp_path, given):
+    model, method = started(load_tiny, base, **given)
+    folder = tmp_path / "ours"
+    about = describe(base, "lora", method.settings())
+    method.save(model, None, about, SaveTarget(folder, writes=True, device=torch.device("cpu")))
+    config = back(folder, tmp_path / "back", [])
+    assert config["r"] == 8 * (2 if "lora_target" in given else 3)
+    assert set(config["target_modules"]) <= {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    tuned = logits(model)
+    again = load_tiny()
+    attach_checkpoint(again, tmp_path / "back", base)
+    torch.testing.assert_close(logits(again), tuned, atol=2e-4, rtol=1e-4)
+    if given.get("use_dora"):
+        return
+    # On the official code a layer's weight becomes W + B A · alpha / r, with the names of its files.
+    LoraMethod.merge(model)
+    merged = dict(file_tensors(dict(model.named_parameters()), model.config))
+    plain = dict(file_tensors(dict(load_tiny().named_parameters()), model.config))
+    factors = torch.load(tmp_path / "back" / "adapter_model.bin")
+    for name in [name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")]:
+        layer, scale = f"{name.removeprefix('base_model.model.')}.weight", config["lora_alpha"] / config["r"]
+        weight = plain[layer] + factors[f"{name}.lora_B.weight"] @ factors[f"{name}.lora_A.weight"] * scale
+        torch.testing.assert_close(weight, merged[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_half_a_dora_has_no_official_form(load_tiny, base, tmp_path, capsys):
+    model, method = started(load_tiny, base, use_dora=True, lora_target=["q_proj"])
+    about = describe(base, "lora", method.settings())
+    method.save(model, None, about, SaveTarget(tmp_path / "ours", writes=True, device=torch.device("cpu")))
+    with pytest.raises(CheckpointError, match=r"query_key_value is one layer in official files, .*q_proj.*merge it"):
+        back(tmp_path / "ours", tmp_path / "back", [])
+    assert not (tmp_path / "back").exists()
+
+
 # --- folders that can't be used -------------------------------------------------------------------------------------------
 
 

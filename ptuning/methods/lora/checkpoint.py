@@ -22,9 +22,9 @@ from ptuning.runs.folder import MANIFEST
 LORA = "lora"  # of --method, and in manifests
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
-_PEFT = "base_model.model."  # in front of every name in a file of peft's
-_FACTOR_A, _FACTOR_B = ".lora_A.weight", ".lora_B.weight"
-_PARTS = (_FACTOR_A, _FACTOR_B, ".lora_magnitude_vector")
+PEFT = "base_model.model."  # in front of every name in a file of peft's
+FACTOR_A, FACTOR_B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_PARTS = (FACTOR_A, FACTOR_B, MAGNITUDE)
 # Settings of peft with which an adapter is another function than the base with factors beside its layers → the usual value.
 _USUAL: dict[str, tuple[Any, ...]] = {
     "bias": (None, "none"),
@@ -106,7 +106,7 @@ def read_lora(folder: str | Path) -> LoraCheckpoint:
         manifest.require_same(file)
     files = TensorFiles.of_file(file, CheckpointError)
     checkpoint = LoraCheckpoint(
-        folder, config, {name.removeprefix(_PEFT): files.read(name).float() for name in files.files}, manifest
+        folder, config, {name.removeprefix(PEFT): files.read(name).float() for name in files.files}, manifest
     )
     _check(checkpoint, file)
     assert checkpoint.settings  # raises where they can't be read
@@ -152,14 +152,14 @@ def for_base(
         parts = placed[_layer(name)]
         widths = [layers[part].out_features for part in parts]
         width, total = tensor.shape[0], sum(widths)
-        if name.endswith(_FACTOR_A):
+        if name.endswith(FACTOR_A):
             width, total = tensor.shape[1], layers[parts[0]].in_features
         if width != total:
             raise CheckpointError(
                 f"{checkpoint.folder}: belongs to another base model: {name} has {width} numbers where this one needs {total}. "
                 "Give the base it was trained on."
             )
-        pieces = [tensor] * len(parts) if name.endswith(_FACTOR_A) else tensor.split(widths)
+        pieces = [tensor] * len(parts) if name.endswith(FACTOR_A) else tensor.split(widths)
         for part, piece in zip(parts, pieces, strict=True):
             tensors[part + name.removeprefix(_layer(name))] = piece
     arguments = checkpoint.settings.to_peft() | {
@@ -183,7 +183,7 @@ def save_lora(folder: Path, config: Any, tensors: dict[str, torch.Tensor], manif
     Raises:
         CheckpointError: a tensor isn't finite, or the folder can't be written.
     """
-    named = {_PEFT + name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    named = {PEFT + name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     refuse_diverged(named, folder)
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     values |= {"inference_mode": True, "base_model_name_or_path": manifest.base.name_or_path}
