@@ -9,6 +9,9 @@ from pathlib import Path
 
 SHARED_LENGTHS = Path(__file__).resolve().parents[2] / "shared" / "adgen" / "lengths.json"
 MAX_SOURCE, MAX_TARGET = 64, 128
+TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
+SIX_B = {"layers": 28, "hidden": 4096, "heads": 32, "groups": 2, "ffn": 13696, "vocab": 65024}
+TINY_SHAPE = {"layers": 2, "hidden": 256, "heads": 4, "groups": 2, "ffn": 512, "vocab": 2048}
 
 
 class Template:
@@ -45,6 +48,38 @@ def model_config(args: argparse.Namespace):
         padded_vocab_size=args.vocab,
         attn_implementation="sdpa",
     )
+
+
+def write_base(folder: Path, shape: dict[str, int], bits: int | None = None) -> None:
+    """A base of random numbers in the official format, fp16 or quantised; one tensor in memory at a time."""
+    import torch
+
+    from ptuning.checkpoint.model_folder import file_layout, write_rest
+    from ptuning.checkpoint.shards import ShardWriter
+    from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+    from ptuning.quantization import SCALE, QuantizationConfig, precision_of, quantize_linears
+
+    with torch.device("meta"):
+        model = ChatGLMForConditionalGeneration(model_config(argparse.Namespace(**shape)))
+        if bits is not None:
+            quantize_linears(model, precision_of(bits))
+            model.config.quantization_config = QuantizationConfig(bits)
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in model.named_parameters()}
+    layout = {
+        name: (size, dtype if dtype == torch.int8 else torch.float16)
+        for name, (size, dtype) in file_layout(shapes, model.config).items()
+    }
+    writer = ShardWriter(folder, layout, 500_000_000)
+    for name, (size, dtype) in layout.items():
+        if dtype == torch.int8:
+            tensor = torch.randint(-127, 128, size, dtype=dtype)
+        elif name.endswith(SCALE):
+            tensor = torch.full(size, 0.02 / precision_of(bits or 0).top, dtype=dtype)
+        else:
+            tensor = torch.ones(size, dtype=dtype) if len(size) == 1 else torch.randn(size).mul_(0.02).to(dtype)
+        writer.write(name, tensor)
+    writer.finish()
+    write_rest(TINY, folder, model.config, torch.float16)
 
 
 def random_rows(lengths: list[tuple[int, int]], vocab: int) -> list:
