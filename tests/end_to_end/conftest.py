@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.conftest import WARM_BIN
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chatglm2-tiny"
 BIN = WARM_BIN
+COLD_BIN = Path(sys.executable).parent  # for what hangs on how a process starts and ends
 
 
 @pytest.fixture(scope="session", autouse=True)

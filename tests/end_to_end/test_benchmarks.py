@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import BIN, ROOT
 
 TOY = [
     "--layers",
@@ -40,7 +39,7 @@ TOY = [
 )
 def test_last_line_is_json(script, flags, figures):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *TOY, *flags],
+        [BIN / "python", str(ROOT / "benchmarks" / script), *TOY, *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,

@@ -10,14 +10,12 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, losses
+from tests.end_to_end.conftest import COLD_BIN, ROOT, losses
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
-REAL = Path(sys.executable).parent  # what BIN starts wouldn't be in the namespace
 PORT = 29500  # free, because nobody else is in these namespaces
 
 pytestmark = pytest.mark.slow
@@ -69,11 +67,11 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def start(host: Host, rank: int, flags: list[str], *launcher: str) -> subprocess.Popen:
-    """torchrun on one host, as docs/distributed.md says."""
+    """torchrun on one host, as docs/distributed.md says; what BIN starts wouldn't be in the namespace."""
     network = {"GLOO_SOCKET_IFNAME": host.device, "TP_SOCKET_IFNAME": host.device, "OMP_NUM_THREADS": "1"}
     command = [
         *host.prefix,
-        str(REAL / "torchrun"),
+        str(COLD_BIN / "torchrun"),
         "--nnodes=2",
         "--nproc-per-node=1",
         f"--node-rank={rank}",
@@ -83,7 +81,7 @@ def start(host: Host, rank: int, flags: list[str], *launcher: str) -> subprocess
         str(ROOT / "ptuning" / "main.py"),
         *flags,
     ]
-    path = f"{REAL}{os.pathsep}{os.environ['PATH']}"
+    path = f"{COLD_BIN}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | network | {"PATH": path, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd="/", env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
