@@ -27,7 +27,7 @@ from ptuning.families import Dimensions
 from ptuning.language import columns
 from ptuning.messages import message
 from ptuning.methods.companion import Companion
-from ptuning.quantization import precision_in
+from ptuning.quantization import Precision, precision_in
 
 log = logging.getLogger("ptuning.methods")
 
@@ -99,6 +99,10 @@ class Method(ABC):
 
     # --- on and off ------------------------------------------------------------------------------------------------------
 
+    def refusal(self, precision: Precision) -> str | None:
+        """Why it can't be on a base that is stored so, with the fix; None: it can."""
+        return None
+
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         """Whether something of this method is attached that can be taken off again."""
@@ -128,18 +132,18 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{cls.name} can't be merged")
 
-    def next_commands(self, base: str, folder: str, quantization_bit: int | None = None) -> list[str]:
+    def next_commands(self, base: str, folder: str, asked: Precision | None = None) -> list[str]:
         """What to type after a run, quoted for a shell.
 
         Args:
             base: --model_name_or_path.
             folder: --output_dir.
-            quantization_bit: of the run.
+            asked: the precision that the run asked for.
         """
         command = shlex.quote(str(Path(sys.executable).parent / "ptuning"))
         chat, serve = self.where(base, folder)
         head = message("next")
-        same = "" if quantization_bit is None else f" --quantization_bit {quantization_bit}"
+        same = "" if asked is None else f" {asked.option}"
         return [f"{head} {command} chat {chat}{same}", f"{' ' * columns(head)} {command} serve {serve}{same}"]
 
     def where(self, base: str, folder: str) -> tuple[str, str]:

@@ -222,7 +222,7 @@ def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
     ways: list[tuple[list[str], Workload]] = [([], work)]
     if work.frozen and work.precision is None and (work.zero is None or work.zero.stage < 3):
-        ways += [([f"--quantization_bit {each.bits}"], replace(work, precision=each)) for each in precisions()]
+        ways += [([each.option], replace(work, precision=each)) for each in precisions()]
     if not work.cpu and work.precision is None:  # on a CPU the offloaded state lies in the same memory
         for file, zero in SHIPPED.items():
             frees_more = (

@@ -13,7 +13,7 @@ from ptuning.generation import Engine, GenerationRequest
 from ptuning.loading import load_base, load_model
 from ptuning.methods.prefix.attach import attach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
-from ptuning.quantization import precision_in, precisions
+from ptuning.quantization import precision_in, precision_of, precisions
 from ptuning.serving import chat
 from ptuning.serving.models import LoadedModel
 from ptuning.serving.options import ServeOptions
@@ -37,7 +37,7 @@ def prefix(bits, tmp_path):
     with torch.no_grad():
         encoder.embedding.weight.mul_(4)
     settings = {"pre_seq_len": 8, "prefix_projection": False}
-    return save_prefix(tmp_path / "prefix", encoder, describe(BASE, "prefix", settings, quantization_bit=bits))
+    return save_prefix(tmp_path / "prefix", encoder, describe(BASE, "prefix", settings, precision=precision_of(bits)))
 
 
 def generated(question, prefix, bits) -> str:
@@ -107,12 +107,12 @@ def test_no_checkpoint_is_merged_into_a_quantized_base(golden_dir, tmp_path, bit
         tmp_path / "out",
     ]
     assert main(["export", *map(str, options)]) == 2
-    assert f"can't be merged into quantised ones, and this base is quantised to {bits} bit" in capsys.readouterr().err
+    assert f"can't be merged into quantised ones, and this base is quantised to int{bits}" in capsys.readouterr().err
 
 
 def test_zero_3_is_refused(golden_dir, bits, monkeypatch):
     monkeypatch.setattr("ptuning.loading.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(
-        ModelError, match=f"ZeRO stage 3 can't divide quantised weights, and this base is quantised to {bits} bit"
+        ModelError, match=f"ZeRO stage 3 can't divide quantised weights, and this base is quantised to int{bits}"
     ):
         load_base(golden_dir / f"chatglm2-tiny-int{bits}", device="cpu")

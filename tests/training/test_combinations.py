@@ -167,9 +167,9 @@ def test_several_problems_come_together(refusal):
 def test_full_tuning_of_a_quantised_base(refusal, tmp_path):
     config = json.loads((BASE / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_bit": 4}))
-    assert "base quantised to 4 bit" in refusal(base=tmp_path)
-    assert "Tune a prefix (--method prefix), or use the 16-bit base" in refusal(base=tmp_path)
-    assert "can't divide weights quantised to 4 bit; use stage 2" in refusal({}, "--pre_seq_len", 8, base=tmp_path)
+    assert "base quantised to int4" in refusal(base=tmp_path)
+    assert "Tune a prefix or a LoRA (--method prefix, --method lora), or use the 16-bit base" in refusal(base=tmp_path)
+    assert "can't divide weights quantised to int4; use stage 2" in refusal({}, "--pre_seq_len", 8, base=tmp_path)
 
 
 @pytest.mark.parametrize(

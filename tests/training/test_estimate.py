@@ -153,7 +153,7 @@ def test_bytes_of_a_loaded_quantized_base(twelve, tmp_path):
     for bits in (8, 4):
         config = config_of(twelve, tmp_path, "--pre_seq_len", 16, "--quantization_bit", bits)
         work = replace(work_of(config, device_type="cpu", processes=(1, 1)), scale_bytes=4)
-        model = load_base(twelve, device="cpu", quantization_bit=bits)
+        model = load_base(twelve, device="cpu", precision=precision_of(bits))
         assert work.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
 
 
