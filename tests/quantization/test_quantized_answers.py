@@ -8,7 +8,7 @@ import torch
 from ptuning.checkpoint.manifest import describe
 from ptuning.cli import main
 from ptuning.config import ModelArguments
-from ptuning.errors import ModelError
+from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import Dialogue
 from ptuning.generation import Engine, GenerationRequest
 from ptuning.loading import load_base, load_model
@@ -35,20 +35,28 @@ def precision(asked):
     return chosen(**asked)
 
 
-@pytest.fixture(params=["prefix", "lora"])
-def tuned(request, precision, tmp_path):
-    """A prefix or a LoRA with an effect, of a base of this precision."""
+def saved(base, folder, precision, **options):
+    """What was tuned, with an effect, on a base of this precision."""
     torch.manual_seed(0)
-    given = {"prefix": {"pre_seq_len": 8}, "lora": {"lora_rank": 4}}[request.param]
-    options = ModelArguments(str(BASE), method=request.param, **given)
-    model, method = load_base(BASE, device="cpu", precision=precision), method_of(options, trains=True)
+    model, method = (
+        load_base(base, device="cpu", precision=precision),
+        method_of(ModelArguments(str(base), **options), True),
+    )
     method.start(model)
     with torch.no_grad():
         for parameter in method.parameters(model):
-            parameter.normal_(std=4 if request.param == "prefix" else 0.3)
-    manifest = describe(BASE, method.name, method.settings(), precision=precision)
-    method.save(model, None, manifest, SaveTarget(tmp_path / "tuned", True, torch.device("cpu")))
-    return tmp_path / "tuned"
+            parameter.normal_(std=4 if "pre_seq_len" in options else 0.3)
+    manifest = describe(base, method.name, method.settings(), precision=precision)
+    method.save(model, None, manifest, SaveTarget(folder, True, torch.device("cpu")))
+    return folder
+
+
+@pytest.fixture(
+    params=[{"method": "prefix", "pre_seq_len": 8}, {"method": "lora", "lora_rank": 4}],
+    ids=lambda given: given["method"],
+)
+def tuned(request, precision, tmp_path):
+    return saved(BASE, tmp_path / "tuned", precision, **request.param)
 
 
 def generated(question, tuned, asked) -> str:
@@ -124,6 +132,24 @@ def test_no_checkpoint_is_merged_into_a_quantized_base(golden_dir, tmp_path, bit
     ]
     assert main(["export", *map(str, options)]) == 2
     assert f"can't be merged into quantised ones, and this base is quantised to int{bits}" in capsys.readouterr().err
+
+
+def test_a_lora_is_not_merged_into_quantized_files(golden_dir, tmp_path, bits, capsys):
+    base = golden_dir / f"chatglm2-tiny-int{bits}"
+    folder = saved(base, tmp_path / "lora", None, method="lora", lora_rank=4)
+    options = ["--merge", "--ptuning_checkpoint", folder, "--output_dir", tmp_path / "out"]
+    assert main(["export", *map(str, options)]) == 2
+    said = f"a LoRA can't be put into quantised weights, and this base is quantised to int{bits}; use the 16-bit base"
+    assert said in capsys.readouterr().err
+
+
+def test_a_dora_is_not_put_on_whole_numbers(tmp_path, bits):
+    """It trains on nf4 and in 16 bit, and could be loaded here by mistake."""
+    folder = saved(BASE, tmp_path / "dora", chosen(None, "nf4", False), method="lora", lora_rank=4, use_dora=True)
+    with pytest.raises(
+        CheckpointError, match=f"dora: DoRA needs .* peft can't compute it where they are int{bits}; use LoRA"
+    ):
+        load_model(BASE, folder, device="cpu", quantization_bit=bits)
 
 
 def test_zero_3_is_refused(golden_dir, bits, monkeypatch):
