@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from ptuning.quantization.precision import Precision
 
 NAME = "nf4"  # of --quantization
 METHOD = "ptuning-nf4"  # quant_method inside transformers; under bitsandbytes' own Trainer asks for a peft adapter
-# On a CPU with AVX512-BF16 its import warns that a kernel isn't there, which nothing here would use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _BLOCK, _OUTER = 64, 256  # numbers of a scale, and scales of a scale of scales: bitsandbytes' own
 
 

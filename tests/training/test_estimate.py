@@ -22,7 +22,7 @@ from ptuning.families.logits import loss_of
 from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
-from ptuning.quantization import precision_of
+from ptuning.quantization import chosen, precision_of
 from ptuning.training import estimate
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
@@ -138,15 +138,20 @@ def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, 
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found
 
 
-@pytest.mark.parametrize(("bits", "gigabytes"), [(8, 6.75), (4, 3.91)])
-def test_a_quantized_base_of_the_6b_shape(official, tmp_path, bits, gigabytes):
-    """Matrices of 5.7 B numbers in one byte or half a one; 0.53 B in two."""
-    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--quantization_bit", bits)
+@pytest.mark.parametrize(
+    ("asked", "gigabytes"),
+    [((8, None, False), 6.75), ((4, None, False), 3.91), ((None, "nf4", False), 4.26), ((None, "nf4", True), 3.99)],
+)
+def test_a_quantized_base_of_the_6b_shape(official, tmp_path, asked, gigabytes):
+    """Matrices of 5.7 B numbers in one byte or half a one, and their scales; 0.53 B in two."""
+    precision = chosen(*asked)
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, *precision.option.split())
     work = work_of(config, device_type="cuda", processes=(1, 1))
-    assert need(work, 0).device["weights"] == pytest.approx(gigabytes * GB, rel=0.03)
-    stored = [precision_of(bits).bytes_of(*each, 2) for each in work.shape.layer_matrices]
+    assert need(work, 0).device["weights"] == pytest.approx(gigabytes * GB, rel=0.01)
+    stored = [precision.bytes_of(*each, 2) for each in work.shape.layer_matrices]
     assert work.base_bytes == 28 * sum(stored) + work.plain_parameters * 2
-    assert f"base of 6.24 B parameters in int{bits}" in str(estimate_of(config, device_type="cuda", processes=(1, 1)))
+    said = f"base of 6.24 B parameters in {precision.name}"
+    assert said in str(estimate_of(config, device_type="cuda", processes=(1, 1)))
 
 
 def test_bytes_of_a_loaded_quantized_base(twelve, tmp_path):
