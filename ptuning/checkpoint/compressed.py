@@ -62,11 +62,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _packed(module: QuantizedLinear) -> torch.Tensor:
-    """Whole numbers counted from the smallest on, the first column in the lowest bits of an int32."""
-    bits, whole_RC = module.precision.bits, module.precision.unpack(module.weight)
-    stored = whole_RC ^ -(1 << bits - 1)  # the sign bit turned over: the same as adding 2^(bits - 1)
-    if bits == 4:
-        stored = (stored[:, 0::2] & 0xF) | (stored[:, 1::2] << 4)
+    """Rows of int32; the last one is filled up with zeros."""
+    stored = module.precision.shifted(module.weight)
     return nn.functional.pad(stored, (0, -stored.shape[1] % 4)).view(torch.int32)
 
 

@@ -76,6 +76,11 @@ class RowWise(Precision):
         """The opposite of `pack`."""
 
     @abstractmethod
+    def shifted(self, stored: torch.Tensor) -> torch.Tensor:
+        """As they are stored → as other programs pack them into integers: counted from 0 (2^(bits - 1) added), in whole bytes, the
+        first column in the lowest bits."""
+
+    @abstractmethod
     def stored_columns(self, columns: int) -> int:
         """Bytes that a row takes.
 
@@ -115,6 +120,9 @@ class Int8(RowWise):
     def unpack(self, stored: torch.Tensor) -> torch.Tensor:
         return stored
 
+    def shifted(self, stored: torch.Tensor) -> torch.Tensor:
+        return stored ^ -0x80  # the sign bit turned over is 128 added
+
     def stored_columns(self, columns: int) -> int:
         return columns
 
@@ -129,6 +137,9 @@ class Int4(RowWise):
 
     def unpack(self, stored: torch.Tensor) -> torch.Tensor:
         return torch.stack((stored >> 4, (stored << 4) >> 4), -1).flatten(-2)  # shifts of int8 keep the sign
+
+    def shifted(self, stored: torch.Tensor) -> torch.Tensor:
+        return ((stored >> 4) & 0xF | stored << 4) ^ -0x78  # 0x88, both sign bits, as int8
 
     def stored_columns(self, columns: int) -> int:
         if columns % 2:
