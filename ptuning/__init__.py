@@ -12,12 +12,14 @@ directories. Nothing heavy is imported before it is asked for, so that `ptuning 
 
 from typing import TYPE_CHECKING, Any
 
+from ptuning.packages import hush
 from ptuning.threads import bound_spinning
 
 if TYPE_CHECKING:
     from ptuning.loading import load_model
 
 bound_spinning()  # before the first import of torch
+hush()  # before that of transformers
 
 __all__ = ["load_model"]
 __version__ = "0.1.0"

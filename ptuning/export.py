@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 
 from ptuning import distributed
-from ptuning.checkpoint.base import read_base_config, require_16_bit, resolve_base
+from ptuning.checkpoint.base import base_precision, read_base_config, require_16_bit, resolve_base
+from ptuning.checkpoint.compressed import FORMAT as COMPRESSED
+from ptuning.checkpoint.compressed import save_compressed
 from ptuning.checkpoint.manifest import describe
-from ptuning.checkpoint.model_folder import new_folder, save_model_folder
+from ptuning.checkpoint.model_folder import new_folder, require_new, save_model_folder
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.config.commands import option, parse_options
 from ptuning.errors import ConfigError
@@ -22,6 +24,7 @@ from ptuning.methods.lora.checkpoint import read_lora
 from ptuning.methods.lora.export import export_official_lora
 from ptuning.methods.prefix.export import export_official, export_peft
 from ptuning.methods.prefix.read import read_prefix
+from ptuning.quantization import precision_of
 
 _CPU = torch.device("cpu")
 
@@ -34,17 +37,35 @@ class ExportOptions:
     ptuning_checkpoint: str | None = option(None, "a prefix, or with --merge a LoRA")
     merge: bool = option(False, "put a LoRA into its base's weights: a whole model in the official format")
     checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
-    format: Literal["official", "peft", "official-lora"] | None = option(
-        None, "of a prefix: official, peft; of a LoRA: official-lora"
+    format: Literal["official", "peft", "official-lora", "compressed-tensors"] | None = option(
+        None,
+        "of a prefix: official or peft; of a LoRA: official-lora; of --model_name_or_path alone: compressed-tensors, quantised for "
+        "vLLM; a whole model of a --checkpoint or --merge is always official",
     )
     model_name_or_path: str | None = option(
         None, "default: the base that the checkpoint names, or the checkpoint itself"
+    )
+    quantization_bit: int | None = option(
+        None, "8 or 4, with --format compressed-tensors; an official int8 or int4 folder needs none"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of a whole model; default: float32, with --merge the base's own"
     )
 
     def __post_init__(self):
+        if self.format == COMPRESSED:
+            if self.model_name_or_path is None or any(
+                (self.ptuning_checkpoint, self.checkpoint, self.merge, self.dtype is not None)
+            ):
+                raise ConfigError(
+                    f"--format {COMPRESSED} takes a model, --model_name_or_path alone, in its files' own dtype; a LoRA is merged "
+                    "first (--merge), and vLLM takes prefixes by themselves"
+                )
+            return
+        if self.quantization_bit is not None:
+            raise ConfigError(
+                f"--quantization_bit is for --format {COMPRESSED}; an official int8 or int4 folder is written by ptuning quantize"
+            )
         if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
             raise ConfigError(
                 "give --ptuning_checkpoint (a prefix or a LoRA) or --checkpoint (a ZeRO checkpoint of all weights)"
@@ -66,9 +87,12 @@ class ExportOptions:
 
 
 def export(argv: Sequence[str]) -> None:
-    """Writes a prefix or a LoRA for the official code or peft, or a whole model in the official format: a ZeRO checkpoint's
-    weights, or a base with a LoRA put into it."""
+    """Writes a prefix or a LoRA for the official code or peft, a whole model in the official format (a ZeRO checkpoint's
+    weights, or a base with a LoRA put into it), or a quantised model for vLLM."""
     args = parse_options(ExportOptions, argv, "ptuning export")
+    if args.format == COMPRESSED:
+        print(message("wrote_format", folder=_compressed(args), format=COMPRESSED))
+        return
     if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
         folder = merge_zero(args.checkpoint, args.output_dir, base, resolve_dtype(args.dtype or "float32", _CPU))
@@ -93,6 +117,17 @@ _FORMATS: dict[str, tuple[Callable, Callable]] = {
     "peft": (read_prefix, export_peft),
     "official-lora": (read_lora, export_official_lora),
 }
+
+
+def _compressed(args: ExportOptions) -> Path:
+    """A model in whole numbers, quantised in its files or as it is read."""
+    name = args.model_name_or_path or ""
+    asked = None if args.quantization_bit is None else precision_of(args.quantization_bit)
+    if base_precision(name, asked) is None:
+        raise ConfigError(f"{name} is in 16 bit; give --quantization_bit 8 or 4")
+    require_new(Path(args.output_dir))
+    dtype = read_config(resolve_base(name)).dtype or "float32"
+    return save_compressed(load_base(name, dtype=dtype, device=_CPU, precision=asked), args.output_dir)
 
 
 def _merge(args: ExportOptions) -> Path:

@@ -33,7 +33,7 @@ from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Template, family_of, read_config
 from ptuning.methods import attach_checkpoint, check_template, read_checkpoint, self_test
-from ptuning.quantization import Precision, QuantizationConfig, convert_rest, precision_in
+from ptuning.quantization import Precision, chosen, convert_rest, precision_in
 
 DTYPES = {
     "float32": torch.float32,
@@ -55,6 +55,8 @@ def load_model(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     quantization_bit: int | None = None,
+    quantization: str | None = None,
+    double_quantization: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
 
@@ -67,6 +69,8 @@ def load_model(
         attn_implementation: sdpa (default), eager, flex_attention or flash_attention_2.
         quantization_bit: 8 or 4: the base's matrices are quantised as they are read, which is what the official --quantization_bit
             means. An official int8 or int4 folder needs none.
+        quantization: nf4: the same by bitsandbytes.
+        double_quantization: with nf4, scales in 8 bit.
 
     Returns:
         The model in eval mode and its tokenizer.
@@ -76,6 +80,7 @@ def load_model(
         CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
         ConfigError: unknown dtype, attention implementation or precision.
     """
+    precision = chosen(quantization_bit, quantization, double_quantization)
     # What reads fast is checked first, so that a wrong path is known before 12 GB are read.
     tokenizer = load_tokenizer(model_name_or_path)
     if ptuning_checkpoint is not None:
@@ -85,7 +90,7 @@ def load_model(
         dtype=dtype,
         device=device,
         attn_implementation=attn_implementation,
-        quantization_bit=quantization_bit,
+        precision=precision,
     )
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
@@ -104,9 +109,12 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-    quantization_bit: int | None = None,
+    precision: Precision | None = None,
 ) -> PreTrainedModel:
     """Loads the base alone, in eval mode; arguments and errors as in `load_model`.
+
+    Args:
+        precision: in which its matrices are asked for.
 
     With a live DeepSpeed ZeRO-3 configuration the weights are partitioned while loading and `device` is decided by DeepSpeed.
     """
@@ -116,7 +124,7 @@ def load_base(
         raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
     folder = resolve_base(model_name_or_path)
     read_base_config(folder)
-    precision = base_precision(model_name_or_path, quantization_bit)
+    stored = base_precision(model_name_or_path, precision)
     if whole_folder(model_name_or_path) is not None:
         check_weights(folder)
         manifest = read_manifest(folder)
@@ -126,7 +134,7 @@ def load_base(
     else:
         source = str(model_name_or_path)  # from_pretrained downloads the weights
     if is_deepspeed_zero3_enabled():
-        require_16_bit(model_name_or_path, "ZeRO stage 3 can't divide quantised weights", quantization_bit)
+        require_16_bit(model_name_or_path, "ZeRO stage 3 can't divide quantised weights", precision)
         return _load_partitioned(source, torch_dtype, attn_implementation).eval()
     options: dict[str, Any] = {
         "dtype": torch_dtype,
@@ -138,8 +146,8 @@ def load_base(
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
     try:
-        if precision is not None:
-            model, info = _load_quantized(_downloaded(source), precision, options)
+        if stored is not None:
+            model, info = _load_quantized(_downloaded(source), stored, options)
         else:
             config = read_config(source)
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -168,7 +176,7 @@ def _load_quantized(folder: Path, precision: Precision, options: dict[str, Any])
     # The arithmetic of quantising, and the scales, are in the files' own dtype.
     given = {"state_dict": files.unread(), "dtype": files.dtype(embedding)}
     if precision_in(config) is None:  # else transformers finds it there
-        given["quantization_config"] = QuantizationConfig(precision.bits)
+        given["quantization_config"] = precision.config(options["dtype"])
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     model, info = model_class.from_pretrained(None, config=config, **(options | given))
     convert_rest(model, options["dtype"])

@@ -39,6 +39,7 @@ from ptuning.methods import (
     method_of_checkpoint,
     read_checkpoint,
 )
+from ptuning.quantization import asked_precision
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations
@@ -162,8 +163,8 @@ def train_and_evaluate(
     if results:
         say(message("results", file=evaluation.write(results)))
     if training.do_train and method is not None:
-        base, bits = config.model.model_name_or_path, config.model.quantization_bit
-        for line in method.next_commands(base, training.output_dir, bits):
+        base, asked = config.model.model_name_or_path, asked_precision(config.model)
+        for line in method.next_commands(base, training.output_dir, asked):
             say(line)
     return results
 
@@ -242,7 +243,8 @@ def options_of_run(folder: str) -> list[str]:
         return options  # a prefix from elsewhere: what is missing is asked for as for any evaluation
     file = recorded.get("test_file") or recorded.get("validation_file")
     columns = ("prompt_column", "response_column", "history_column")
-    known = {name: recorded.get(name) for name in (*columns, "data_format", "quantization_bit")}
+    stored = ("quantization_bit", "quantization", "double_quantization")
+    known = {name: recorded.get(name) for name in (*columns, "data_format", *stored)}
     for name, value in {"test_file": file, **known}.items():
         values = value if isinstance(value, list) else [value]
         options += [f"--{name}", *map(str, values)] if value else []
@@ -295,7 +297,7 @@ def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Ma
         method.name,
         method.settings(),
         dtype=str(dtype).removeprefix("torch."),
-        quantization_bit=config.model.quantization_bit,
+        precision=asked_precision(config.model),
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source_prefix=data.source_prefix,
@@ -312,7 +314,7 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
         dtype=base_dtype(args.dtype, method, training.do_train),
         device=training.device,
         attn_implementation=args.attn_implementation,
-        quantization_bit=args.quantization_bit,
+        precision=asked_precision(args),
     )
     if args.ptuning_checkpoint is not None:
         attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, say)

@@ -99,8 +99,8 @@ message = Texts(
         "16 bit": ("16 位", "16 bit"),
         "cards": (
             "各种显存能训练什么（基座的精度与峰值 GB，每步 {batch} 行；*：开梯度检查点，**：再加每次一行，–：不行）",
-            "What cards can train (the base's precision and the peak in GB, {batch} rows a step; *: with gradient checkpointing, **: "
-            "and one row at a time, –: nothing fits)",
+            "What cards can train (the base's precision and the peak in GB, {batch} rows a step; *: with gradient checkpointing, "
+            "**: and one row at a time, –: nothing fits)",
         ),
         "not_told": ("（现有多少：{flag}）", "(what there is: {flag})"),
         "fits": ("够用", "fits"),

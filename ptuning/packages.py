@@ -1,9 +1,16 @@
 """Packages that not every installation has. What needs one says so before it starts, with the pip line."""
 
 import importlib.util
+import logging
 import shlex
 
 from ptuning.errors import ConfigError
+
+
+def hush() -> None:
+    """Where bitsandbytes is installed, transformers and peft import it into every process, and on a CPU with AVX512-BF16 it warns
+    of a kernel that isn't there and that nothing here would use."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def require(what: str, module: str, install: str, instead: str = "") -> None:

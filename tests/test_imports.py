@@ -50,7 +50,7 @@ def test_modules_stay_small():
     assert not long
 
 
-def test_only_families_know_a_family_and_only_methods_a_method():
+def test_only_families_know_a_family_only_methods_a_method_and_only_quantization_a_precision():
     """Composition (main, cli) and what is made for one method's format may name it; nothing else asks which one it is."""
     wrong = []
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -62,4 +62,6 @@ def test_only_families_know_a_family_and_only_methods_a_method():
             wrong.append(f"{place} names a family")
         if not place.startswith("methods/") and re.search(r"\bprefix_of\(|method(?:\.name)? [!=]= ", text):
             wrong.append(f"{place} asks which method it is")
+        if not place.startswith("quantization/") and re.search(r"\b(?:Nf4|Int8|Int4)\b|bits [!=]= \d|[!=]= .nf4", text):
+            wrong.append(f"{place} asks which precision it is")
     assert not wrong

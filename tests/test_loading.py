@@ -16,6 +16,7 @@ from ptuning.methods import attach_checkpoint, method_of, self_test
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.checkpoint import save_prefix
 from ptuning.methods.prefix.read import read_prefix
+from ptuning.quantization import precision_of
 
 CPU = {"device": "cpu"}
 VOCABULARY = 512  # the golden model's 320 are too few for the tests' tokenizer
@@ -203,7 +204,7 @@ def test_ordinary_weights_under_a_quantised_config(base):
 
 def test_a_precision_that_there_is_not(base):
     with pytest.raises(ConfigError, match="quantization_bit is 3; use 8 or 4, or leave it out"):
-        load_base(base, quantization_bit=3, **CPU)
+        load_model(base, quantization_bit=3, **CPU)
     edit_config(base, quantization_bit=3)
     with pytest.raises(ModelError, match=r"config.json: quantization_bit is 3; use 8 or 4"):
         load_base(base, **CPU)
@@ -213,10 +214,10 @@ def test_a_precision_that_there_is_not(base):
 def test_quantised_files_of_another_precision(golden_dir, bits, asked):
     folder = golden_dir / f"chatglm2-tiny-int{bits}"
     with pytest.raises(
-        ModelError, match=f"is quantised to {bits} bit, and --quantization_bit is {asked}; leave it out"
+        ModelError, match=f"is quantised to int{bits}, and --quantization_bit {asked} asks for int{asked}; leave it out"
     ):
-        load_base(folder, quantization_bit=asked, **CPU)
-    load_base(folder, quantization_bit=bits, **CPU)
+        load_base(folder, precision=precision_of(asked), **CPU)
+    load_base(folder, precision=precision_of(bits), **CPU)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "glm", None])

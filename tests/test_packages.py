@@ -20,6 +20,7 @@ OPTIONAL = (
     "streamlit",
     "httpx",
     "peft",
+    "bitsandbytes",
 )
 
 
@@ -55,6 +56,7 @@ except Exception as error:
         [
             "serve",
             "train --model_name_or_path x --train_file x --output_dir x --deepspeed zero3.json",
+            "train --model_name_or_path x --output_dir x --quantization nf4",
             "convert --checkpoint x",
             "export --checkpoint x --output_dir x",
         ],
@@ -65,6 +67,8 @@ except Exception as error:
         "exit 2",
         "error: --deepspeed: deepspeed is not installed; pip install 'ptuning[full]', or leave --deepspeed out and start with "
         "torchrun, which keeps all weights on every GPU",
+        "exit 2",
+        "error: --quantization nf4: bitsandbytes is not installed; pip install 'ptuning[bnb]', or give --quantization_bit 4",
         "exit 2",
         "error: a DeepSpeed checkpoint: deepspeed is not installed; pip install 'ptuning[full]'",
         "exit 2",

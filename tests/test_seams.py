@@ -24,7 +24,7 @@ from ptuning.checkpoint.manifest import read_manifest
 from ptuning.families import Dialogue, Family, Segment, Template, family, family_of
 from ptuning.generation import Token
 from ptuning.main import main
-from ptuning.methods import FullMethod, MemoryTerms, add_method, attached, bare, method
+from ptuning.methods import FullMethod, MemoryTerms, add_method, attached, bare, registry
 from ptuning.serving.app import create_app
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.options import ServeOptions
@@ -142,7 +142,7 @@ def known():
     """The toys are known for as long as this module runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(family, "_FAMILIES", dict(family._FAMILIES))
-        patch.setattr(method, "_METHODS", dict(method._METHODS))
+        patch.setattr(registry, "_METHODS", dict(registry._METHODS))
         family.add_family(ToyFamily())
         add_method(Biases)
         yield

@@ -79,42 +79,42 @@ def read_base_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def base_precision(model_name_or_path: str | Path, quantization_bit: int | None = None) -> Precision | None:
+def base_precision(model_name_or_path: str | Path, asked: Precision | None = None) -> Precision | None:
     """How the matrices of a base are stored in memory: as its files are, else as asked for. None: not quantised.
 
     Args:
-        quantization_bit: what is asked for.
+        asked: what is asked for.
 
     Raises:
-        ConfigError: there is no such precision.
         ModelError: the files are quantised otherwise, or the base can't be used.
     """
-    asked = None if quantization_bit is None else precision_of(quantization_bit)
     folder = resolve_base(model_name_or_path)
     values = read_base_config(folder)
     bits = family_of(values).quantized_bits(values)
-    if bits and asked is not None and asked.bits != bits:
+    stored = precision_of(bits) if bits else None
+    if stored is not None and asked is not None and asked.name != stored.name:
         raise ModelError(
-            f"{folder}: is quantised to {bits} bit, and --quantization_bit is {asked.bits}; leave it out, or give the 16-bit base"
+            f"{folder}: is quantised to {stored.name}, and {asked.option} asks for {asked.name}; leave it out, or give the 16-bit "
+            "base"
         )
-    return precision_of(bits) if bits else asked
+    return stored or asked
 
 
-def require_16_bit(model_name_or_path: str | Path, purpose: str, quantization_bit: int | None = None) -> None:
+def require_16_bit(model_name_or_path: str | Path, purpose: str, asked: Precision | None = None) -> None:
     """Refuses a quantised base.
 
     Args:
         purpose: what it can't be used for, as a sentence: "ZeRO stage 3 can't divide quantised weights".
-        quantization_bit: what is asked for.
+        asked: as of `base_precision`.
 
     Raises:
         ModelError: the base is quantised, in its files or as asked for.
     """
-    precision = base_precision(model_name_or_path, quantization_bit)
+    precision = base_precision(model_name_or_path, asked)
     if precision is not None:
         raise ModelError(
-            f"{model_name_or_path}: {purpose}, and this base is quantised to {precision.bits} bit; use the 16-bit base "
-            "(THUDM/chatglm2-6b) without --quantization_bit"
+            f"{model_name_or_path}: {purpose}, and this base is quantised to {precision.name}; use the 16-bit base "
+            f"(THUDM/chatglm2-6b){'' if asked is None else f' without {asked.option}'}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ptuning.checkpoint.base import base_fingerprint, base_precision, whole_folder
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
+from ptuning.quantization import Precision
 from ptuning.runs.files import sha256_of, version_of, versions, write_text
 from ptuning.runs.folder import MANIFEST, MANIFEST_1
 
@@ -131,7 +132,7 @@ def describe(
     settings: dict[str, Any],
     *,
     dtype: str = "float32",
-    quantization_bit: int | None = None,
+    precision: Precision | None = None,
     max_source_length: int | None = None,
     max_target_length: int | None = None,
     source_prefix: str = "",
@@ -144,7 +145,7 @@ def describe(
         method: name of the method.
         settings: of the method.
         dtype: that the base computes in.
-        quantization_bit: what the run asks for, as in `base_precision`.
+        precision: what the run asks for, as in `base_precision`.
 
     Raises:
         ModelError: the base's files can't be read.
@@ -153,7 +154,7 @@ def describe(
     config = read_config(whole_folder(base) or base)
     family = family_of(config)
     sizes: Dimensions = family.dimensions(config)
-    precision = base_precision(base, quantization_bit)
+    precision = base_precision(base, precision)
     return Manifest(
         method=method,
         base=BaseModel(

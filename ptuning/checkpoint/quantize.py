@@ -19,7 +19,7 @@ from ptuning.config.commands import option, parse_options
 from ptuning.errors import CheckpointError, ModelError
 from ptuning.families import family_of, read_config
 from ptuning.messages import message
-from ptuning.quantization import SCALE, Precision, QuantizationConfig, precision_of, quantize_linears
+from ptuning.quantization import SCALE, QuantizationConfig, RowWise, precision_of, quantize_linears
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def quantize_command(argv: Sequence[str]) -> None:
 
 
 def quantize_folder(
-    model: str | Path, precision: Precision, output: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES
+    model: str | Path, precision: RowWise, output: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
     """Writes what `--quantization_bit` makes of a model, in the official names, with its tokenizer and other files.
 

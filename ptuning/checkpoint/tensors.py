@@ -15,7 +15,10 @@ from ptuning.errors import PTuningError
 # In transformers' own order of preference.
 LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}  # safetensors' names
+DTYPES = {  # safetensors' names
+    **{torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"},
+}
 
 _LFS_POINTER = b"version https://git-lfs"
 

@@ -7,7 +7,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from ptuning.config.options import DATASET, Config, DataArguments, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.packages import missing, require
-from ptuning.quantization import precision_of
+from ptuning.quantization import asked_precision
 
 # Part of an optimizer's name → the module that has it, and what pip calls that; the first that fits.
 _OPTIMIZER_PACKAGES = {
@@ -36,8 +36,7 @@ _UNSUPPORTED = {
 def check(config: Config) -> None:
     """Raises ConfigError with the value, the limit and the fix."""
     model, data, training = config.model, config.data, config.training
-    if model.quantization_bit is not None:
-        precision_of(model.quantization_bit)
+    asked_precision(model)
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
     if not training.output_dir:

@@ -51,6 +51,7 @@ WHY_WITHOUT = Texts(
 
 _METHOD = "use --method prefix, lora, lora+prefix or full"
 _INIT = "the first factor starts as --lora_init default, gaussian or orthogonal says; others of peft change the base's own weights"
+_PRECISION = "use --quantization_bit 8 or 4 (the official integers), or --quantization nf4 (bitsandbytes)"
 _NAMED = "a model is one folder; give it with --model_name_or_path"
 _LENGTHS = "use --max_source_length and --max_target_length (tokens of question and answer)"
 
@@ -106,9 +107,12 @@ ANSWERS = {
     "use_lora": "use --method lora",
     "use_peft": "use --method lora",
     "peft_type": _METHOD,
-    "load_in_4bit": "use --quantization_bit 4",
+    "load_in_4bit": "use --quantization_bit 4 (the official integers) or --quantization nf4 (bitsandbytes)",
     "load_in_8bit": "use --quantization_bit 8",
-    "quantization_method": "there is one, the official one; use --quantization_bit 4 or 8",
+    "quantization_method": _PRECISION,
+    "bnb_4bit_quant_type": _PRECISION,
+    "bnb_4bit_use_double_quant": "use --double_quantization, with --quantization nf4",
+    "bnb_4bit_compute_dtype": "what isn't quantised says it: --dtype, or --bf16 true",
     "packing": "rows aren't packed: those of similar length share a batch, and little is padded; leave it out",
     "flash_attn": "use --attn_implementation flash_attention_2",
     "neftune_alpha": "use --neftune_noise_alpha",

@@ -76,6 +76,12 @@ class ModelArguments:
         default=None,
         metadata={"help": "8 or 4: quantise the base as it is read; an official int8 or int4 folder needs none."},
     )
+    quantization: str | None = field(
+        default=None, metadata={"help": "nf4: quantise the base as it is read, by bitsandbytes (QLoRA)."}
+    )
+    double_quantization: bool = field(
+        default=False, metadata={"help": "With --quantization nf4: its scales in 8 bit, 0.37 bit less a weight."}
+    )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from ptuning.evaluation.predictions import answered_lines, key_of
 from ptuning.loading import load_base, load_template
 from ptuning.messages import message, silent
 from ptuning.methods import attach_checkpoint, base_of, read_checkpoint
+from ptuning.quantization import asked_precision
 from ptuning.runs.lines import ResumableLines, delete_parts, write_lines
 
 _ABOUT = (
@@ -55,6 +56,8 @@ class PredictOptions:
     seed: int = same_option(TuningArguments, "seed")
     dtype: str = same_option(ModelArguments, "dtype")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
+    quantization: str | None = same_option(ModelArguments, "quantization")
+    double_quantization: bool = same_option(ModelArguments, "double_quantization")
     overwrite: bool = option(False, "write over --output where it is there")
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ def predict_command(argv: Sequence[str]) -> None:
         PTuningError: the model or the checkpoint can't be used.
     """
     options = parse_options(PredictOptions, argv, "ptuning predict", _ABOUT)
-    output = Path(options.output)
+    output, precision = Path(options.output), asked_precision(options)
     state = PartialState()
     say = print if state.is_main_process else silent
     _check_output(output, options.overwrite)
@@ -87,7 +90,7 @@ def predict_command(argv: Sequence[str]) -> None:
     template = load_template(base)
     prompts, _ = Encoder(template, Lengths(source, target), prefix).prompt_rows(split.records)
     generation = GenerationOptions.of(options, source, target, options.seed)
-    model = load_base(base, dtype=options.dtype, quantization_bit=options.quantization_bit)
+    model = load_base(base, dtype=options.dtype, precision=precision)
     if options.ptuning_checkpoint is not None:
         attach_checkpoint(model, options.ptuning_checkpoint, base, say)
     same = replace(generation, batch_tokens=0)  # which doesn't change the answers

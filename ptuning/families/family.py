@@ -140,6 +140,10 @@ class Family(ABC):
         """config.json as it is written."""
         return config.to_diff_dict()
 
+    def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The same for a folder under the model's own names, which transformers and vLLM read without this package."""
+        return config
+
     # --- shapes ----------------------------------------------------------------------------------------------------------
 
     def dimensions(self, config: PreTrainedConfig) -> Dimensions:

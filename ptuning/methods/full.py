@@ -11,7 +11,9 @@ from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
 from ptuning.errors import ConfigError
 from ptuning.families import Dimensions
 from ptuning.messages import message
-from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget
+from ptuning.methods.registry import add_method
+from ptuning.quantization import Precision
 
 
 @add_method
@@ -37,6 +39,12 @@ class FullMethod(Method):
 
     def settings(self) -> dict[str, Any]:
         return {}
+
+    def refusal(self, precision: Precision) -> str:
+        return (
+            f"all weights can't be tuned on a base quantised to {precision.name}: rounded weights can't take small updates. Tune a "
+            f"prefix or a LoRA (--method prefix, --method lora), or use the 16-bit base (THUDM/chatglm2-6b) as it is"
+        )
 
     def start(self, model: PreTrainedModel) -> None:
         model.requires_grad_(True)

@@ -18,9 +18,11 @@ from ptuning.families import Dimensions
 from ptuning.methods.companion import Companion
 from ptuning.methods.lora.method import LoraMethod
 from ptuning.methods.lora.served import ServedLora
-from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget
 from ptuning.methods.prefix.encoder import Prefix
 from ptuning.methods.prefix.method import PrefixMethod
+from ptuning.methods.registry import add_method
+from ptuning.quantization import Precision
 from ptuning.runs.files import sha256_of
 from ptuning.runs.folder import MANIFEST
 
@@ -79,6 +81,9 @@ class LoraPrefixMethod(Method):
     def memory(self, base: Dimensions) -> MemoryTerms:
         lora, prefix = (part.memory(base) for part in self.parts.values())
         return replace(lora, trained=lora.trained + prefix.trained, positions=prefix.positions)
+
+    def refusal(self, precision: Precision) -> str | None:
+        return next((why for part in self.parts.values() if (why := part.refusal(precision)) is not None), None)
 
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a way to tune, and the list of methods.
+"""What the rest of the package asks of a way to tune.
 
 A method says what trains, how it is put on a base and taken off, how it is saved and loaded, what it needs of memory, and what
 a request that is served with it brings along. No other module asks which method it is.
@@ -6,13 +6,12 @@ a request that is served with it brings along. No other module asks which method
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,15 +20,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.base import base_fingerprint
-from ptuning.checkpoint.manifest import Manifest, read_manifest
-from ptuning.errors import CheckpointError, ConfigError
+from ptuning.checkpoint.manifest import Manifest
+from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions
 from ptuning.language import columns
-from ptuning.messages import message, note
+from ptuning.messages import message
 from ptuning.methods.companion import Companion
-from ptuning.quantization import precision_in
-
-log = logging.getLogger("ptuning.methods")
+from ptuning.quantization import Precision
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,10 @@ class Method(ABC):
 
     # --- on and off ------------------------------------------------------------------------------------------------------
 
+    def refusal(self, precision: Precision) -> str | None:
+        """Why it can't be on a base that is stored so, with the fix; None: it can."""
+        return None
+
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         """Whether something of this method is attached that can be taken off again."""
@@ -131,18 +132,18 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{cls.name} can't be merged")
 
-    def next_commands(self, base: str, folder: str, quantization_bit: int | None = None) -> list[str]:
+    def next_commands(self, base: str, folder: str, asked: Precision | None = None) -> list[str]:
         """What to type after a run, quoted for a shell.
 
         Args:
             base: --model_name_or_path.
             folder: --output_dir.
-            quantization_bit: of the run.
+            asked: the precision that the run asked for.
         """
         command = shlex.quote(str(Path(sys.executable).parent / "ptuning"))
         chat, serve = self.where(base, folder)
         head = message("next")
-        same = "" if quantization_bit is None else f" --quantization_bit {quantization_bit}"
+        same = "" if asked is None else f" {asked.option}"
         return [f"{head} {command} chat {chat}{same}", f"{' ' * columns(head)} {command} serve {serve}{same}"]
 
     def where(self, base: str, folder: str) -> tuple[str, str]:
@@ -221,134 +222,6 @@ class Method(ABC):
         """Disk that `save` takes."""
 
 
-_METHODS: dict[str, type[Method]] = {}  # one that is made of others comes after them
-
-
-def add_method(method: type[Method]) -> type[Method]:
-    """Makes a method known under its name; a decorator."""
-    _METHODS[method.name] = method
-    return method
-
-
-def method_class(name: str) -> type[Method]:
-    """The method of a --method or a manifest.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if name not in _METHODS:
-        raise ConfigError(f"--method {name}: no such method; there are {', '.join(_METHODS)}")
-    return _METHODS[name]
-
-
-def defaults_of(name: str, continues: bool) -> dict[str, Any]:
-    """The options that a method brings where they aren't given.
-
-    Args:
-        name: of the method.
-        continues: whether it goes on from a checkpoint, which has settings of its own.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    method = method_class(name)
-    return {"learning_rate": method.learning_rate} | ({} if continues else method.defaults)
-
-
-def method_of(options: Any, trains: bool) -> Method | None:
-    """The method of a run's model options, with its settings; None where nothing is tuned.
-
-    Args:
-        options: config.ModelArguments.
-        trains: whether the run trains; one that only evaluates may still name a tuned checkpoint.
-
-    Raises:
-        ConfigError: there is no such method, or its settings can't be used.
-    """
-    if trains:
-        method = method_class(options.method)
-        _refuse_options_of_others(method, options, trains)
-        return method.from_options(options)
-    if options.ptuning_checkpoint is None:
-        _refuse_options_of_others(None, options)
-        return None
-    method = method_of_checkpoint(options.ptuning_checkpoint)
-    _refuse_options_of_others(method, options)
-    return method.from_options(options)
-
-
-def _refuse_options_of_others(method: type[Method] | None, options: Any, trains: bool = False) -> None:
-    default = {field.name: field.default for field in fields(options)}
-    for other in _METHODS.values():
-        for name in () if other is method else other.options:
-            if getattr(options, name) == default[name] or (method is not None and name in method.options):
-                continue
-            if method is None:
-                raise ConfigError(
-                    f"--{name} says what to train, and without --do_train nothing is; to evaluate a tuned {other.noun} give "
-                    "--ptuning_checkpoint"
-                )
-            raise ConfigError(
-                f"--{name} is for --method {other.name}, and {'--method is' if trains else 'the checkpoint is of'} {method.name}; "
-                "leave one of them out"
-            )
-
-
-def read_checkpoint(folder: str | Path) -> Manifest | None:
-    """The manifest of a tuned checkpoint that is put on a base; the rest of it is checked. Errors as `Method.read`."""
-    folder = Path(folder).expanduser()
-    return method_of_checkpoint(folder).read(folder)
-
-
-def attach_checkpoint(
-    model: PreTrainedModel, folder: str | Path, base: str | Path, notify: Callable[[str], object] = log.warning
-) -> Manifest | None:
-    """Puts a tuned checkpoint on its base, by whichever method it was tuned; arguments and errors as `Method.attach`.
-
-    Args:
-        notify: gets one line where the base had another precision while training.
-    """
-    folder = Path(folder).expanduser()
-    manifest = method_of_checkpoint(folder).attach(model, folder, base)
-    if manifest is not None:
-        now = precision_in(model.config)
-        here, there = "" if now is None else now.name, manifest.base.precision
-        if here != there:
-            text = message("other_precision", folder=folder, there=_in_words(there), here=_in_words(here))
-            notify(note(text))
-    return manifest
-
-
-def _in_words(precision: str) -> str:
-    return precision or message("unquantized")
-
-
-def base_of(model_name_or_path: str | None, ptuning_checkpoint: str | None) -> str:
-    """The base that was given, or the one that the checkpoint names.
-
-    Raises:
-        ConfigError: neither says it.
-    """
-    if model_name_or_path is not None:
-        return model_name_or_path
-    if ptuning_checkpoint is None:
-        raise ConfigError("give --model_name_or_path, --ptuning_checkpoint, or both")
-    manifest = read_checkpoint(ptuning_checkpoint)
-    if manifest is None:
-        raise ConfigError(f"{ptuning_checkpoint} doesn't say which base it belongs to; give --model_name_or_path")
-    return manifest.base.name_or_path
-
-
-def method_of_checkpoint(folder: str | Path) -> type[Method]:
-    """The method of a checkpoint: by its manifest, else by whose other programs' folder it is; a prefix where nothing says so,
-    whose `read` then says what it is."""
-    folder = Path(folder).expanduser()
-    manifest = read_manifest(folder) if folder.is_dir() else None
-    if manifest is not None:
-        return method_class(manifest.method)
-    return next((method for method in _METHODS.values() if method.recognises(folder)), method_class("prefix"))
-
-
 def check_belongs(manifest: Manifest, folder: Path, base: str | Path, template: str) -> None:
     """Refuses a checkpoint of another base or template.
 
@@ -371,24 +244,3 @@ def check_template(manifest: Manifest, folder: Path, template: str) -> None:
             f"{folder}: was trained with the prompt template {manifest.template!r}, and this package builds prompts "
             f"with {template!r}; answers would be off."
         )
-
-
-def attached(model: nn.Module) -> type[Method] | None:
-    """The method that has put something on the model; None on a bare base and on a fully tuned model."""
-    return next((method for method in reversed(_METHODS.values()) if method.is_on(model)), None)
-
-
-def detach(model: PreTrainedModel) -> None:
-    """Takes off whatever a method has attached."""
-    if (method := attached(model)) is not None:
-        method.detach(model)
-
-
-@contextmanager
-def bare(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, whatever a method has attached is off: what "untuned" means everywhere."""
-    with ExitStack() as stack:
-        method = attached(model)
-        if method is not None:
-            stack.enter_context(method.off(model))
-        yield

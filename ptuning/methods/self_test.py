@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ptuning.errors import CheckpointError, ModelError
-from ptuning.methods.method import attached, bare
+from ptuning.methods.registry import attached, bare
 
 
 def self_test(model: PreTrainedModel) -> float:

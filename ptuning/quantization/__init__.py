@@ -1,12 +1,21 @@
-"""A base's matrices in fewer bits, as the official `--quantization_bit` and the official int8 and int4 checkpoints have them.
+"""A base's matrices in fewer bits: as the official `--quantization_bit` and the official int8 and int4 checkpoints have them, or
+NF4 by bitsandbytes.
 
-Importing it makes transformers read and write them. A precision is one class in `precision.py`; no other module asks which
-one it is.
+Importing it makes transformers read and write them. A precision is one class; `choice.py` decides which one it is, and no other
+module asks.
 """
 
+from ptuning.quantization.choice import asked_precision, chosen, precision_in
 from ptuning.quantization.linear import SCALE, QuantizedLinear
-from ptuning.quantization.precision import Precision, precision_of, precisions
-from ptuning.quantization.quantizer import METHOD, QuantizationConfig, convert_rest, precision_in, quantize_linears
+from ptuning.quantization.precision import (
+    METHOD,
+    Precision,
+    QuantizationConfig,
+    RowWise,
+    precision_of,
+    precisions,
+)
+from ptuning.quantization.quantizer import convert_rest, quantize_linears
 
 __all__ = [
     "METHOD",
@@ -14,6 +23,9 @@ __all__ = [
     "Precision",
     "QuantizationConfig",
     "QuantizedLinear",
+    "RowWise",
+    "asked_precision",
+    "chosen",
     "convert_rest",
     "precision_in",
     "precision_of",

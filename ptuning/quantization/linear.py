@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ptuning.quantization.precision import Precision
+from ptuning.quantization.precision import RowWise
 
 SCALE = "_scale"  # behind a weight's name, in the model and in files
 
@@ -18,7 +18,7 @@ class QuantizedLinear(nn.Linear):
         precision: how `weight` is stored.
     """
 
-    def __init__(self, linear: nn.Linear, precision: Precision):
+    def __init__(self, linear: nn.Linear, precision: RowWise):
         nn.Module.__init__(self)  # nn.Linear's own would make the whole matrix
         self.in_features, self.out_features, self.precision = linear.in_features, linear.out_features, precision
         rows, dtype = linear.out_features, linear.weight.dtype

@@ -4,36 +4,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ptuning.quantization.linear import SCALE, QuantizedLinear
-from ptuning.quantization.precision import Precision, precision_of
-
-METHOD = "chatglm"  # quant_method inside transformers; where it stands in files is the family's matter
-
-
-@register_quantization_config(METHOD)
-class QuantizationConfig(QuantizationConfigMixin):
-    """What `from_pretrained(quantization_config=…)` takes; its dtype must be the files' own, in which scales are computed and
-    kept. `convert_rest` then gives the other tensors the dtype to compute in.
-
-    Args:
-        bits: of --quantization_bit.
-    """
-
-    def __init__(self, bits: int, **_: Any):
-        self.quant_method, self.bits = METHOD, bits
+from ptuning.quantization.precision import METHOD, QuantizationConfig, RowWise, precision_of
 
 
 class _Quantize(ConversionOps):
     """Weights as they are read → stored numbers, and their scales beside them."""
 
-    def __init__(self, precision: Precision):
+    def __init__(self, precision: RowWise):
         self.precision = precision
 
     def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
@@ -53,7 +37,7 @@ class Quantizer(HfQuantizer):
     is_qat_trainable = True  # else Trainer asks for a peft adapter
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> RowWise:
         return precision_of(self.quantization_config.bits)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
@@ -77,7 +61,7 @@ class Quantizer(HfQuantizer):
         return True
 
 
-def quantize_linears(model: PreTrainedModel, precision: Precision) -> None:
+def quantize_linears(model: PreTrainedModel, precision: RowWise) -> None:
     """Replaces the linear layers of a model without weights (on the meta device).
 
     Raises:
@@ -95,12 +79,3 @@ def convert_rest(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if parameter.is_floating_point() and not name.endswith(f".weight{SCALE}"):
             parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
-
-
-def precision_in(config: PreTrainedConfig) -> Precision | None:
-    """How a model's matrices are stored, by its configuration; None: not quantised."""
-    found = getattr(config, "quantization_config", None)
-    values = found if isinstance(found, dict) or found is None else found.to_dict()
-    if values is None or values.get("quant_method") != METHOD:
-        return None
-    return precision_of(values["bits"])

@@ -36,6 +36,8 @@ MAIN_OPTIONS = (
     "bf16",
     "fp16",
     "quantization_bit",
+    "quantization",
+    "double_quantization",
     "gradient_checkpointing",
     "deepspeed",
     "early_stopping_patience",

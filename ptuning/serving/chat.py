@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptuning.config.commands import option, parse_options
+from ptuning.config import ModelArguments
+from ptuning.config.commands import option, parse_options, same_option
 from ptuning.errors import PTuningError
 from ptuning.families import Dialogue
 from ptuning.generation import Engine, GenerationRequest, SamplingParams
@@ -26,7 +27,9 @@ class ChatOptions:
     model_name_or_path: str | None = option(None, "default: the base that the checkpoint names")
     ptuning_checkpoint: str | None = option(None, "a tuned prefix; /prefix takes it off again")
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
-    quantization_bit: int | None = option(None, "8 or 4: quantise the base as it is read")
+    quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
+    quantization: str | None = same_option(ModelArguments, "quantization")
+    double_quantization: bool = same_option(ModelArguments, "double_quantization")
     max_new_tokens: int = option(512, "tokens of an answer")
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(0.8, "of sampling")
@@ -42,7 +45,8 @@ def chat(argv: Sequence[str]) -> None:
     if options.ptuning_checkpoint is not None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
-    loaded = LoadedModel.load(base, options.dtype, options.quantization_bit)
+    asked = (options.quantization_bit, options.quantization, options.double_quantization)
+    loaded = LoadedModel.load(base, options.dtype, *asked)
     sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
     with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)

@@ -126,10 +126,21 @@ class LoadedModel:
 
     @classmethod
     def load(
-        cls, model_name_or_path: str | Path, dtype: str = "auto", quantization_bit: int | None = None
+        cls,
+        model_name_or_path: str | Path,
+        dtype: str = "auto",
+        quantization_bit: int | None = None,
+        quantization: str | None = None,
+        double_quantization: bool = False,
     ) -> "LoadedModel":
         """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model`."""
-        model, tokenizer = load_model(model_name_or_path, dtype=dtype, quantization_bit=quantization_bit)
+        model, tokenizer = load_model(
+            model_name_or_path,
+            dtype=dtype,
+            quantization_bit=quantization_bit,
+            quantization=quantization,
+            double_quantization=double_quantization,
+        )
         return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
 
     @property

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptuning.config.commands import language_option, option, parse_options
+from ptuning.config import ModelArguments
+from ptuning.config.commands import language_option, option, parse_options, same_option
 from ptuning.errors import ConfigError
 from ptuning.language import Language
 
@@ -40,7 +41,9 @@ class ServeOptions:
         None, "answers REST requests that name none; default: the only prefix, else the base"
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
-    quantization_bit: int | None = option(None, "8 or 4: quantise the base as it is read")
+    quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
+    quantization: str | None = same_option(ModelArguments, "quantization")
+    double_quantization: bool = same_option(ModelArguments, "double_quantization")
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int = option(7030, "of the API")
     web_port: int = option(7020, "of the page")

@@ -11,7 +11,7 @@ from ptuning.config import Config, TuningArguments
 from ptuning.errors import ConfigError, ModelError
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
-from ptuning.quantization import Precision
+from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import read_deepspeed
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
@@ -33,10 +33,14 @@ def check_combinations(config: Config, method: Method | None) -> None:
         ConfigError: every problem found, one a line, each with its fix.
         ModelError: the base can't be used, or is quantised otherwise than asked for.
     """
-    _precision_of(config)
+    precision = _precision_of(config)
     values = read_deepspeed(config.training.deepspeed)
     all_weights = config.training.do_train and method is not None and not method.keeps_base
-    problems = list(_precision(config, values)) if all_weights else []
+    problems = []
+    if method is not None and precision is not None and (refusal := method.refusal(precision)) is not None:
+        problems.append(refusal)
+    if all_weights:
+        problems += _dtype(config, values)
     if values is not None:
         problems += _auto(values)
         problems += _stage(config, values, all_weights)
@@ -51,13 +55,8 @@ def _named(training: TuningArguments) -> bool:
     return isinstance(training.deepspeed, str) and not training.deepspeed.lstrip().startswith("{")
 
 
-def _precision(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
+def _dtype(config: Config, values: dict[str, Any] | None) -> Iterator[str]:
     training, model = config.training, config.model
-    if (precision := _precision_of(config)) is not None:
-        yield (
-            f"all weights can't be tuned on a base quantised to {precision.bits} bit: rounded weights can't take small updates. "
-            "Tune a prefix (--method prefix), or use the 16-bit base (THUDM/chatglm2-6b) without --quantization_bit"
-        )
     if model.dtype != "auto":
         device = torch.device("cpu" if training.use_cpu else "cuda")
         dtype = resolve_dtype(model.dtype, device)
@@ -90,7 +89,7 @@ def _precision_of(config: Config) -> Precision | None:
         resolve_base(config.model.model_name_or_path)
     except ModelError:
         return None  # said where the base is loaded: faults in the data come first
-    return base_precision(config.model.model_name_or_path, config.model.quantization_bit)
+    return base_precision(config.model.model_name_or_path, asked_precision(config.model))
 
 
 def _auto(values: dict[str, Any]) -> Iterator[str]:
@@ -146,8 +145,7 @@ def _stage(config: Config, values: dict[str, Any], all_weights: bool) -> Iterato
         )
     if (precision := _precision_of(config)) is not None:
         yield (
-            f"ZeRO stage 3 can't divide weights quantised to {precision.bits} bit; use stage 2 (configs/zero2.json), or the 16-bit "
-            "base"
+            f"ZeRO stage 3 can't divide weights quantised to {precision.name}; use stage 2 (configs/zero2.json), or the 16-bit base"
         )
     if training.torch_compile:
         yield "--torch_compile with ZeRO stage 3: a compiled graph skips the hooks that gather weights; leave it out"

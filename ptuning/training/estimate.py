@@ -12,6 +12,7 @@ from ptuning.language import padded
 from ptuning.messages import message
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.quantization import precisions
+from ptuning.training.cards import cards_table
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
@@ -152,10 +153,13 @@ class EstimateOptions:
         None, "free on each node of another machine; without --gpu_memory_gb one without GPUs"
     )
     disk_gb: float | None = option(None, "free for checkpoints; else this machine's, and another's isn't looked at")
+    cards: bool = option(False, "what GPUs of 6 to 80 GB can train, by method and precision of the base")
     # Kept from TrainingArguments, which would make a process group.
     deepspeed: str | None = option(None, "DeepSpeed JSON file")
 
     def __post_init__(self):
+        if self.cards and (self.elsewhere or self.deepspeed is not None or (self.num_gpus, self.num_nodes) != (1, 1)):
+            raise ConfigError("--cards is about one GPU of each size without DeepSpeed; leave the other options of estimate out")
         for name in ("num_gpus", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use at least 1")
@@ -197,6 +201,9 @@ def estimate_command(argv: list[str]) -> int:
     config, _ = parse(["--do_train", *unused, *rest], defaults=defaults_of)
     method = method_of(config.model, trains=True)
     assert method is not None
+    if own.cards:
+        print(cards_table(config))
+        return 0
     processes = (own.num_gpus * own.num_nodes, own.num_gpus)
     device_type = None
     if own.elsewhere:
@@ -222,7 +229,7 @@ def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
     ways: list[tuple[list[str], Workload]] = [([], work)]
     if work.frozen and work.precision is None and (work.zero is None or work.zero.stage < 3):
-        ways += [([f"--quantization_bit {each.bits}"], replace(work, precision=each)) for each in precisions()]
+        ways += [([each.option], replace(work, precision=each)) for each in precisions()]
     if not work.cpu and work.precision is None:  # on a CPU the offloaded state lies in the same memory
         for file, zero in SHIPPED.items():
             frees_more = (

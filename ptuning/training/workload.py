@@ -10,7 +10,7 @@ from ptuning.config import Config
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
-from ptuning.quantization import Precision
+from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
 from ptuning.training.machine import process_counts
 
@@ -158,7 +158,7 @@ class Workload:
             zero=None if values is None else ZeroSettings.of(values),
             checkpoints=_checkpoints(training),
             save_optimizer=not training.save_only_model,
-            precision=base_precision(folder, model.quantization_bit),
+            precision=base_precision(folder, asked_precision(model)),
             inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
         )
 

@@ -19,6 +19,16 @@ def test_packing_has_a_way_back(bits):
     assert torch.equal(precision.unpack(stored), whole)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_counted_from_zero(bits):
+    """Bits of the first column first, as one large number for each row."""
+    precision = precision_of(bits)
+    whole = torch.randint(-precision.top - 1, precision.top + 1, (3, 16), dtype=torch.int8)
+    rows = precision.shifted(precision.pack(whole)).view(torch.uint8).tolist()
+    expected = [sum((number + precision.top + 1) << bits * i for i, number in enumerate(row)) for row in whole.tolist()]
+    assert [int.from_bytes(bytes(row), "little") for row in rows] == expected
+
+
 def test_the_even_column_is_in_the_high_half():
     assert precision_of(4).pack(torch.tensor([[1, -2]], dtype=torch.int8)).tolist() == [[0x1E]]
 

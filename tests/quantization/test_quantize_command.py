@@ -57,7 +57,7 @@ def test_it_is_what_quantizing_at_load_makes(tmp_path, bits):
     folder = quantize_folder(SMALL, precision_of(bits), tmp_path / "out", max_shard_bytes=200_000)
     assert len(list(folder.glob("*.safetensors"))) > 3 and base_fingerprint(folder) == base_fingerprint(SMALL)
     written, tokenizer = load_model(folder, device="cpu")
-    made = load_base(SMALL, device="cpu", quantization_bit=bits).state_dict()
+    made = load_base(SMALL, device="cpu", precision=precision_of(bits)).state_dict()
     found = written.state_dict()
     assert found.keys() == made.keys()
     assert all(found[name].dtype == made[name].dtype and torch.equal(found[name], made[name]) for name in made)
@@ -95,7 +95,7 @@ def test_refused_before_anything_is_written(golden_dir, golden_base, tmp_path, c
 
     assert "quantization_bit is 3; use 8 or 4" in refused("--model", golden_base, "--bits", 3)
     again = refused("--model", golden_dir / "chatglm2-tiny-int8", "--bits", 4)
-    assert "rounding a second time loses more, and this base is quantised to 8 bit; use the 16-bit base" in again
+    assert "rounding a second time loses more, and this base is quantised to int8; use the 16-bit base" in again
     assert "no such folder; download the model first" in refused("--model", "THUDM/chatglm2-6b", "--bits", 4)
     (golden_base / "tokenizer.model").unlink()
     assert "tokenizer.model is missing" in refused("--model", golden_base, "--bits", 4)

@@ -14,7 +14,7 @@ from ptuning.checkpoint.model_folder import model_bytes, save_model_folder
 from ptuning.checkpoint.tensors import TensorFiles
 from ptuning.errors import ModelError
 from ptuning.loading import load_base
-from ptuning.quantization import QuantizationConfig, QuantizedLinear, precisions
+from ptuning.quantization import QuantizationConfig, QuantizedLinear, precision_of, precisions
 from ptuning.quantization.quantizer import _Quantize
 
 BITS = [precision.bits for precision in precisions()]
@@ -30,7 +30,7 @@ def bits(request) -> int:
 def quantized(request, golden_dir, bits):
     """The golden model, quantised in its files or while it is read."""
     if request.param == "at load":
-        return load_base(golden_dir / "chatglm2-tiny", device="cpu", quantization_bit=bits)
+        return load_base(golden_dir / "chatglm2-tiny", device="cpu", precision=precision_of(bits))
     return load_base(golden_dir / f"chatglm2-tiny-int{bits}", device="cpu")
 
 
@@ -107,7 +107,7 @@ def half(golden_dir, tmp_path) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_16_bit_files_are_quantized_as_they_are(half, bits, dtype):
     """Whatever dtype the model computes in: fp16 → bf16 → int8 is another model than fp16 → int8."""
-    model = load_base(half, device="cpu", dtype=dtype, quantization_bit=bits)
+    model = load_base(half, device="cpu", dtype=dtype, precision=precision_of(bits))
     weight = tensors_of(half).read("transformer.encoder.layers.1.mlp.dense_4h_to_h.weight")
     scale = weight.abs().amax(-1) / (2 ** (bits - 1) - 1)
     layer = model.model.layers[1].mlp.down_proj
@@ -119,7 +119,7 @@ def test_16_bit_files_are_quantized_as_they_are(half, bits, dtype):
 
 
 def test_a_cast_of_the_model_leaves_the_scales(half, bits):
-    model = load_base(half, device="cpu", quantization_bit=bits)
+    model = load_base(half, device="cpu", precision=precision_of(bits))
     layer = model.model.layers[0].mlp.gate_up_proj
     before = layer.weight_scale.clone()
     model.to(torch.bfloat16)
@@ -142,7 +142,7 @@ def test_one_matrix_at_a_time_is_whole_in_memory(half, bits, monkeypatch):
         return convert(self, input_dict, **kwargs)
 
     monkeypatch.setattr(_Quantize, "convert", watched)
-    load_base(half, device="cpu", quantization_bit=bits)
+    load_base(half, device="cpu", precision=precision_of(bits))
     assert len(seen) == 6 * 3
 
 
@@ -152,4 +152,4 @@ def test_nan_in_a_matrix_is_named(half, bits):
     tensors["transformer.encoder.layers.2.self_attention.dense.weight"][3, 4] = torch.nan
     save_file(tensors, half / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers\.2\.self_attention\.dense\.weight.* NaN or infinity 1 times"):
-        load_base(half, device="cpu", quantization_bit=bits)
+        load_base(half, device="cpu", precision=precision_of(bits))

@@ -1,4 +1,4 @@
-"""A prefix trains on a quantised base as on any other: same gradients, exact resume, and its manifest says what it trained on."""
+"""A prefix and a LoRA train on a quantised base as on any other: same gradients, exact resume, and the manifest says what on."""
 
 import json
 import shutil
@@ -9,12 +9,13 @@ import torch
 
 from ptuning import load_model
 from ptuning.checkpoint.manifest import read_manifest
+from ptuning.checkpoint.tensors import TensorFiles
+from ptuning.errors import CheckpointError
 from ptuning.families.logits import loss_of
 from ptuning.loading import load_base
-from ptuning.main import main
+from ptuning.main import evaluate_command, main
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
-from ptuning.methods.prefix.read import read_prefix
-from ptuning.quantization import QuantizedLinear, precisions
+from ptuning.quantization import QuantizedLinear, chosen, precisions
 from tests.conftest import REPO
 
 BASE = REPO / "models" / "chatglm2-tiny"
@@ -67,12 +68,25 @@ def test_gradients_under_autocast(golden_dir, golden, bits):
         assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.99
 
 
-def train(folder: Path, bits: int, *more) -> int:
-    options = ["--do_train", "--model_name_or_path", BASE, "--quantization_bit", bits, "--output_dir", folder]
-    options += ["--train_file", REPO / "data" / "advertise" / "train.json", "--max_train_samples", 16]
-    options += ["--prompt_column", "content", "--response_column", "summary", "--pre_seq_len", 8]
+METHODS = {
+    "prefix": ["--method", "prefix", "--pre_seq_len", 8],
+    "lora": ["--method", "lora", "--lora_rank", 4],
+}
+INT8, INT4, NF4, DOUBLE = (
+    chosen(8, None, False),
+    chosen(4, None, False),
+    chosen(None, "nf4", False),
+    chosen(None, "nf4", True),
+)
+TRAINED = [*(("prefix", each) for each in (INT8, INT4, NF4)), *(("lora", each) for each in (INT8, INT4, DOUBLE))]
+
+
+def train(folder: Path, method: str, precision, *more) -> int:
+    options = ["--do_train", "--model_name_or_path", BASE, *precision.option.split(), "--output_dir", folder]
+    options += ["--train_file", REPO / "data" / "advertise" / "train.json", "--max_train_samples", 8, *METHODS[method]]
+    options += ["--prompt_column", "content", "--response_column", "summary", "--learning_rate", "1e-2"]
     options += ["--max_source_length", 32, "--max_target_length", 32, "--per_device_train_batch_size", 4]
-    options += ["--max_steps", 4, "--save_steps", 2, "--logging_steps", 1, "--report_to", "none", "--use_cpu", "true"]
+    options += ["--max_steps", 2, "--save_steps", 1, "--logging_steps", 1, "--report_to", "none", "--use_cpu", "true"]
     return main([str(option) for option in [*options, *more]])
 
 
@@ -81,67 +95,79 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.fixture(scope="module", params=BITS)
+def tuned(folder: Path) -> dict[str, torch.Tensor]:
+    files = TensorFiles.of_file(next(folder.glob("*.safetensors")), CheckpointError)
+    return {name: files.read(name) for name in files.files}
+
+
+@pytest.fixture(scope="module", params=TRAINED, ids=lambda trained: f"{trained[0]}-{trained[1].name}")
 def run(request, tmp_path_factory):
-    """(bits, folder) of a finished run."""
-    folder = tmp_path_factory.mktemp(f"int{request.param}") / "run"
-    assert train(folder, request.param) == 0
-    return request.param, folder
+    """(method, precision, folder) of a finished run."""
+    method, precision = request.param
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert train(folder, method, precision) == 0
+    return method, precision, folder
 
 
 def test_the_manifest_says_the_precision(run):
-    bits, folder = run
-    assert read_manifest(folder).base.precision == f"int{bits}"
-    assert read_manifest(folder / "checkpoint-2").base.precision == f"int{bits}"
+    method, precision, folder = run
+    for each in (folder, folder / "checkpoint-1"):
+        manifest = read_manifest(each)
+        assert (manifest.method, manifest.base.precision) == (method, precision.name)
 
 
 def test_checkpointing_trains_the_same(run, tmp_path):
-    bits, folder = run
-    assert train(tmp_path / "run", bits, "--gradient_checkpointing", "true") == 0
+    method, precision, folder = run
+    assert train(tmp_path / "run", method, precision, "--gradient_checkpointing", "true") == 0
     assert losses(tmp_path / "run") == losses(folder)
-    found, expected = read_prefix(tmp_path / "run").tensors, read_prefix(folder).tensors
+    found, expected = tuned(tmp_path / "run"), tuned(folder)
     assert all((found[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
 
 
 def test_resume_is_exact(run, tmp_path):
-    bits, folder = run
+    method, precision, folder = run
     shutil.copytree(folder, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # as if killed before it
-    assert train(tmp_path / "run", bits, "--resume_from_checkpoint", "true") == 0
-    found, expected = read_prefix(tmp_path / "run").tensors, read_prefix(folder).tensors
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")  # as if killed before it
+    assert train(tmp_path / "run", method, precision, "--resume_from_checkpoint", "true") == 0
+    found, expected, before = tuned(tmp_path / "run"), tuned(folder), tuned(folder / "checkpoint-1")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(not torch.equal(before[name], expected[name]) for name in expected)
 
 
 def test_it_resumes_on_no_other_precision(run, tmp_path, capsys):
-    bits, folder = run
+    method, precision, folder = run
     shutil.copytree(folder, tmp_path / "run")
-    other = next(each for each in BITS if each != bits)
-    assert train(tmp_path / "run", other, "--resume_from_checkpoint", "true") == 2
-    assert f"quantization_bit was {bits}, now {other}" in capsys.readouterr().err
+    other = NF4 if precision is not NF4 else INT4
+    assert train(tmp_path / "run", method, other, "--resume_from_checkpoint", "true") == 2
+    said = {NF4: "quantization was 'nf4', now None", DOUBLE: "double_quantization was True, now False"}
+    assert said.get(precision, "quantization was None, now 'nf4'") in capsys.readouterr().err
 
 
 def test_another_precision_is_noted_in_one_line(run, caplog):
-    bits, folder = run
-    load_model(BASE, folder, device="cpu", quantization_bit=bits)
+    _, precision, folder = run
+    load_model(BASE, folder, device="cpu", **asked(precision))
     assert not caplog.records
     load_model(BASE, folder, device="cpu")
     (record,) = caplog.records
-    assert (
-        f"was trained on a base in int{bits}, and this one is in 16 bit; measured: 0.06 to 0.13" in record.getMessage()
+    said = f"was trained on a base in {precision.name}, and this one is in 16 bit; measured: 0.06 to 0.13"
+    assert said in record.getMessage() and "\n" not in record.getMessage()
+
+
+def asked(precision) -> dict:
+    """For `load_model`."""
+    words = precision.option.removeprefix("--").split(maxsplit=1)
+    return (
+        {"quantization_bit": precision.bits}
+        if precision.bits
+        else {words[0]: "nf4", "double_quantization": precision is DOUBLE}
     )
-    assert "\n" not in record.getMessage()
 
 
-def test_evaluation_loads_it(run, tmp_path, capsys):
-    bits, folder = run
-    options = ["--do_predict", "--model_name_or_path", BASE, "--ptuning_checkpoint", folder, "--max_predict_samples", 3]
-    options += ["--test_file", REPO / "data" / "advertise" / "dev.json", "--prompt_column", "content"]
-    options += ["--response_column", "summary", "--max_target_length", 8, "--report_to", "none", "--use_cpu", "true"]
-
-    def evaluate(name, *more) -> str:
-        assert main([str(option) for option in [*options, "--output_dir", tmp_path / name, *more]]) == 0
-        return capsys.readouterr().out
-
-    assert "was trained on a base in" not in evaluate("same", "--quantization_bit", bits, "--baseline")
-    assert len((tmp_path / "same" / "predictions_base.jsonl").read_text().splitlines()) == 3
-    assert evaluate("other").count("was trained on a base in") == 1
+def test_evaluating_a_run_takes_its_precision(run, tmp_path, capsys):
+    _, _, folder = run
+    options = ["--test_file", REPO / "data" / "advertise" / "dev.json", "--max_predict_samples", 2, "--baseline"]
+    options += ["--max_target_length", 8, "--report_to", "none", "--output_dir", tmp_path / "out"]
+    assert evaluate_command([str(option) for option in [folder, *options]]) == 0
+    assert "was trained on a base in" not in capsys.readouterr().out
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert scores["base"]["answer_loss"] != scores["tuned"]["answer_loss"]

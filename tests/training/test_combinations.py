@@ -8,6 +8,7 @@ import pytest
 from ptuning.config import parse
 from ptuning.errors import ConfigError
 from ptuning.methods import method_of
+from ptuning.quantization import chosen
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import ZeroSettings, check_deepspeed_file, read_deepspeed
 from tests.conftest import REPO
@@ -23,7 +24,7 @@ def refusal(tmp_path, monkeypatch):
     """Checks flags with configs/zero3.json as changed: `{"zero_optimization.stage": 2}`; None deletes. Returns the message."""
 
     def refuse(changes=None, *flags, file="zero3.json", base=BASE) -> str:
-        method = [] if "--pre_seq_len" in flags else FULL
+        method = [] if {"--pre_seq_len", "--method"} & set(flags) else FULL
         config, _ = parse(["--model_name_or_path", str(base), *REQUIRED, *method, *map(str, flags)])
         if changes is not None:
             values = json.loads((REPO / "configs" / file).read_text())
@@ -167,9 +168,26 @@ def test_several_problems_come_together(refusal):
 def test_full_tuning_of_a_quantised_base(refusal, tmp_path):
     config = json.loads((BASE / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_bit": 4}))
-    assert "base quantised to 4 bit" in refusal(base=tmp_path)
-    assert "Tune a prefix (--method prefix), or use the 16-bit base" in refusal(base=tmp_path)
-    assert "can't divide weights quantised to 4 bit; use stage 2" in refusal({}, "--pre_seq_len", 8, base=tmp_path)
+    assert "base quantised to int4" in refusal(base=tmp_path)
+    assert "Tune a prefix or a LoRA (--method prefix, --method lora), or use the 16-bit base" in refusal(base=tmp_path)
+    assert "can't divide weights quantised to int4; use stage 2" in refusal({}, "--pre_seq_len", 8, base=tmp_path)
+
+
+@pytest.mark.parametrize("precision", [chosen(8, None, False), chosen(4, None, False), chosen(None, "nf4", False)])
+def test_quantising_at_load(refusal, precision):
+    asked, name = precision.option.split(), precision.name
+    assert f"all weights can't be tuned on a base quantised to {name}: rounded weights" in refusal(None, *asked)
+    for method in (["--pre_seq_len", 8], ["--method", "lora"]):
+        assert f"can't divide weights quantised to {name}; use stage 2" in refusal({}, *method, *asked)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_dora_on_whole_numbers(refusal, bits):
+    message = refusal(None, "--method", "lora", "--use_dora", "true", "--quantization_bit", bits)
+    assert (
+        f"and peft can't compute it where they are int{bits}; use LoRA (without --use_dora), --quantization nf4"
+        in message
+    )
 
 
 @pytest.mark.parametrize(

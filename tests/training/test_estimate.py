@@ -22,7 +22,7 @@ from ptuning.families.logits import loss_of
 from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
-from ptuning.quantization import precision_of
+from ptuning.quantization import chosen, precision_of
 from ptuning.training import estimate
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
@@ -145,22 +145,27 @@ def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, 
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found
 
 
-@pytest.mark.parametrize(("bits", "gigabytes"), [(8, 6.75), (4, 3.91)])
-def test_a_quantized_base_of_the_6b_shape(official, tmp_path, bits, gigabytes):
-    """Matrices of 5.7 B numbers in one byte or half a one; 0.53 B in two."""
-    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--quantization_bit", bits)
+@pytest.mark.parametrize(
+    ("asked", "gigabytes"),
+    [((8, None, False), 6.75), ((4, None, False), 3.91), ((None, "nf4", False), 4.26), ((None, "nf4", True), 3.99)],
+)
+def test_a_quantized_base_of_the_6b_shape(official, tmp_path, asked, gigabytes):
+    """Matrices of 5.7 B numbers in one byte or half a one, and their scales; 0.53 B in two."""
+    precision = chosen(*asked)
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, *precision.option.split())
     work = work_of(config, device_type="cuda", processes=(1, 1))
-    assert need(work, 0).device["weights"] == pytest.approx(gigabytes * GB, rel=0.03)
-    stored = [precision_of(bits).bytes_of(*each, 2) for each in work.shape.layer_matrices]
+    assert need(work, 0).device["weights"] == pytest.approx(gigabytes * GB, rel=0.01)
+    stored = [precision.bytes_of(*each, 2) for each in work.shape.layer_matrices]
     assert work.base_bytes == 28 * sum(stored) + work.plain_parameters * 2
-    assert f"base of 6.24 B parameters in int{bits}" in str(estimate_of(config, device_type="cuda", processes=(1, 1)))
+    said = f"base of 6.24 B parameters in {precision.name}"
+    assert said in str(estimate_of(config, device_type="cuda", processes=(1, 1)))
 
 
 def test_bytes_of_a_loaded_quantized_base(twelve, tmp_path):
     for bits in (8, 4):
         config = config_of(twelve, tmp_path, "--pre_seq_len", 16, "--quantization_bit", bits)
         work = replace(work_of(config, device_type="cpu", processes=(1, 1)), scale_bytes=4)
-        model = load_base(twelve, device="cpu", quantization_bit=bits)
+        model = load_base(twelve, device="cpu", precision=precision_of(bits))
         assert work.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
 
 
@@ -498,3 +503,29 @@ def test_two_processes_within_15_percent(way):
     found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
     print(found)
     assert found["estimate_ratio"] == pytest.approx(1, abs=0.15), found
+
+
+def test_cards_name_what_fits_them(official, capsys):
+    """Each cell as the estimate of that run says it."""
+    flags = ["estimate", "--model_name_or_path", str(official), "--per_device_train_batch_size", "4"]
+    lengths = ["--max_source_length", "64", "--max_target_length", "128"]
+    assert cli.main([*flags, *lengths, "--cards"]) == 0
+    _, names, *lines = capsys.readouterr().out.splitlines()
+    table = {line.split(" GB")[0]: re.split(r"  +", line.split(" GB")[1].strip()) for line in lines}
+    columns = names.split()[1:]
+    assert columns == ["full", "lora", "prefix", "lora+prefix"]
+    assert table["6"][0] == "–" and table["80"][0] == "–"  # all weights need the fp32 state of 6 B
+    prefix = {size: cells[columns.index("prefix")] for size, cells in table.items()}
+    assert prefix["6"].startswith("int4") and prefix["12"].startswith("int8") and prefix["24"].startswith("16 bit ")
+    for size, cell in prefix.items():
+        kind, gigabytes = cell.rsplit(" ", 1)
+        how = {"16": [], "in": ["--quantization_bit", kind.strip("*")[3:]]}[kind[:2]]
+        how += ["--gradient_checkpointing", str("*" in kind).lower()]
+        assert "**" not in kind
+        assert cli.main([*flags, *lengths, *how, "--method", "prefix", "--gpu_memory_gb", size]) == 0
+        said = capsys.readouterr().out
+        assert float(re.search(r"memory per GPU +([\d.]+) GB", said)[1]) == pytest.approx(float(gigabytes), abs=0.1), (
+            cell
+        )
+    assert cli.main([*flags, "--cards", "--num_gpus", "2"]) == 2
+    assert "--cards is about one GPU of each size" in capsys.readouterr().err

@@ -129,7 +129,7 @@ class ChatGLMConfig(GlmConfig):
         }
         if self.rope_ratio != 1:
             values["rope_ratio"] = self.rope_ratio
-        if (precision := precision_in(self)) is not None:
+        if (precision := precision_in(self)) is not None and precision.bits is not None:
             del values["quantization_config"]
             values["quantization_bit"] = precision.bits
         return values

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GlmConfig
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, eager_attention_forward
 
 from ptuning.families.chatglm2.config import (
@@ -70,6 +70,11 @@ class ChatGLM2(Family):
 
     def quantized_bits(self, values: Mapping[str, Any]) -> int | None:
         return values.get("quantization_bit") or None  # official 16-bit files say 0
+
+    def native_config(self, config: ChatGLMConfig) -> GlmConfig:
+        own = GlmConfig().to_dict().keys() - {"model_type", "transformers_version"}
+        values = {name: getattr(config, name) for name in own} | {"architectures": ["GlmForCausalLM"]}
+        return GlmConfig(**values)
 
     def extra_tensors(self, config: ChatGLMConfig) -> dict[str, torch.Tensor]:
         """Official checkpoints hold (D/4,) inverse frequencies of a head dimension D, before any rope_ratio."""

@@ -27,8 +27,10 @@ from ptuning.methods.lora.checkpoint import LORA, LoraCheckpoint, for_base, is_l
 from ptuning.methods.lora.served import ServedLora
 from ptuning.methods.lora.settings import ALPHA, DROPOUT, RANK, TARGET, LoraSettings
 from ptuning.methods.lora.targets import choose, linears, linears_of, shortened
-from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget, check_belongs
+from ptuning.methods.registry import add_method
 from ptuning.packages import require
+from ptuning.quantization import Precision, precision_in
 
 _DORA_IN_FILES, _DORA = ".lora_magnitude_vector", f".lora_magnitude_vector.{ADAPTER}.weight"
 
@@ -118,6 +120,9 @@ class LoraMethod(Method):
         dropped = sum(wide for wide, _ in widths) if self.lora.lora_dropout else 0
         return MemoryTerms(trained, frozen_base=True, inputs=kept, dropped=dropped)
 
+    def refusal(self, precision: Precision) -> str | None:
+        return _refusal(self.lora, precision)
+
     @classmethod
     def is_on(cls, model: nn.Module) -> bool:
         return bool(lora_layers(model))
@@ -163,6 +168,9 @@ class LoraMethod(Method):
         if checkpoint.manifest is not None:
             check_belongs(checkpoint.manifest, checkpoint.folder, base, family_of(model.config).template_name)
         detach_lora(model)
+        stored = precision_in(model.config)
+        if stored is not None and (refusal := _refusal(checkpoint.settings, stored)) is not None:
+            raise CheckpointError(f"{checkpoint.folder}: {refusal}")
         arguments, tensors = for_base(checkpoint, linears(model), model.config)
         attach_lora(model, _peft_config(arguments, model))
         _load(model, tensors, checkpoint)
@@ -181,6 +189,15 @@ class LoraMethod(Method):
 
     def saved_bytes(self, model: PreTrainedModel) -> int:
         return 4 * sum(whole_shape(parameter).numel() for parameter in lora_parameters(model).values())
+
+
+def _refusal(settings: LoraSettings, precision: Precision) -> str | None:
+    if not settings.use_dora or precision.readable:
+        return None
+    return (
+        f"DoRA needs the length of each row of the base's matrices, and peft can't compute it where they are {precision.name}; use "
+        "LoRA (without --use_dora), --quantization nf4, or the 16-bit base"
+    )
 
 
 def _words(target: str | Sequence[str]) -> list[str]:

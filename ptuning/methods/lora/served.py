@@ -41,7 +41,10 @@ class Factors:
             first, second = (part[ADAPTER].weight.detach().float().clone() for part in (layer.lora_A, layer.lora_B))
             scaling, lengths, bias = layer.scaling[ADAPTER], None, None
             if ADAPTER in layer.lora_magnitude_vector:
-                changed = layer.get_base_layer().weight.float() + scaling * (second @ first)
+                from peft.utils.integrations import dequantize_module_weight  # here, because only a LoRA needs peft
+
+                whole = dequantize_module_weight(layer.get_base_layer())  # the weight itself where it isn't quantised
+                changed = whole.float() + scaling * (second @ first)
                 lengths = layer.lora_magnitude_vector[ADAPTER].weight.float() / changed.norm(dim=1)
                 bias = None if layer.get_base_layer().bias is None else layer.get_base_layer().bias.clone()
         return cls(first, second, scaling, lengths, bias)

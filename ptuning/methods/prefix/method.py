@@ -13,7 +13,7 @@ from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Dimensions, family_of
 from ptuning.messages import message
-from ptuning.methods.method import MemoryTerms, Method, SaveTarget, add_method, check_belongs
+from ptuning.methods.method import MemoryTerms, Method, SaveTarget, check_belongs
 from ptuning.methods.prefix.attach import (
     attach_encoder,
     attach_prefix,
@@ -25,6 +25,7 @@ from ptuning.methods.prefix.attach import (
 from ptuning.methods.prefix.checkpoint import for_base, save_prefix
 from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
 from ptuning.methods.prefix.read import PREFIX, read_prefix
+from ptuning.methods.registry import add_method
 
 
 @add_method
