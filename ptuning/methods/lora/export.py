@@ -56,7 +56,7 @@ def export_official_lora(
         if any(part in scales for part in parts):
             joined[name] = _join(parts, layers, tensors, {part: value / scale for part, value in scales.items()}, name)
     folder, rank = new_folder(folder), max(len(each[FACTOR_A]) for each in joined.values())
-    named = {}
+    named: dict[str, torch.Tensor] = {}
     for name, each in joined.items():
         missing = rank - len(each[FACTOR_A])
         each[FACTOR_A] = nn.functional.pad(each[FACTOR_A], (0, 0, 0, missing))
