@@ -161,6 +161,7 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
     import traceback
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
