@@ -527,5 +527,8 @@ def test_cards_name_what_fits_them(official, capsys):
         assert float(re.search(r"memory per GPU +([\d.]+) GB", said)[1]) == pytest.approx(float(gigabytes), abs=0.1), (
             cell
         )
+    docs = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
+    for size in ("6", "8", "12", "16", "24"):
+        assert f"| {size} GB | {' | '.join(table[size])} |" in docs
     assert cli.main([*flags, "--cards", "--num_gpus", "2"]) == 2
     assert "--cards is about one GPU of each size" in capsys.readouterr().err
