@@ -52,7 +52,8 @@ def read_at_import(environment) -> dict[str, str]:
 
 def call(address: str, arguments: list[str]) -> int:
     """Has the server run the arguments; returns the exit status, or becomes an ordinary Python."""
-    cold = os.environ.get("PTUNING_TESTS_COLD") or any(os.isatty(number) for number in range(3))
+    cold = os.environ.get("PTUNING_TESTS_COLD") or not Path(address).exists()
+    cold = cold or any(os.isatty(number) for number in range(3))
     plain = [argument for argument in arguments[:1] if argument.startswith("-") and argument not in ("-u", "-m", "-c")]
     if cold or plain or not arguments:
         os.execv(sys.executable, [sys.executable, *arguments])
@@ -214,15 +215,18 @@ def start(folder: Path):
     import subprocess
 
     address, real = folder / "socket", Path(sys.executable)
+    for name in ("python", "ptuning", "torchrun", "deepspeed", "accelerate"):
+        script = "" if name == "python" else f'"{real.with_name(name)}" '
+        (folder / name).write_text(f'#!/bin/sh\nexec "{real}" -IS "{__file__}" "{address}" {script}"$@"\n')
+        (folder / name).chmod(0o755)
+    if not hasattr(os, "pidfd_open"):  # only Linux has it; elsewhere each call is an ordinary Python
+        yield folder
+        return
     server = subprocess.Popen(
         [real, __file__, "--serve", address, folder / "python"],
         stdin=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    for name in ("python", "ptuning", "torchrun", "deepspeed", "accelerate"):
-        script = "" if name == "python" else f'"{real.with_name(name)}" '
-        (folder / name).write_text(f'#!/bin/sh\nexec "{real}" -IS "{__file__}" "{address}" {script}"$@"\n')
-        (folder / name).chmod(0o755)
     try:
         while not address.exists():
             assert server.poll() is None, "the server of warm Pythons didn't start"
