@@ -24,7 +24,7 @@ def serving(port, *flags, model=MODEL):
     command = [BIN / "python", "-m", "ptuning.cli", "serve", "--model", str(model), "--port", str(port), *flags]
     if "--web_port" not in flags:
         command.append("--no_page")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -53,7 +53,7 @@ def healthy(port) -> bool:
 
 def fails(*flags, **env) -> str:
     command = [BIN / "python", "-m", "ptuning.cli", "serve", "--model", str(MODEL), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | env
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | env
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     return done.stderr
@@ -185,7 +185,7 @@ def test_chat_with_commands(tmp_path):
         "--max_new_tokens",
         "12",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     text = "你好\n再见\n/clear\n你好\n/prefix\n/prefix /no/such\n/prefix none\n" + "长" * 9000 + "\n你好\n/exit\n不问\n"
     done = subprocess.run(
         command, env=environment, input=text, capture_output=True, text=True, timeout=600, cwd=tmp_path
