@@ -70,6 +70,14 @@ class ModelArguments:
         default=None,
         metadata={"help": "8 or 4: quantise the base as it is read; an official int8 or int4 folder needs none."},
     )
+    cpu_kernels: str = field(
+        default="exact",
+        metadata={
+            "help": "Answers of a quantised base on a CPU: exact (default), the official arithmetic; fast: packed 8-bit or 4-bit "
+            "kernels, not for training.",
+            "choices": ["exact", "fast"],
+        },
+    )
 
 
 @dataclass

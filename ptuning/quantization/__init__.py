@@ -4,6 +4,7 @@ Importing it makes transformers read and write them. A precision is one class in
 one it is.
 """
 
+from ptuning.quantization.cpu_kernels import Kernels, choose_kernels, is_packed
 from ptuning.quantization.linear import SCALE, QuantizedLinear
 from ptuning.quantization.precision import Precision, precision_of, precisions
 from ptuning.quantization.quantizer import METHOD, QuantizationConfig, convert_rest, precision_in, quantize_linears
@@ -11,10 +12,13 @@ from ptuning.quantization.quantizer import METHOD, QuantizationConfig, convert_r
 __all__ = [
     "METHOD",
     "SCALE",
+    "Kernels",
     "Precision",
     "QuantizationConfig",
     "QuantizedLinear",
+    "choose_kernels",
     "convert_rest",
+    "is_packed",
     "precision_in",
     "precision_of",
     "precisions",

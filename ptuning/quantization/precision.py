@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from ptuning.errors import ConfigError
+from ptuning.quantization.packed import Packed, PackedInt4, PackedInt8
 
 
 class Precision(ABC):
@@ -17,6 +18,7 @@ class Precision(ABC):
 
     bits: int  # of --quantization_bit and of config.json
     top: int  # the largest whole number
+    packed: type[Packed]  # the CPU kernel for it
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class Precision(ABC):
 class Int8(Precision):
     """One number a byte."""
 
-    bits, top = 8, 127
+    bits, top, packed = 8, 127, PackedInt8
 
     def pack(self, whole_RC: torch.Tensor) -> torch.Tensor:
         return whole_RC
@@ -79,7 +81,7 @@ class Int8(Precision):
 class Int4(Precision):
     """Two numbers a byte: an even column in the high half, the odd one after it in the low half, both signed."""
 
-    bits, top = 4, 7
+    bits, top, packed = 4, 7, PackedInt4
 
     def pack(self, whole_RC: torch.Tensor) -> torch.Tensor:
         return (whole_RC[:, 0::2] << 4) | (whole_RC[:, 1::2] & 0xF)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ptuning.config.commands import option, parse_options
+from ptuning.config.commands import option, parse_options, same_option
 from ptuning.errors import PTuningError
 from ptuning.families import Dialogue
 from ptuning.generation import Engine, GenerationRequest, SamplingParams
@@ -13,6 +14,7 @@ from ptuning.serving.backend import BASE, Served
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.errors import ApiError
 from ptuning.serving.models import LoadedModel, Registry
+from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 
 HELP = "/clear forgets the dialogue, /prefix NAME|DIR|none changes the prefix, /exit leaves."
@@ -27,6 +29,7 @@ class ChatOptions:
     ptuning_checkpoint: str | None = option(None, "a tuned prefix; /prefix takes it off again")
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
     quantization_bit: int | None = option(None, "8 or 4: quantise the base as it is read")
+    cpu_kernels: Literal["exact", "fast"] | None = same_option(ServeOptions, "cpu_kernels")
     max_new_tokens: int = option(512, "tokens of an answer")
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(0.8, "of sampling")
@@ -42,7 +45,7 @@ def chat(argv: Sequence[str]) -> None:
     if options.ptuning_checkpoint is not None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
-    loaded = LoadedModel.load(base, options.dtype, options.quantization_bit)
+    loaded = LoadedModel.load(base, options.dtype, options.quantization_bit, options.cpu_kernels, print)
     sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
     with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)

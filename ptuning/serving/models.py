@@ -15,6 +15,7 @@ from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
 from ptuning.loading import load_model
 from ptuning.methods import attach_checkpoint, attached, detach, self_test
+from ptuning.quantization import Kernels, choose_kernels
 from ptuning.runs.folder import MANIFEST
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
@@ -126,10 +127,16 @@ class LoadedModel:
 
     @classmethod
     def load(
-        cls, model_name_or_path: str | Path, dtype: str = "auto", quantization_bit: int | None = None
+        cls,
+        model_name_or_path: str | Path,
+        dtype: str = "auto",
+        quantization_bit: int | None = None,
+        cpu_kernels: Kernels | None = None,
+        say: Callable[[str], object] = log.info,
     ) -> "LoadedModel":
-        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model`."""
-        model, tokenizer = load_model(model_name_or_path, dtype=dtype, quantization_bit=quantization_bit)
+        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model` and `choose_kernels`."""
+        model, tokenizer = load_model(model_name_or_path, dtype=dtype, quantization_bit=quantization_bit, say=say)
+        choose_kernels(model, cpu_kernels, say)
         return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
 
     @property

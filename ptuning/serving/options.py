@@ -40,6 +40,10 @@ class ServeOptions:
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
     quantization_bit: int | None = option(None, "8 or 4: quantise the base as it is read")
+    cpu_kernels: Literal["exact", "fast"] | None = option(
+        None,
+        "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
+    )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int = option(7030, "of the API")
     web_port: int = option(7020, "of the page")

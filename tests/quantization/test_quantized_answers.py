@@ -49,7 +49,7 @@ def generated(question, prefix, bits) -> str:
 
 
 def test_the_engine_mixes_prefix_and_base(prefix, bits):
-    loaded = LoadedModel.load(BASE, "float32", bits)
+    loaded = LoadedModel.load(BASE, "float32", bits, "exact")
     served = loaded.read_prefix("tuned", prefix)
     template = loaded.template
     ids = template.encode([template.render(Dialogue("你好"))])[0].ids
@@ -75,6 +75,7 @@ def test_chat(prefix, bits, monkeypatch, capsys):
     questions = iter(["你好", "/exit"])
     monkeypatch.setattr(chat, "_input", lambda: next(questions))
     options = ["--ptuning_checkpoint", str(prefix), "--quantization_bit", str(bits), "--max_new_tokens", str(TOKENS)]
+    options += ["--cpu_kernels", "exact"]
     assert main(["chat", "--dtype", "float32", *options]) == 0
     assert generated("你好", prefix, bits) in capsys.readouterr().out
 

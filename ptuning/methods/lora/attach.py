@@ -7,6 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ptuning.errors import CheckpointError
+from ptuning.quantization import is_packed
+
 ADAPTER = "default"  # peft's name for the one that is attached
 
 
@@ -15,10 +18,17 @@ def attach_lora(model: PreTrainedModel, config: Any) -> None:
 
     Args:
         config: peft.LoraConfig.
+
+    Raises:
+        CheckpointError: it needs what the base doesn't keep.
     """
     from peft import inject_adapter_in_model  # here, because only a LoRA needs peft
 
     detach_lora(model)
+    if config.use_dora and is_packed(model):
+        raise CheckpointError(
+            "a DoRA needs the numbers of its base, which fast CPU kernels don't keep; give --cpu_kernels exact"
+        )
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, ADAPTER)
     for parameter in lora_parameters(model).values():
