@@ -73,9 +73,11 @@ class Model:
     Args:
         rows: at most.
         columns: of a row's cache.
+        clock: wall or cpu.
     """
 
-    def __init__(self, path: Path, rows: int, columns: int, threads: int):
+    def __init__(self, path: Path, rows: int, columns: int, threads: int, clock: str):
+        self.clock = time.process_time if clock == "cpu" else time.perf_counter
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
@@ -95,11 +97,11 @@ class Model:
             batch.token[index], batch.pos[index] = token, position
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
             batch.logits[index] = last[row] == index
-        started = time.perf_counter()
+        started = self.clock()
         if llama_cpp.llama_decode(self.context, batch):
             raise SystemExit("llama.cpp can't compute the batch")
         llama_cpp.llama_synchronize(self.context)
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         llama_cpp.llama_batch_free(batch)
         return seconds
 
@@ -114,7 +116,7 @@ def main() -> None:
         return
     steps, vocab = options["steps"], options["shape"]["vocab"]
     most = max(options["rows"])
-    model = Model(path, most, max(options["prompts"]) + steps + 8, options["threads"])
+    model = Model(path, most, max(options["prompts"]) + steps + 8, options["threads"], options["clock"])
     prompt = [(0, position, 3 + position % (vocab - 3)) for position in range(max(options["prompts"]))]
     model.decode(prompt)  # warms up
     seconds = []

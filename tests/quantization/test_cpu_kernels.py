@@ -12,6 +12,7 @@ from ptuning.config.options import ModelArguments
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.generation import Engine, GenerationRequest, Prefix
 from ptuning.loading import load_base, load_model
+from ptuning.main import build_model
 from ptuning.methods import LoraMethod, detach, method_of
 from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 from ptuning.quantization import choose_kernels, is_packed, packed, precision_of, precisions
@@ -190,6 +191,26 @@ def test_predict_is_exact_unless_asked(tmp_path, capsys):
         assert ("CPU kernels: fast, int8" in capsys.readouterr().out) == ("fast" in kernels)
     first, second, fast = found.values()
     assert first == second and len(fast.splitlines()) == 5
+
+
+@pytest.mark.parametrize("asked", [None, "fast"])
+def test_evaluate_is_exact_unless_asked(asked, tmp_path):
+    options = [
+        "--do_predict",
+        "--model_name_or_path",
+        str(BASE),
+        "--test_file",
+        "t.json",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    options += ["--prompt_column", "q", "--response_column", "a", "--quantization_bit", "8", "--dtype", "float16"]
+    config, _ = parse(options + ([] if asked is None else ["--cpu_kernels", asked]))
+    said: list[str] = []
+    model = build_model(config, None, said.append)
+    assert is_packed(model) == (asked == "fast")
+    assert model.dtype == torch.bfloat16 and said[0].startswith("note: float16 is many times slower on a CPU")
+    assert said[1].startswith("CPU kernels: fast" if asked else "CPU kernels: exact")
 
 
 @pytest.mark.parametrize("dtype", ["float16", torch.float16])
