@@ -130,7 +130,7 @@ def main() -> None:
             model.decode([(row, position, 3 + (row + position) % (vocab - 3)) for position in range(length)])
         found = [model.decode([(row, length + n, 5 + n) for row in range(rows)]) for n in range(steps)]
         result["rows"][rows] = [rows / s for s in found]
-    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps(result))
 
 

@@ -1,5 +1,7 @@
 """`--cpu_kernels fast`: a quantised base on a CPU computes with packed matrices, whose rows need not be unpacked each time."""
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from typing import Literal
 
@@ -70,14 +72,19 @@ def choose_kernels(model: PreTrainedModel, asked: Kernels | None, say: Callable[
 def pack(model: PreTrainedModel) -> None:
     """Replaces the quantised linear layers and the output layer; each original is released before the next one is packed."""
     head = model.get_output_embeddings()
-    for name in [name for name, part in model.named_modules() if isinstance(part, QuantizedLinear) or part is head]:
-        linear = model.get_submodule(name)
-        if linear is head:
-            head = None
-        made = _packed(linear)
-        del linear
+    names = [name for name, part in model.named_modules() if isinstance(part, QuantizedLinear)]
+    # The output layer first: it needs most room besides, and the others may not be read from their files yet.
+    for name in [*(name for name, part in model.named_modules() if part is head), *names]:
+        head, made = None, _packed(model.get_submodule(name))
         if made is not None:
             model.set_submodule(name, made)
+        _give_back()
+
+
+def _give_back() -> None:
+    """What was freed goes to the system: between the packed matrices glibc would keep 0.75 GB of a 6B model's 6.8."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_packed(model: nn.Module) -> bool:
