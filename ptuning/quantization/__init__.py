@@ -4,7 +4,7 @@ Importing it makes transformers read and write them. A precision is one class in
 one it is.
 """
 
-from ptuning.quantization.cpu_kernels import Kernels, choose_kernels, is_packed
+from ptuning.quantization.cpu_kernels import choose_kernels, is_packed
 from ptuning.quantization.linear import SCALE, QuantizedLinear
 from ptuning.quantization.precision import Precision, precision_of, precisions
 from ptuning.quantization.quantizer import METHOD, QuantizationConfig, convert_rest, precision_in, quantize_linears
@@ -12,7 +12,6 @@ from ptuning.quantization.quantizer import METHOD, QuantizationConfig, convert_r
 __all__ = [
     "METHOD",
     "SCALE",
-    "Kernels",
     "Precision",
     "QuantizationConfig",
     "QuantizedLinear",

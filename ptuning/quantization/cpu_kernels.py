@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +15,6 @@ from ptuning.quantization.packed import Packed, works
 from ptuning.quantization.precision import Precision, precision_of
 from ptuning.quantization.quantizer import precision_in
 
-Kernels = Literal["exact", "fast"]
 _HEAD = precision_of(8)  # of the output layer, which official files keep in 16 bit
 _ROWS = 4096  # of the output layer quantised at a time: in fp32 it is 1 GB of a 6B model
 
@@ -47,12 +45,12 @@ class PackedLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.packed.about}"
 
 
-def choose_kernels(model: PreTrainedModel, asked: Kernels | None, say: Callable[[str], object]) -> None:
+def choose_kernels(model: PreTrainedModel, asked: str | None, say: Callable[[str], object]) -> None:
     """Gives a bare base the kernels asked for, and says which where it is a matter of choice.
 
     Args:
         model: in eval mode; changed in place, layer by layer, so that little more memory is used than before.
-        asked: None: fast where that is possible.
+        asked: exact or fast; None: fast where that is possible.
         say: gets one line; none where the base isn't quantised, or not on a CPU, and nothing was asked for.
     """
     precision = precision_in(model.config)

@@ -15,7 +15,7 @@ from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
 from ptuning.loading import load_model
 from ptuning.methods import attach_checkpoint, attached, detach, self_test
-from ptuning.quantization import Kernels, choose_kernels
+from ptuning.quantization import choose_kernels
 from ptuning.runs.folder import MANIFEST
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
@@ -131,7 +131,7 @@ class LoadedModel:
         model_name_or_path: str | Path,
         dtype: str = "auto",
         quantization_bit: int | None = None,
-        cpu_kernels: Kernels | None = None,
+        cpu_kernels: str | None = None,
         say: Callable[[str], object] = log.info,
     ) -> "LoadedModel":
         """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model` and `choose_kernels`."""
