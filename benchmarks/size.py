@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="*", choices=BASES, default=["int4", "nf4"], help="bases that are trained on")
     parser.add_argument("--tokens", type=int, default=16, help="decoded")
     parser.add_argument("--dtype", default="bfloat16", help="that the base computes in")
+    parser.add_argument("--cpu_kernels", choices=["exact", "fast"], default="fast", help="of decoding")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="for the weights; kept")
     parser.add_argument("--small", action="store_true")
@@ -62,6 +63,7 @@ def main() -> None:
 def measured(part: str, base: str, args: argparse.Namespace) -> dict:
     """One part in a process of its own."""
     flags = ["--folder", args.folder, "--tokens", args.tokens, "--dtype", args.dtype, "--threads", args.threads]
+    flags += ["--cpu_kernels", args.cpu_kernels]
     command = [sys.executable, __file__, "--part", part, base, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(list(map(str, command)), env=environment, text=True, capture_output=True)
@@ -118,12 +120,16 @@ def answering(args: argparse.Namespace, base: str) -> dict:
     """Loading, and tokens/s of `generate` at batch 1 and 4, with a prefix attached."""
     import torch
 
-    from ptuning.main import build_model
+    from ptuning.loading import load_base
+    from ptuning.methods.prefix.attach import attach_prefix
+    from ptuning.quantization import asked_precision, choose_kernels
 
-    config, method = configured(args, base, *METHODS["prefix"])
+    config, _ = configured(args, base)
     with Peak() as loading:
         started = time.perf_counter()
-        model = build_model(config, method, lambda line: None).eval()
+        model = load_base(args.folder, dtype=args.dtype, device="cpu", precision=asked_precision(config.model))
+        choose_kernels(model, args.cpu_kernels, lambda line: print(line, file=sys.stderr))
+        attach_prefix(model, 128).eval()
         seconds = time.perf_counter() - started
     rates = {}
     with Peak() as decoding:

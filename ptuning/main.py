@@ -28,7 +28,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template
 from ptuning.language import speaking
-from ptuning.loading import load_base, load_template
+from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
 from ptuning.methods import (
     Method,
@@ -39,7 +39,7 @@ from ptuning.methods import (
     method_of_checkpoint,
     read_checkpoint,
 )
-from ptuning.quantization import asked_precision
+from ptuning.quantization import asked_precision, choose_kernels
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
 from ptuning.training.combinations import check_combinations
@@ -311,11 +311,13 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
     set_seed(training.seed)  # what a method adds is random before it is trained
     model = load_base(
         args.model_name_or_path,
-        dtype=base_dtype(args.dtype, method, training.do_train),
+        dtype=computed_dtype(base_dtype(args.dtype, method, training.do_train), training.device, say),
         device=training.device,
         attn_implementation=args.attn_implementation,
         precision=asked_precision(args),
     )
+    if not training.do_train:
+        choose_kernels(model, args.cpu_kernels, say)
     if args.ptuning_checkpoint is not None:
         attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, say)
     if training.do_train:

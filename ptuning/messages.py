@@ -123,6 +123,26 @@ message = Texts(
         "tuned model": ("微调结果", "tuned model"),
         "NVMe optimizer": ("NVMe 上的优化器", "NVMe optimizer"),
         "NVMe weights": ("NVMe 上的权重", "NVMe weights"),
+        # a base on a CPU
+        "fast_kernels": (
+            "CPU 内核：fast，{how}（--cpu_kernels exact 为官方算法的精确结果，更慢）",
+            "CPU kernels: fast, {how} (--cpu_kernels exact: the official arithmetic, slower)",
+        ),
+        "exact_kernels": ("CPU 内核：exact", "CPU kernels: exact"),
+        "no_fast_kernels": ("CPU 内核：exact，而不是 fast：{why}", "CPU kernels: exact instead of fast: {why}"),
+        "not_quantized": (
+            "基座没有量化成整数（--quantization_bit 8 或 4）",
+            "the base isn't in whole numbers (--quantization_bit 8 or 4)",
+        ),
+        "not_on_a_cpu": ("基座不在 CPU 上", "the base isn't on a CPU"),
+        "packed_products_fail": (
+            "本机的 torch 没有这些内核，或结果不对",
+            "torch's packed products are missing or wrong on this machine",
+        ),
+        "no_float16_on_cpu": (
+            "注意：CPU 上 float16 慢得多，改用 bfloat16",
+            "note: float16 is many times slower on a CPU; the base is in bfloat16 instead",
+        ),
         # training
         "finished": (
             "{checkpoint} 已是训练的终点，没有剩下的步数",

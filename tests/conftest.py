@@ -12,7 +12,9 @@ import tempfile
 
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start: there are two workers on two cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # also of the processes that tests start: there are two workers on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(

@@ -37,6 +37,11 @@ def check(config: Config) -> None:
     """Raises ConfigError with the value, the limit and the fix."""
     model, data, training = config.model, config.data, config.training
     asked_precision(model)
+    if model.cpu_kernels == "fast" and training.do_train:
+        raise ConfigError(
+            "--cpu_kernels fast only answers: it has no gradients; leave it out, and give it to ptuning evaluate, predict, chat or "
+            "serve"
+        )
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
     if not training.output_dir:

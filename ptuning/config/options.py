@@ -82,6 +82,14 @@ class ModelArguments:
     double_quantization: bool = field(
         default=False, metadata={"help": "With --quantization nf4: its scales in 8 bit, 0.37 bit less a weight."}
     )
+    cpu_kernels: str = field(
+        default="exact",
+        metadata={
+            "help": "Answers of a quantised base on a CPU: exact (default), the official arithmetic; fast: packed 8-bit or 4-bit "
+            "kernels, not for training.",
+            "choices": ["exact", "fast"],
+        },
+    )
 
 
 @dataclass

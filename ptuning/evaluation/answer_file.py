@@ -17,10 +17,10 @@ from ptuning.data.splits import load_split
 from ptuning.errors import ConfigError
 from ptuning.evaluation.answers import Answer, GenerationOptions
 from ptuning.evaluation.predictions import answered_lines, key_of
-from ptuning.loading import load_base, load_template
+from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, silent
 from ptuning.methods import attach_checkpoint, base_of, read_checkpoint
-from ptuning.quantization import asked_precision
+from ptuning.quantization import asked_precision, choose_kernels
 from ptuning.runs.lines import ResumableLines, delete_parts, write_lines
 
 _ABOUT = (
@@ -58,6 +58,7 @@ class PredictOptions:
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
+    cpu_kernels: str = same_option(ModelArguments, "cpu_kernels")
     overwrite: bool = option(False, "write over --output where it is there")
 
     def __post_init__(self) -> None:
@@ -90,7 +91,8 @@ def predict_command(argv: Sequence[str]) -> None:
     template = load_template(base)
     prompts, _ = Encoder(template, Lengths(source, target), prefix).prompt_rows(split.records)
     generation = GenerationOptions.of(options, source, target, options.seed)
-    model = load_base(base, dtype=options.dtype, precision=precision)
+    model = load_base(base, dtype=computed_dtype(options.dtype, state.device, say), precision=precision)
+    choose_kernels(model, options.cpu_kernels, say)
     if options.ptuning_checkpoint is not None:
         attach_checkpoint(model, options.ptuning_checkpoint, base, say)
     same = replace(generation, batch_tokens=0)  # which doesn't change the answers

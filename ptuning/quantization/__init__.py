@@ -6,6 +6,7 @@ module asks.
 """
 
 from ptuning.quantization.choice import asked_precision, chosen, precision_in
+from ptuning.quantization.cpu_kernels import choose_kernels
 from ptuning.quantization.linear import SCALE, QuantizedLinear
 from ptuning.quantization.precision import (
     METHOD,
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizedLinear",
     "RowWise",
     "asked_precision",
+    "choose_kernels",
     "chosen",
     "convert_rest",
     "precision_in",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ptuning.config import ModelArguments
 from ptuning.config.commands import option, parse_options, same_option
@@ -14,6 +15,7 @@ from ptuning.serving.backend import BASE, Served
 from ptuning.serving.detokenize import AnswerText
 from ptuning.serving.errors import ApiError
 from ptuning.serving.models import LoadedModel, Registry
+from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.words import words
 
@@ -30,6 +32,7 @@ class ChatOptions:
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
+    cpu_kernels: Literal["exact", "fast"] | None = same_option(ServeOptions, "cpu_kernels")
     max_new_tokens: int = option(512, "tokens of an answer")
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(0.8, "of sampling")
@@ -46,7 +49,7 @@ def chat(argv: Sequence[str]) -> None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded = LoadedModel.load(base, options.dtype, *asked)
+    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, print)
     sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
     with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)

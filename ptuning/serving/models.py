@@ -15,6 +15,7 @@ from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
 from ptuning.loading import load_model
 from ptuning.methods import attach_checkpoint, attached, detach, self_test
+from ptuning.quantization import choose_kernels
 from ptuning.runs.folder import MANIFEST
 from ptuning.serving.backend import BASE, NameTaken, Refused, Served, UnknownModel
 
@@ -132,15 +133,19 @@ class LoadedModel:
         quantization_bit: int | None = None,
         quantization: str | None = None,
         double_quantization: bool = False,
+        cpu_kernels: str | None = None,
+        say: Callable[[str], object] = log.info,
     ) -> "LoadedModel":
-        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model`."""
+        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model` and `choose_kernels`."""
         model, tokenizer = load_model(
             model_name_or_path,
             dtype=dtype,
             quantization_bit=quantization_bit,
             quantization=quantization,
             double_quantization=double_quantization,
+            say=say,
         )
+        choose_kernels(model, cpu_kernels, say)
         return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
 
     @property

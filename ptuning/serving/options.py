@@ -44,6 +44,10 @@ class ServeOptions:
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
+    cpu_kernels: Literal["exact", "fast"] | None = option(
+        None,
+        "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
+    )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int = option(7030, "of the API")
     web_port: int = option(7020, "of the page")

@@ -65,7 +65,8 @@ def serve(options: ServeOptions) -> int:
 def build(options: ServeOptions) -> tuple[Worker, Metrics]:
     """Loads the base and the prefixes, and puts a worker around them that hasn't started."""
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded, registry = LoadedModel.load(options.model, options.dtype, *asked), Registry(options.model)
+    loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
+    registry = Registry(options.model)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
     else:

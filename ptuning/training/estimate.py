@@ -159,7 +159,9 @@ class EstimateOptions:
 
     def __post_init__(self):
         if self.cards and (self.elsewhere or self.deepspeed is not None or (self.num_gpus, self.num_nodes) != (1, 1)):
-            raise ConfigError("--cards is about one GPU of each size without DeepSpeed; leave the other options of estimate out")
+            raise ConfigError(
+                "--cards is about one GPU of each size without DeepSpeed; leave the other options of estimate out"
+            )
         for name in ("num_gpus", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use at least 1")

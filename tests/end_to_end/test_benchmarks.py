@@ -28,18 +28,23 @@ TOY = [
 @pytest.mark.parametrize(
     ("script", "flags", "figures"),
     [
-        ("train.py", ["--samples", "16", "--pre_seq_len", "4"], {"ratio", "ours", "official"}),
+        ("train.py", [*TOY, "--samples", "16", "--pre_seq_len", "4"], {"ratio", "ours", "official"}),
         (
             "generate.py",
-            ["--rows", "4", "--single_rows", "1", "--pre_seq_len", "4"],
+            [*TOY, "--rows", "4", "--single_rows", "1", "--pre_seq_len", "4"],
             {"speedup", "engine_tokens_per_s"},
         ),
-        ("full.py", ["--samples", "16", "--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
+        ("full.py", [*TOY, "--samples", "16", "--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
+        (
+            "cpu_serving.py",
+            ["--small", "--engines", "int8", "--rounds", "1", "--rows", "2", "--prompts", "8", "--steps", "1"],
+            {"int8", "threads"},
+        ),
     ],
 )
 def test_last_line_is_json(script, flags, figures):
     done = subprocess.run(
-        [BIN / "python", str(ROOT / "benchmarks" / script), *TOY, *flags],
+        [BIN / "python", str(ROOT / "benchmarks" / script), *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,

@@ -68,7 +68,7 @@ def generated(question, tuned, asked) -> str:
 
 
 def test_the_engine_mixes_tuned_and_base(tuned, asked):
-    loaded = LoadedModel.load(BASE, "float32", **asked)
+    loaded = LoadedModel.load(BASE, "float32", **asked, cpu_kernels="exact")
     served = loaded.read_prefix("tuned", tuned)
     template = loaded.template
     ids = template.encode([template.render(Dialogue("你好"))])[0].ids
@@ -94,6 +94,7 @@ def test_chat(tuned, asked, precision, monkeypatch, capsys):
     questions = iter(["你好", "/exit"])
     monkeypatch.setattr(chat, "_input", lambda: next(questions))
     options = ["--ptuning_checkpoint", str(tuned), *precision.option.split(), "--max_new_tokens", str(TOKENS)]
+    options += ["--cpu_kernels", "exact"]
     assert main(["chat", "--dtype", "float32", *options]) == 0
     assert generated("你好", tuned, asked) in capsys.readouterr().out
 
