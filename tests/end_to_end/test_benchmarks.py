@@ -40,6 +40,7 @@ TOY = [
             ["--small", "--engines", "int8", "--rounds", "1", "--rows", "2", "--prompts", "8", "--steps", "1"],
             {"int8", "threads"},
         ),
+        ("size.py", ["--small", "--bases", "int4", "--train", "int4"], {"int4", "results"}),
     ],
 )
 def test_last_line_is_json(script, flags, figures):
