@@ -53,7 +53,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; `more` are options of every run that is scored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--output_dir", type=Path, default=Path("output/methods"), help="the runs' folders lie in it")
@@ -68,17 +69,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--think", type=float, default=0.2, help="mean seconds between an answer and the next question")
     parser.add_argument("--small", action="store_true", help="a few steps, rows and tokens, and one small layer")
     add_model_arguments(parser)
+    parser.set_defaults(vocab=2048, more={})  # the small tokenizer's
     args = parser.parse_args(argv)
-    args.vocab = 2048  # the small tokenizer's
-    more: dict[str, Any] = {}
     if args.small:
         args.steps, args.rounds, args.samples, args.clients, args.requests, args.max_tokens = 3, 1, BATCH, 2, 1, 4
         args.layers, args.hidden, args.heads, args.ffn = 1, 64, 2, 64
-        more = {"max_train_samples": 64, "max_eval_samples": 4, "max_predict_samples": 4, "max_target_length": 16}
-        more |= {"warmup_steps": 0}
+        args.more = {"max_train_samples": 64, "max_eval_samples": 4, "max_predict_samples": 4, "warmup_steps": 0}
+        args.more["max_target_length"] = 16
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        results = measured(args, Path(folder), more)
+        results = measured(args, Path(folder))
     summary = {
         "benchmark": "methods",
         "date": date.today().isoformat(),
@@ -95,12 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(summary))
 
 
-def measured(args: argparse.Namespace, folder: Path, more: dict[str, Any]) -> dict[str, dict]:
-    """All figures of each method.
-
-    Args:
-        more: options of every run that is scored.
-    """
+def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
+    """All figures of each method."""
     results: dict[str, dict] = {name: {"learning_rate": RECIPES[name]["learning_rate"]} for name in args.methods}
     base = folder / "base"
     make_base(base, args)
@@ -125,7 +126,7 @@ def measured(args: argparse.Namespace, folder: Path, more: dict[str, Any]) -> di
             if key == "same_time" and abs(share - 1) < 0.05:
                 results[name][key] = results[name]["same_steps"]
                 continue
-            results[name][key] = scores(args, name, steps, more)
+            results[name][key] = scores(args, name, steps)
             print(name, key, results[name][key], flush=True)
     for name in args.methods:
         results[name]["serving"] = serving(args, base, folder / name / "large")
@@ -220,7 +221,7 @@ def demo_lengths(count: int) -> list[tuple[int, int]]:
     return [(round(draw.gauss(44, 4)), round(draw.gauss(47, 7))) for _ in range(count)]
 
 
-def scores(args: argparse.Namespace, name: str, steps: int, more: dict[str, Any]) -> dict[str, Any]:
+def scores(args: argparse.Namespace, name: str, steps: int) -> dict[str, Any]:
     """Trains the demo's base on the demo's data, answers its test rows and the probe."""
     from ptuning.methods import method_class
     from ptuning.runs import RunFolder
@@ -231,13 +232,14 @@ def scores(args: argparse.Namespace, name: str, steps: int, more: dict[str, Any]
     options = {key: value for key, value in demo.items() if key not in of_methods}
     options |= recipe | {"max_steps": steps, "baseline": False, "eval_steps": steps, "save_steps": steps}
     options |= {key: str(ROOT / demo[key]) for key in ("model_name_or_path", "train_file", "validation_file")}
-    options |= {"output_dir": str(folder), "report_to": "none", "use_cpu": args.device == "cpu"} | more
+    options |= {"output_dir": str(folder), "report_to": "none", "use_cpu": args.device == "cpu"} | args.more
     run = RunFolder(folder)
     there = run.latest_record().get("config", {})
     finished = (folder / "metrics.json").is_file() and all(
-        there.get(key) == value for key, value in (recipe | more | {"max_steps": steps}).items()
+        there.get(key) == value for key, value in (recipe | args.more | {"max_steps": steps}).items()
     )
     if not finished:
+        print(f"{name}: {steps} steps", flush=True)
         apart(args.output_dir / f"{name}-{steps}.log", _run, flags(options | {"overwrite_output_dir": True}))
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     tuned, probe = found["tuned"], found["probe"]
