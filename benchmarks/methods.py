@@ -35,20 +35,14 @@ from benchmarks.serve import TINY, make_base, measure, server
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARMUP_STEPS = 16, 2
 
+PROJECTION = {"pre_seq_len": 128, "prefix_projection": True, "fold_projection": True, "prefix_dropout": 0.0}
 # How each is tuned: docs/methods.md tells how the learning rates were found.
 RECIPES: dict[str, dict[str, Any]] = {
     "prefix": {"method": "prefix", "pre_seq_len": 128, "learning_rate": 5e-2},
-    "prefix-projection": {
-        "method": "prefix",
-        "pre_seq_len": 128,
-        "prefix_projection": True,
-        "fold_projection": True,
-        "prefix_dropout": 0.0,
-        "learning_rate": 1e-2,
-    },
+    "prefix-projection": PROJECTION | {"method": "prefix", "learning_rate": 1e-2},
     "lora-8": {"method": "lora", "lora_rank": 8, "learning_rate": 5e-3},
     "lora-32": {"method": "lora", "lora_rank": 32, "learning_rate": 5e-3},
-    "lora+prefix": {"method": "lora+prefix", "pre_seq_len": 128, "lora_rank": 8, "learning_rate": 5e-3},
+    "lora+prefix": PROJECTION | {"method": "lora+prefix", "lora_rank": 8, "learning_rate": 5e-3},
     "full": {"method": "full", "learning_rate": 1e-3},
 }
 
