@@ -41,9 +41,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "prefix": {"method": "prefix", "pre_seq_len": 128, "learning_rate": 5e-2},
     "prefix-projection": PROJECTION | {"method": "prefix", "learning_rate": 1e-2},
     "lora-8": {"method": "lora", "lora_rank": 8, "learning_rate": 5e-3},
-    "lora-32": {"method": "lora", "lora_rank": 32, "learning_rate": 5e-3},
+    "lora-32": {"method": "lora", "lora_rank": 32, "learning_rate": 1e-2},
     "lora+prefix": PROJECTION | {"method": "lora+prefix", "lora_rank": 8, "learning_rate": 5e-3},
-    "full": {"method": "full", "learning_rate": 1e-3},
+    "full": {"method": "full", "learning_rate": 3e-3},
 }
 
 
