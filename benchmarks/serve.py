@@ -19,15 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import numpy as np
 import torch
-from common import add_model_arguments, model_config
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import add_model_arguments, model_config
 from ptuning.checkpoint.manifest import describe
 from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
@@ -36,6 +38,7 @@ from ptuning.methods.prefix.checkpoint import save_prefix
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
+MODELS = ("base", *PREFIXES)  # a client asks one of them
 WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
 
 
@@ -52,12 +55,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), args)
         results = {}
-        with server(Path(folder), "continuous", max(args.clients)) as (url, process):
+        base, prefixes = Path(folder) / "base", {name: Path(folder) / name for name in PREFIXES}
+        with server(base, prefixes, "continuous", max(args.clients)) as (url, process):
             measure(url, args, 1, requests=1)  # warms up
             for clients in args.clients:
                 results[str(clients)] = measure(url, args, clients, args.requests)
             memory = resident(process.pid)
-        with server(Path(folder), "sequential", args.compare_at) as (url, _):
+        with server(base, prefixes, "sequential", args.compare_at) as (url, _):
             measure(url, args, 1, requests=1)
             sequential = measure(url, args, args.compare_at, max(args.requests - 1, 1))
     ours = results.get(str(args.compare_at))
@@ -76,14 +80,20 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-def make_model(folder: Path, args: argparse.Namespace) -> None:
-    """A base with the small model's tokenizer, and prefixes of two lengths."""
+def make_base(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalGeneration:
+    """Writes a base with random weights and the small model's tokenizer."""
     torch.manual_seed(0)
     model = ChatGLMForConditionalGeneration(model_config(args)).eval()
-    base = folder / "base"
-    model.save_pretrained(base)
+    model.save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(TINY / name, base)
+        shutil.copy(TINY / name, folder)
+    return model
+
+
+def make_model(folder: Path, args: argparse.Namespace) -> None:
+    """A base, and prefixes of two lengths."""
+    base = folder / "base"
+    model = make_base(base, args)
     for name, length in PREFIXES.items():
         encoder = attach_prefix(model, length)
         settings = {"pre_seq_len": length, "prefix_projection": False}
@@ -92,13 +102,13 @@ def make_model(folder: Path, args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def server(folder: Path, engine: str, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A real server process; yields its address when it answers."""
+def server(base: Path, tuned: Mapping[str, Path], engine: str, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A real server process with what was tuned, by name, beside the base; yields its address when it answers."""
     port = free_port()
-    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(folder / "base"), "--no_page"]
+    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(base), "--no_page"]
     command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
-    for name in PREFIXES:
-        command += ["--prefix", f"{name}={folder / name}"]
+    for name, folder in tuned.items():
+        command += ["--prefix", f"{name}={folder}"]
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -117,12 +127,16 @@ def server(folder: Path, engine: str, rows: int) -> Iterator[tuple[str, subproce
         process.wait(60)
 
 
-def measure(url: str, args: argparse.Namespace, clients: int, requests: int) -> dict[str, float]:
-    """Figures of so many clients at a time."""
-    return asyncio.run(_measure(url, args, clients, requests))
+def measure(
+    url: str, args: argparse.Namespace, clients: int, requests: int, models: Sequence[str] = MODELS
+) -> dict[str, float]:
+    """Figures of so many clients at a time, each of which asks one of the models."""
+    return asyncio.run(_measure(url, args, clients, requests, models))
 
 
-async def _measure(url: str, args: argparse.Namespace, clients: int, requests: int) -> dict[str, float]:
+async def _measure(
+    url: str, args: argparse.Namespace, clients: int, requests: int, models: Sequence[str]
+) -> dict[str, float]:
     first, between, tokens = [], [], []
     limits = httpx.Limits(max_connections=clients)
     with tqdm(total=clients * requests, desc=f"{clients} clients", unit="answer") as bar:
@@ -132,7 +146,7 @@ async def _measure(url: str, args: argparse.Namespace, clients: int, requests: i
                 draw = random.Random(number)
                 for _ in range(requests):
                     await asyncio.sleep(draw.expovariate(1 / args.think))
-                    times = await ask(http, ["base", *PREFIXES][number % 3], draw, args.max_tokens)
+                    times = await ask(http, models[number % len(models)], draw, args.max_tokens)
                     first.append(times[1] - times[0])
                     between.extend(np.diff(times[1:]))
                     tokens.append(len(times) - 1)

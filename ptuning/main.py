@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from ptuning import distributed
-from ptuning.checkpoint.base import base_fingerprint
+from ptuning.checkpoint.base import base_fingerprint, resolve_base
 from ptuning.checkpoint.manifest import Manifest, describe, read_manifest
 from ptuning.config import Config, parse, with_config
 from ptuning.data.encode import Encoder, Lengths
@@ -26,7 +26,7 @@ from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
-from ptuning.families import Template
+from ptuning.families import Template, family_of, read_config
 from ptuning.language import speaking
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
@@ -194,9 +194,11 @@ def recorded_run(
     """What a later run that wants to continue this one is held to."""
     with speaking("en"):  # a file that programs read
         described = "" if method is None else method.describe()
+    base = read_config(resolve_base(config.model.model_name_or_path))
     return RunRecord.of_this_process(
         config.to_dict(),
         method=described,
+        trained=None if method is None else method.memory(family_of(base).dimensions(base)).trained,
         world_size=config.training.world_size,
         data_sha256={name: split.sha256 for name, split in splits.items()},
         rows_sha256=encoded["train"].rows.sha256 if "train" in encoded else None,

@@ -55,6 +55,7 @@ def test_official_values():
     config, _ = parse(["--config", str(CONFIGS[0].parent / "ptuning_official.yaml"), *TRAIN])
     assert (config.model.pre_seq_len, config.training.learning_rate, config.training.max_steps) == (128, 2e-2, 3000)
     assert (config.data.max_source_length, config.data.max_target_length) == (64, 128)
+    assert (config.model.prefix_projection, config.model.prefix_dropout) == (False, 0.1)
 
 
 def test_flags_override_the_file_and_numbers_may_be_written_as_yaml_strings(tmp_path):

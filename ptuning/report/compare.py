@@ -101,6 +101,19 @@ def _same(row: dict, other: dict) -> bool:
     return row["values"] == other["values"] and row["spans"] == other["spans"]
 
 
+def costs(run: Run) -> dict[str, float | None]:
+    """What the run trained and took, and what was forgotten: trained, rows a second, GiB at the peak, percent of general answers
+    left as they were, loss of the base's own answers before and after; None where it isn't known."""
+    speed, memory = run.curves.get("samples_per_second"), run.curves.get("memory_gib")
+    probe = run.metrics.get("probe", {})
+    return {
+        "trained": number(run.record.get("trained")),
+        "speed": sum(speed.values) / len(speed) if speed else None,
+        "memory": max(memory.values) if memory else None,
+        **{key: number(probe.get(key)) for key in ("same", "base_loss", "tuned_loss")},
+    }
+
+
 def comparison_figures(runs: Sequence[Run]) -> list[Drawing]:
     """Loss, eval loss, eval BLEU-4 and throughput of all runs; the score against the option, where one number differs."""
     wanted = {

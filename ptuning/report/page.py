@@ -118,6 +118,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         .get_template("comparison.html.jinja")
         .render(
             runs=runs,
+            costs=[compare.costs(run) for run in runs],
             live=False,
             options=compare.differing_options(runs),
             metrics=metrics,

@@ -230,6 +230,15 @@ words = Texts(
         "status": ("状态", "status"),
         "steps": ("步数", "steps"),
         "folder": ("目录", "folder"),
+        "trained": ("训练参数", "trained"),
+        "rows_a_second": ("每秒条数", "rows a second"),
+        "unchanged": ("回答不变", "unchanged"),
+        "forgotten": ("基座回答的损失", "loss of the base's answers"),
+        "forgotten_note": (
+            "最后两列是遗忘探测：通用问题中回答一字未变的比例，以及基座自己的回答的损失，微调前 → 后。",
+            "The last two figures are the forgetting probe's: general answers left word for word as they were, and the loss of the "
+            "base's own answers, before → after tuning.",
+        ),
         "eval_bleu": ("验证 BLEU-4", "Eval BLEU-4"),
         "tokens_a_second": ("每秒 token 数", "Tokens a second"),
         "smoothed_note": ("已平滑。", "Smoothed."),

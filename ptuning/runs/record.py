@@ -29,6 +29,7 @@ class RunRecord:
         command: the command line.
         cwd: the working directory, which relative paths among the options start from.
         method: how it is tuned, in words; empty where the writer didn't say.
+        trained: numbers that are trained; None where the writer didn't say.
         world_size: number of processes.
         data_sha256: split → hash of its file.
         rows_sha256: hash of the encoded training rows, ids and labels, in order.
@@ -43,6 +44,7 @@ class RunRecord:
     command: list[str] = field(default_factory=list)
     cwd: str | None = None
     method: str = ""
+    trained: int | None = None
     world_size: int = 1
     data_sha256: dict[str, str] = field(default_factory=dict)
     rows_sha256: str | None = None

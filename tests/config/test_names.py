@@ -38,7 +38,7 @@ def test_answers_and_new_names_lead_to_options_that_are_there():
         ("--lr 1e-3", "--lr is no option here: use --learning_rate"),
         ("--batch_size 4", "use --per_device_train_batch_size"),
         ("--cutoff_len 512", "use --max_source_length and --max_target_length"),
-        ("--finetuning_type lora", "use --method prefix, lora, lora\\+prefix or full"),
+        ("--finetuning_type lora", r"use --method prefix, lora, lora\+prefix or full"),
         ("--adapter_name_or_path x", "use --ptuning_checkpoint"),
         ("--pissa_init true", "--lora_init default, gaussian or orthogonal"),
         ("--packing true", "those of similar length share a batch"),

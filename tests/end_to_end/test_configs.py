@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from ptuning.checkpoint.manifest import read_manifest
 from tests.end_to_end.conftest import MODEL, ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("ptuning_*.yaml"))
@@ -18,4 +19,4 @@ def test_one_step(path, run_main, tmp_path):
     files = f"--model_name_or_path {MODEL} --train_file {data}/train.json --validation_file {data}/dev.json"
     done = run_main("--config", path, *files.split(), *small.split())
     assert "effective batch 16" in done.stdout
-    assert (tmp_path / "run" / "ptuning_config.json").is_file()
+    assert read_manifest(tmp_path / "run").settings == {"pre_seq_len": 128, "prefix_projection": False}

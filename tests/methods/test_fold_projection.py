@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from ptuning.checkpoint.manifest import read_manifest
+from ptuning.families import read_config
 from ptuning.main import main
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import materialise
+from ptuning.methods.prefix.encoder import PrefixShape
 from ptuning.methods.prefix.read import read_prefix
+from ptuning.runs import RunFolder
 from tests.conftest import REPO
 from tests.methods.test_lora import logits
 
@@ -35,6 +38,9 @@ def test_a_run_saves_the_plain_prefix_and_its_checkpoints_the_projection(tmp_pat
     assert (tuned.prefix_projection, before.prefix_projection) == (False, True)
     assert read_manifest(tmp_path / "run").settings == {"pre_seq_len": 4, "prefix_projection": False}
     assert torch.equal(materialise(tuned), materialise(before))
+    shape = PrefixShape.of(read_config(REPO / "models" / "chatglm2-tiny"))
+    projection = 2 * shape.width * shape.hidden_size + shape.width + shape.hidden_size
+    assert RunFolder(tmp_path / "run").latest_record()["trained"] == 4 * shape.width + projection
 
 
 def test_there_is_nothing_to_fold_without_a_projection(load_tiny):

@@ -337,3 +337,17 @@ def test_values_as_text():
         *("–", "true", '""', '" a"', "x y", '{"中": 1}', "2e-05")
     ]
     assert [duration(seconds) for seconds in (5, 65, 3700, 200_000)] == ["5.0 s", "1 min 5 s", "1 h 1 min", "2 d 7 h"]
+
+
+def test_several_runs_show_what_each_costs_and_what_it_forgot(tmp_path):
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other")
+    write_json(one / "run.json", json.loads((one / "run.json").read_text()) | {"method": "LoRA", "trained": 104448})
+    (other / "metrics.json").unlink()
+    text = write_comparison([one, other], tmp_path / "both.html").read_text(encoding="utf-8")
+    first, second = (
+        [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>.*?</tr>", text.split('<section id="runs">')[1], re.DOTALL)[1:]
+    )
+    assert first[1:3] == ["LoRA", "104,448"] and first[4:8] == ["50.0", "13.60", "33 %", "0.60 → 0.90"]
+    assert second[2] == "–" and second[6:8] == ["", ""]
+    assert "The last two figures are the forgetting probe" in text
