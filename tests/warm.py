@@ -31,6 +31,7 @@ READ_AT_IMPORT = (
     "LANG",
     "LC_",
     "LD_",
+    "MALLOC_",
     "MKL_",
     "OMP_",
     "PYTHON",
