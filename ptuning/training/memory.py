@@ -49,6 +49,8 @@ def need(work: Workload, process_rss: int) -> Need:
         process_rss: bytes that a process takes without data and weights.
     """
     fixed, gradients, step, host = _states(work)
+    if work.cpu:  # offloaded or not, the step's copies lie where the activations were before it
+        step += host.pop("optimizer step", 0)
     momentary = _momentary(work) + work.unpacked_bytes
     acting, passing = activations(work) + momentary, layer_activations(work) + momentary
     slack = ALLOCATOR_SLACK * acting

@@ -120,17 +120,10 @@ def zero(name: str) -> dict:
     return json.loads((REPO / "configs" / name).read_text())
 
 
-METHODS = [(16, None), (16, 8), (16, 4), (None, None), ("lora", None)]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "prefix", "bits", "checkpointing"),
-    [
-        *(("twelve", *method, checkpointing) for method in METHODS for checkpointing in (False, True)),
-        *(("tiny", *method, False) for method in METHODS),
-    ],
-)
+@pytest.mark.parametrize(("prefix", "bits"), [(16, None), (16, 8), (16, 4), (None, None), ("lora", None)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["tiny", "twelve"])
 def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, bits, checkpointing):
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
@@ -498,15 +491,11 @@ def test_two_processes_within_15_percent(way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
     command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    ratios: list[float] = []
-    while not ratios or (len(ratios) < 2 and ratios[0] > 1.15):  # short of memory, the machine drops pages of files
-        done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
-        ratios.append(found["estimate_ratio"])
+    done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])[f"{way}_2"]
     print(found)
-    # Offload on a CPU: 1.11 alone, up to 1.17 in a full suite, whose processes share the pages of libraries.
-    assert 0.85 <= min(ratios) <= (1.2 if way == "offload" else 1.15), found
+    assert found["estimate_ratio"] == pytest.approx(1, abs=0.15), found
 
 
 def test_cards_name_what_fits_them(official, capsys):
