@@ -289,8 +289,8 @@ for file in sys.argv[2:]:
     assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 150 MB
 
 
-def test_one_process_of_a_machine_encodes_for_all(tmp_path, file, template, monkeypatch, warm_bin, free_port):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "own"))
+def test_one_process_of_a_machine_encodes_for_all(tmp_path, template, monkeypatch, warm_bin, free_port):
+    file = write(tmp_path / "own.jsonl", [{"prompt": f"只在这里 {i}", "response": f"答案 {i}"} for i in range(50)])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     script = tmp_path / "both.py"
     script.write_text(
