@@ -14,6 +14,7 @@ from ptuning.generation import GenerationRequest, SamplingParams
 from ptuning.serving.backend import Answers, Backend, Served
 from ptuning.serving.detokenize import AnswerText, Piece
 from ptuning.serving.errors import ApiError
+from ptuning.serving.keys import hold
 from ptuning.serving.prompts import PromptBuilder
 
 # What the official chat() and openai_api.py sample with where a client says nothing.
@@ -121,6 +122,7 @@ def ask(
             "--max_queue); ask for fewer",
             param="n",
         )
+    hold(request, len(wanted))
     answers = backend.submit(model.name, wanted)
     usage = Usage(prompt=sum(len(each.ids) for each in wanted))
     request.state.usage = usage
@@ -155,13 +157,14 @@ class EventStream(Response):
     """Server-sent events; stops at once, and frees the answers' places, when the client goes away.
 
     Args:
+        request: whose log line says 499 where its client goes away before the end.
         asked: what is streamed.
         events: the events' texts, `data: …` and the blank line included.
         headers: further headers.
     """
 
-    def __init__(self, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]):
-        self.asked, self.events = asked, events
+    def __init__(self, request: Request, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]):
+        self.state, self.asked, self.events = request.state, asked, events
         self.status_code, self.background, self.body = 200, None, b""
         # X-Accel-Buffering: nginx would else collect the events.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
@@ -175,6 +178,8 @@ class EventStream(Response):
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
+            else:
+                self.state.cut = 499
         finally:
             self.asked.answers.cancel()
             await _stop(task, watch)

@@ -10,11 +10,13 @@ from starlette.exceptions import HTTPException
 
 import ptuning
 from ptuning.serving import openai_api, rest
-from ptuning.serving.access import AccessLog, KeyCheck, Metrics
+from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
 from ptuning.serving.bodies import components, error_response
+from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
+from ptuning.serving.keys import KeyCheck
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
@@ -32,6 +34,8 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     backend.find(services.default_model)  # a wrong name is refused now, not with the first request
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)
+    metrics.watch("cache_use", "Share of the cache that running answers hold", lambda: backend.stats().reserved)
+    metrics.watch("cached_tokens", "Tokens of earlier turns that are kept", lambda: backend.stats().kept)
     app = FastAPI(title="ptuning", version=ptuning.__version__, docs_url=None, redoc_url=None)
     app.include_router(rest.router(services))
     app.include_router(openai_api.router(services))
@@ -56,7 +60,8 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
-        text = f"{request.method} {request.url.path}: {error.detail.lower()}; the routes are in /openapi.json"
+        path = request.url.path if len(request.url.path) <= 80 else request.url.path[:79] + "…"
+        text = f"{request.method} {path}: {error.detail.lower()}; the routes are in /openapi.json"
         problem = ApiError(error.status_code, text, "no_such_route", headers=error.headers)
         return error_response(problem, request.url.path)
 
@@ -67,9 +72,10 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     _describe(app)
     # The last one added sees a request first.
-    app.add_middleware(KeyCheck, api_key=options.api_key, admin_key=options.admin_key)
+    app.add_middleware(KeyCheck, keys=options.keys, admin_key=options.admin_key)
     if options.cors_origin:
         _allow_origins(app, options.cors_origin)
+    app.add_middleware(Door, host=options.host, allowed_hosts=options.allowed_host, origins=options.cors_origin)
     app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts)
     return app
 
@@ -86,8 +92,8 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],  # clients have headers of their own: the openai JavaScript SDK a dozen x-stainless-…
         expose_headers=[DROPPED, "Retry-After", "X-Request-ID"],
     )
 

@@ -234,7 +234,7 @@ async def _answer(
     request: Request, asked: Asked, form: _Form, body: ChatRequest | CompletionRequest, headers: dict[str, str]
 ) -> Response:
     if body.stream:
-        return EventStream(asked, _events(request, asked, form, body), headers)
+        return EventStream(request, asked, _events(request, asked, form, body), headers)
     pieces = await while_connected(request, asked, asked.whole())
     request.state.answer = [piece.text for piece in pieces]
     return JSONResponse(form.whole(pieces, asked.usage.body()), headers=headers)
@@ -253,7 +253,7 @@ async def _events(
                 yield event(form.chunk([choice]) | usage)
     except ApiError as error:
         # The status is out already; clients of this format look for an error event.
-        request.state.error = error.code
+        request.state.error, request.state.cut = error.code, error.status
         yield event(error.body())
         return
     if body.wants_usage:

@@ -1,8 +1,9 @@
 """The options of `ptuning serve`."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,12 @@ from ptuning.config import ModelArguments
 from ptuning.config.commands import language_option, option, parse_options, same_option
 from ptuning.errors import ConfigError
 from ptuning.language import Language
+from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
+_HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -54,12 +59,19 @@ class ServeOptions:
     no_page: bool = option(False, "serve the API alone")
     # Keys may come from the environment, which `ps` doesn't show.
     api_key: str | None = option(None, "clients must send it as `Authorization: Bearer KEY`", env="PTUNING_API_KEY")
+    api_keys: str | None = option(
+        None, "file of keys with names, NAME KEY [ANSWERS] a line; ANSWERS: that may run or wait at a time"
+    )
     admin_key: str | None = option(None, "allows adding and removing prefixes while serving", env="PTUNING_ADMIN_KEY")
     allow_remote: bool = option(False, "listen beyond this machine without a key")
+    allowed_host: tuple[str, ...] = option(
+        (), "name by which clients ask for this server beside --host and this machine's own, repeatable; *: any"
+    )
     cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the API, repeatable; none by default")
     engine: Literal["continuous", "sequential"] = option(
         "continuous", "sequential: one request at a time, for comparison"
     )
+    max_connections: int = option(1000, "open connections; of those that bring nothing the oldest make room")
     max_concurrent: int = option(32, "answers computed together")
     max_queue: int = option(64, "answers that may wait; beyond that 429")
     batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
@@ -67,9 +79,18 @@ class ServeOptions:
     grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
     log_prompts: bool = option(False, "write prompts and answers into the log")
     lang: Language | None = language_option("greeting, and of the page until another is chosen there")
+    keys: tuple[Key, ...] = field(init=False, repr=False, default=())  # of --api_key and --api_keys
 
     def __post_init__(self):
-        for name, least in (("port", 0), ("web_port", 1), ("max_concurrent", 1), ("max_queue", 0), ("batch_tokens", 1)):
+        least_of = {
+            "port": 0,
+            "web_port": 1,
+            "max_concurrent": 1,
+            "max_queue": 0,
+            "batch_tokens": 1,
+            "max_connections": 8,
+        }
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the least is {least}")
         for name in ("port", "web_port"):
@@ -84,12 +105,30 @@ class ServeOptions:
                 raise ConfigError(
                     f"--{name} is empty, has spaces around it, or isn't ASCII; HTTP headers can't carry it"
                 )
-        if not _is_loopback(self.host) and self.api_key is None and not self.allow_remote:
+        for origin in self.cors_origin:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--cors_origin {origin}: expected scheme://name[:port] without a path, as browsers send it"
+                )
+        for host in self.allowed_host:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ConfigError(
+                    f"--allowed_host {host}: expected a name without scheme, port and path, or *.name, or *"
+                )
+        object.__setattr__(self, "keys", self._read_keys())
+        if not _is_loopback(self.host) and not self.keys and not self.allow_remote:
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines, and there is no API key: anybody could use the model. "
                 "Give --api_key KEY (or PTUNING_API_KEY in the environment), or --allow_remote if something in front of it "
                 "checks who asks"
             )
+
+    def _read_keys(self) -> tuple[Key, ...]:
+        keys = () if self.api_key is None else (Key("api_key", self.api_key),)
+        named = () if self.api_keys is None else read_keys(self.api_keys)
+        if clash := {(key.name, key.secret) for key in named if keys and keys[0].secret == key.secret}:
+            raise ConfigError(f"--api_key is also that of {clash.pop()[0]!r} in {self.api_keys}; give it once")
+        return keys + named
 
     @property
     def sequential(self) -> bool:

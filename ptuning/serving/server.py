@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -16,9 +16,12 @@ import uvicorn
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
 from ptuning.language import VARIABLE, Language, language, speaking
-from ptuning.serving.access import Metrics, configure_logs
+from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
+from ptuning.serving.connections import HttpConfig
+from ptuning.serving.doors import HostNames
+from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.options import OUTPUT, ServeOptions
 from ptuning.serving.words import words
@@ -52,7 +55,7 @@ def serve(options: ServeOptions) -> int:
     address = _address(options.host, sockets[0].getsockname()[1])
     with speaking(people):
         _greet(options, address, backend, page, default)
-    config = uvicorn.Config(create_app(backend, options, metrics), log_config=None, access_log=False)
+    config = HttpConfig(create_app(backend, options, metrics), options.max_connections)
     server = Server(config, backend, options)
     with _page(options, address, people) if page else contextlib.nullcontext():
         try:
@@ -139,9 +142,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
+def page_command(host: str = "127.0.0.1", port: int = 7020, allowed_hosts: Sequence[str] = ()) -> list[str]:
     """The command line of the page's process. It takes PTUNING_API, PTUNING_API_KEY and PTUNING_LANG from its environment,
-    for other users of the machine can read a command line."""
+    for other users of the machine can read a command line.
+
+    Args:
+        host: to listen on.
+        allowed_hosts: names by which the page may be asked for beside those of this machine; see doors.py.
+    """
     options = {
         "server.address": host,  # with an address given, Streamlit does not ask the internet for this machine's own
         "server.port": port,
@@ -152,6 +160,7 @@ def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
         "client.showErrorDetails": "none",  # a traceback belongs in the log
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
+    flags += [f"--server.allowedHosts={name}" for name in HostNames(host, allowed_hosts).list()]
     return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("page.py")), *flags]
 
 
@@ -160,9 +169,12 @@ def _page(options: ServeOptions, address: str, people: Language) -> Iterator[Non
     """The Streamlit page as a process of its own, for as long as the block lasts."""
     environment = os.environ | {"PTUNING_API": address, VARIABLE: people}
     environment.pop("PTUNING_ADMIN_KEY", None)
-    if options.api_key is not None:
-        environment["PTUNING_API_KEY"] = options.api_key
-    process = subprocess.Popen(page_command(port=options.web_port), env=environment, stdout=subprocess.DEVNULL)
+    if options.keys:
+        environment["PTUNING_API_KEY"] = options.keys[0].secret
+    command = page_command(port=options.web_port, allowed_hosts=options.allowed_host)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if process.stderr is not None:
+        follow(process.stderr, "the page says")
     try:
         yield
     finally:
@@ -182,7 +194,7 @@ def _address(host: str, port: int) -> str:
 
 def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, default: str) -> None:
     names = [served.name for served in backend.served()]
-    key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
+    key = " -H 'Authorization: Bearer KEY'" if options.keys else ""
     print(words("api", address=address, names=", ".join(names), default=default))
     if page:
         print(words("page", address=f"http://127.0.0.1:{options.web_port}"))
