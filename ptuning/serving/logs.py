@@ -5,9 +5,10 @@ import logging
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import IO
+
+from transformers.utils import logging as transformers_logging
 
 _OFTEN = 20  # lines of one kind …
 _PERIOD = 60.0  # … in so many seconds
@@ -62,6 +63,7 @@ def configure_logs() -> None:
         handler.setFormatter(JsonLines())
     others.addFilter(Brake())
     logging.captureWarnings(True)
+    transformers_logging.disable_progress_bar()
     for name in list(logging.root.manager.loggerDict):  # transformers and others have handlers of their own
         logger = logging.getLogger(name)
         if any(isinstance(handler, logging.StreamHandler) for handler in logger.handlers):
@@ -74,7 +76,6 @@ def configure_logs() -> None:
     threading.excepthook = lambda args: _uncaught(
         "uncaught exception in a thread", (args.exc_type, args.exc_value, args.exc_traceback)
     )
-    warnings.simplefilter("default")
 
 
 def follow(stream: IO[bytes], message: str) -> threading.Thread:
@@ -82,9 +83,10 @@ def follow(stream: IO[bytes], message: str) -> threading.Thread:
     log = logging.getLogger("ptuning.serving.connections")  # the one with a brake
 
     def run() -> None:
-        for line in stream:
-            if text := line.decode(errors="replace").rstrip():
-                log.warning(message, extra={"fields": {"text": text}})
+        with stream:
+            for line in stream:
+                if text := line.decode(errors="replace").rstrip():
+                    log.warning(message, extra={"fields": {"text": text}})
 
     thread = threading.Thread(target=run, name=message, daemon=True)
     thread.start()

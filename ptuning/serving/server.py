@@ -173,8 +173,7 @@ def _page(options: ServeOptions, address: str, people: Language) -> Iterator[Non
         environment["PTUNING_API_KEY"] = options.keys[0].secret
     command = page_command(port=options.web_port, allowed_hosts=options.allowed_host)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if process.stderr is not None:
-        follow(process.stderr, "the page says")
+    reader = None if process.stderr is None else follow(process.stderr, "the page says")
     try:
         yield
     finally:
@@ -184,6 +183,8 @@ def _page(options: ServeOptions, address: str, people: Language) -> Iterator[Non
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if reader is not None:
+            reader.join(timeout=5)
 
 
 def _address(host: str, port: int) -> str:
