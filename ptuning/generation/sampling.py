@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ptuning.generation.protocol import SamplingParams
 
@@ -16,6 +22,7 @@ class Chooser:
     def __init__(self, sampling: SamplingParams):
         self.sampling = sampling
         self.counts: Counter[int] = Counter()
+        self.matcher = None if sampling.constraint is None else sampling.constraint.matcher()
         self.random = None
         if sampling.temperature > 0:
             self.random = torch.Generator()
@@ -25,9 +32,27 @@ class Chooser:
                 self.random.manual_seed(sampling.seed % 2**63)
 
     def penalise(self, logits_V: torch.Tensor) -> None:
-        """Takes the penalties off in place."""
-        if not self.sampling.penalised or not self.counts:
-            return
+        """Takes the penalties off, and what may not come, in place."""
+        if self.sampling.repetition_penalty != 1:
+            self._penalise_repetition(logits_V)
+        if self.sampling.penalised and self.counts:
+            self._penalise_counts(logits_V)
+        if self.matcher is not None:
+            self.matcher.restrict(logits_V)
+
+    def chose(self, token: int) -> None:
+        """Remembers what was chosen."""
+        if self.sampling.penalised:
+            self.counts[token] += 1
+        if self.matcher is not None:
+            self.matcher.chose(token)
+
+    def _penalise_repetition(self, logits_V: torch.Tensor) -> None:
+        tokens = torch.tensor(sorted({*self.sampling.prompt, *self.counts}), device=logits_V.device, dtype=torch.long)
+        penalty, seen = self.sampling.repetition_penalty, logits_V[tokens]
+        logits_V[tokens] = torch.where(seen < 0, seen * penalty, seen / penalty)
+
+    def _penalise_counts(self, logits_V: torch.Tensor) -> None:
         tokens = torch.tensor(list(self.counts), device=logits_V.device)
         times = torch.tensor(list(self.counts.values()), device=logits_V.device, dtype=logits_V.dtype)
         logits_V[tokens] -= self.sampling.frequency_penalty * times + self.sampling.presence_penalty
@@ -47,25 +72,27 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     for row, chooser in enumerate(choosers):
         if chooser.random is not None:
             sampling = chooser.sampling
-            groups.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append((row, chooser.random))
+            rule = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+            groups.setdefault(rule, []).append((row, chooser.random))
     for rule, members in groups.items():
         rows = [row for row, _ in members]
         chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), [random for _, random in members])
     tokens = chosen.tolist()
     for token, chooser in zip(tokens, choosers, strict=True):
-        if chooser.sampling.penalised:
-            chooser.counts[token] += 1
+        chooser.chose(token)
     return tokens
 
 
 @lru_cache(maxsize=256)
-def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+def _warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> LogitsProcessorList:
     """transformers' own, in the order in which its generate applies them."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
     return warpers
 
 

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -85,7 +86,10 @@ class AccessLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+                headers = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+                if "model" in state:
+                    headers.append((b"x-model", quote(state["model"]).encode()))  # a name may be Chinese
+                message["headers"] = headers
             await send(message)
 
         try:

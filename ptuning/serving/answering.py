@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ptuning.generation import GenerationRequest, SamplingParams
-from ptuning.serving.backend import Answers, Backend, Served
+from ptuning.serving.backend import BASE, Answers, Backend, Served, UnknownModel
 from ptuning.serving.detokenize import AnswerText, Piece
 from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import hold
@@ -90,15 +90,26 @@ class Asked:
         ]
 
 
-def find(services: Services, request: Request, name: str) -> Served:
-    """The model that a request names; the log and the metrics learn of it.
+def find(services: Services, request: Request, name: str | None) -> Served:
+    """The model that a request names; the log, the metrics and the header X-Model learn of it.
+
+    Args:
+        name: None: the default model; the base where its prefix has been removed.
 
     Raises:
         ApiError: there is none.
     """
-    served = services.backend.find(name)
+    served = services.backend.find(name) if name else default(services)
     request.state.model = served.name
     return served
+
+
+def default(services: Services) -> Served:
+    """What answers requests that name no model, now."""
+    try:
+        return services.backend.find(services.default_model)
+    except UnknownModel:
+        return services.backend.find(BASE)
 
 
 def ask(

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import ptuning
-from ptuning.serving import openai_api, rest
+from ptuning.serving import openai_api, rest, token_api
 from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
@@ -17,7 +17,13 @@ from ptuning.serving.bodies import components, error_response
 from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import KeyCheck
-from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
+from ptuning.serving.openai_schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    PrefixRequest,
+    TokenizeRequest,
+)
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
@@ -39,6 +45,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     app = FastAPI(title="ptuning", version=ptuning.__version__, docs_url=None, redoc_url=None)
     app.include_router(rest.router(services))
     app.include_router(openai_api.router(services))
+    app.include_router(token_api.router(services))
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -94,7 +101,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],  # clients have headers of their own: the openai JavaScript SDK a dozen x-stainless-…
-        expose_headers=[DROPPED, "Retry-After", "X-Request-ID"],
+        expose_headers=[DROPPED, "X-Model", "Retry-After", "X-Request-ID"],
     )
 
 
@@ -107,7 +114,9 @@ def _describe(app: FastAPI) -> None:
         if schema is None:
             schema = original()
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
-            parts |= components(ChatRequest, CompletionRequest, PrefixRequest, RestRequest)
+            parts |= components(
+                ChatRequest, CompletionRequest, PrefixRequest, RestRequest, TokenizeRequest, DetokenizeRequest
+            )
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     answers = operation["responses"]

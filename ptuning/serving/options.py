@@ -28,6 +28,13 @@ def _named(text: str) -> tuple[str, str]:
     return name, folder
 
 
+def _alias(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not name or (equals and not model):
+        raise ConfigError(f"--served_model_name {text}: expected NAME, for the base, or NAME=MODEL")
+    return name, model
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """How to serve.
@@ -44,6 +51,11 @@ class ServeOptions:
     )
     default_model: str | None = option(
         None, "answers REST requests that name none; default: the only prefix, else the base"
+    )
+    served_model_name: tuple[tuple[str, str], ...] = option(
+        (),
+        "NAME: of the base, the first one is shown; NAME=MODEL: a further name of a prefix; repeatable",
+        parse=_alias,
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")

@@ -69,11 +69,12 @@ def build(options: ServeOptions) -> tuple[Worker, Metrics]:
     """Loads the base and the prefixes, and puts a worker around them that hasn't started."""
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
-    registry = Registry(options.model)
+    registry = Registry(options.model, options.served_model_name)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
     else:
         registry.add_found(Path(OUTPUT), loaded.read_prefix)
+    registry.check_aliases()
     engine = Engine(
         loaded.model,
         loaded.template.stop_ids,
