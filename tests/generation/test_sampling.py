@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from ptuning.generation import GREEDY, OFFICIAL, Engine, GenerationRequest, SamplingParams
 from ptuning.generation.sampling import Chooser, choose
@@ -73,3 +74,54 @@ def test_penalties_are_openais():
     penalised = logits[0].clone()
     chooser.penalise(penalised)
     assert penalised.tolist() == pytest.approx([2.0 - 2 * 0.5 - 0.25, 1.9 - 2 * 0.5 - 0.25, 0.0])
+
+
+def test_the_repetition_penalty_is_that_of_transformers():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 20)
+    chooser = Chooser(SamplingParams(repetition_penalty=1.7, prompt=(3, 5, 5)))
+    ids = [3, 5, 5]
+    for _ in range(6):
+        expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), logits.clone())
+        ours = logits.clone()
+        token = choose(ours, [chooser])[0]
+        assert torch.equal(ours, expected) and token == int(expected.argmax())
+        ids.append(token)
+
+
+def test_min_p_drops_the_unlikely():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    chooser = Chooser(SamplingParams(temperature=1.0, seed=1, min_p=0.4))
+    assert {choose(logits[None].clone(), [chooser])[0] for _ in range(300)} == {0, 1}
+
+
+class OnlyEven:
+    """A constraint; each answer counts by itself."""
+
+    def matcher(self):
+        return OnlyEven.Matcher()
+
+    class Matcher:
+        def __init__(self):
+            self.chosen = []
+
+        def restrict(self, logits_V):
+            logits_V[1::2] = float("-inf")
+            logits_V[self.chosen] = float("-inf")  # and none twice
+
+        def chose(self, token):
+            self.chosen.append(token)
+
+
+def test_a_constraint_holds_for_its_row_alone(model):
+    rules = [
+        SamplingParams(constraint=OnlyEven()),
+        SamplingParams(2.0, seed=1, constraint=OnlyEven()),
+        SamplingParams(),
+    ]
+    with Engine(model, [], max_rows=2) as engine:
+        found = answers(engine, [GenerationRequest(i, [5, 6, 7], 10, rule) for i, rule in enumerate(rules)])
+    with Engine(model, []) as engine:
+        assert found[2] == answers(engine, [GenerationRequest(2, [5, 6, 7], 10)])[2]
+    for ids in (found[0], found[1]):
+        assert all(token % 2 == 0 for token in ids) and len(set(ids)) == 10

@@ -71,7 +71,7 @@ class Echo:
 @pytest.fixture
 def echo(tiny_tokenizer) -> tuple[TestClient, Echo]:
     backend: Backend = Echo(ChatGLM2Template(tiny_tokenizer))
-    return TestClient(create_app(backend, ServeOptions(), Metrics())), backend
+    return TestClient(create_app(backend, ServeOptions(allowed_host=("testserver",)), Metrics())), backend
 
 
 def test_every_route_answers(echo):
