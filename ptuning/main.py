@@ -105,12 +105,12 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
             say(message("encoded", name=name, report=rows_of_split.report))
         record, resume_from = recorded_run(config, method, splits, encoded), None
         if training.do_train:
-            resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)
+            resume_from = checkpoint_to_resume(config, folder, record, encoded["train"].rows.lengths, say)
             if resume_from is not None and resume_from.finished:
                 return {}
             rows = encoded["train"].rows
             assert method is not None  # of a run that trains
-            estimate = estimate_run(config, method, longest=(int(rows.lengths.max()), int(rows.label_counts.max())))
+            estimate = estimate_run(config, method, rows=(rows.lengths, rows.label_counts))
             say(estimate)
             estimate.require_fit()
             if resume_from is None and training.should_save:

@@ -168,6 +168,12 @@ message = Texts(
             "  effective batch {effective} = {batch} rows × {accumulation} accumulation steps × {processes} processes; "
             "{steps:,} steps = {epochs:.2f} epochs",
         ),
+        "token_steps": (
+            "  有效批量约 {effective:.1f} 条 = {batch:.1f} 条（每批最多 {tokens:,} 个 token，其中填充占 {padding:.1%}）× "
+            "{accumulation} 次累积 × {processes} 个进程；{steps:,} 步 = {epochs:.2f} 轮",
+            "  effective batch about {effective:.1f} rows = {batch:.1f} (at most {tokens:,} tokens a batch, {padding:.1%} padding) "
+            "× {accumulation} accumulation steps × {processes} processes; {steps:,} steps = {epochs:.2f} epochs",
+        ),
         "schedule": (
             "  学习率 {rate:g}，{schedule} 调度，设备 {device}",
             "  learning rate {rate:g}, {schedule} schedule, device {device}",

@@ -19,6 +19,7 @@ TRAINING = {
     "training": (
         "learning_rate",
         "per_device_train_batch_size",
+        "tokens_per_batch",
         "gradient_accumulation_steps",
         "max_steps",
         "num_train_epochs",

@@ -226,6 +226,13 @@ class TuningArguments(TrainingArguments):
         metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model; keep the best."},
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a number of rows: as many rows of similar length as fit into this many tokens, padding included; "
+            "a longer row stands alone."
+        },
+    )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
     loss_average: str = field(
         default="tokens",

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ptuning.config import Config, expand_config, parse
 from ptuning.config.commands import option, parse_known_options
 from ptuning.errors import ConfigError
@@ -12,6 +14,7 @@ from ptuning.language import padded
 from ptuning.messages import message
 from ptuning.methods import Method, PrefixMethod, defaults_of, method_of
 from ptuning.quantization import precisions
+from ptuning.training.batches import token_batches
 from ptuning.training.cards import cards_table
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings, read_deepspeed
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
@@ -115,19 +118,33 @@ class Estimate:
         return "Free some space or choose another disk with --output_dir."
 
 
-def estimate_run(config: Config, method: Method, machine: Machine | None = None, **figures) -> Estimate:
+def estimate_run(
+    config: Config,
+    method: Method,
+    machine: Machine | None = None,
+    rows: tuple[np.ndarray, np.ndarray] | None = None,
+    **figures,
+) -> Estimate:
     """The estimate for a run, from its options and config.json. Reads no weights.
 
     Args:
         config: the options.
         method: what is tuned.
         machine: what is free; default: this one.
-        **figures: of `Workload.of`, such as the longest row.
+        rows: lengths and numbers of labels of the training rows; default: what the length options allow.
+        **figures: of `Workload.of`.
 
     Raises:
         ModelError, ConfigError: as `Workload.of`. Whether it fits is asked with `require_fit`.
     """
+    if rows is not None:
+        figures["longest"] = (int(rows[0].max()), int(rows[1].max()))
     work = Workload.of(config, method, **figures)
+    if rows is not None and (sampler := token_batches(config.training, rows[0])) is not None:
+        # Many short rows can take more than few long ones: each has its own keys and values of the prefix.
+        shapes = sampler.shapes(rows[1])
+        works = [replace(work, batch=batch, length=length, labels=labels) for batch, length, labels in shapes]
+        work = max(works, key=lambda each: need(each, 0).device_peak)
     rss = rss_ready_to_train() if work.cpu else current_rss()
     if machine is None:
         machine = Machine.here(config.training.output_dir, "cpu" if work.cpu else "cuda")
@@ -268,10 +285,19 @@ def _slower(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     while batch > 1:
         batch = next(n for n in range(batch // 2, 0, -1) if work.batch % n == 0)  # keeps the effective batch
         smaller = work.with_batch(batch)
-        flags = [f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {smaller.accumulation}"]
+        if smaller.tokens_per_batch is not None and smaller.tokens_per_batch < work.longest:
+            break  # the longest row alone is more than that
+        flags = [_batch_flags(smaller)]
         yield flags, smaller
         if checkpointing:
             yield [*checkpointing, *flags], replace(smaller, checkpointing=True)
+
+
+def _batch_flags(work: Workload) -> str:
+    accumulation = f"--gradient_accumulation_steps {work.accumulation}"
+    if work.tokens_per_batch is not None:
+        return f"--tokens_per_batch {work.tokens_per_batch} {accumulation}"
+    return f"--per_device_train_batch_size {work.batch} {accumulation}"
 
 
 def _describe(work: Workload) -> str:
