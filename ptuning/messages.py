@@ -85,6 +85,11 @@ message = Texts(
             "Estimate for {method}, base of {parameters:.3g} B parameters{precision}, {processes} process{es} ({local} on this "
             "node), {how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
         ),
+        "checkpointing_on": (
+            "梯度检查点：自动打开，否则内存不够（--gradient_checkpointing false 可关闭；约慢三分之一）",
+            "Gradient checkpointing is on, because memory would not suffice without it (about a third slower; "
+            "--gradient_checkpointing false leaves it off)",
+        ),
         "in_precision": ("（{name}）", " in {name}"),
         "on": ("开", "on"),
         "off": ("关", "off"),

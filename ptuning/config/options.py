@@ -261,6 +261,8 @@ class TuningArguments(TrainingArguments):
             self.use_cpu = True
         if isinstance(self.deepspeed, str):
             self.deepspeed = shipped.find(self.deepspeed)
+        # Not said: on where the estimate says that it is needed (ptuning.training.checkpointing).
+        self.checkpointing_given = (self.activation_checkpointing, self.gradient_checkpointing) != (None, None)
         # The names that everybody knows; transformers takes them too, with a warning.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing
