@@ -25,6 +25,7 @@ from ptuning.generation.prefix_cache import PrefixCache
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
+from ptuning.generation.together import allow_together
 from ptuning.messages import message
 from ptuning.methods import Companion, bare
 
@@ -88,6 +89,7 @@ class Engine:
         self._entered.enter_context(bare(self.model))
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
+        self._together = self.pace.pause is not None and allow_together(self.model.config)
         return self
 
     def __exit__(self, *exc) -> None:
@@ -145,7 +147,8 @@ class Engine:
         self.prefix_cache.drop(prefix)
 
     def step(self) -> list[Token]:
-        """One forward call: prompts of rows that can join, or a piece of one, or the next token of every running row.
+        """One forward call: prompts of rows that can join, or the next token of every running row, or both with a piece of one
+        prompt.
 
         Returns:
             What became known, in the rows' order; empty when there is no work, after a piece of a prompt, or when memory
@@ -194,7 +197,7 @@ class Engine:
 
     def _next_tokens(self) -> list[Token]:
         """Of every running row."""
-        with self.pace.measured(None):
+        with self.pace.measured(rows=True, prompt_tokens=0):
             logits_NV = self._logits(self.rows, 0, [row.ids[row.cached :] for row in self.rows])
             return self._chosen(list(self.rows), logits_NV)
 
@@ -209,13 +212,15 @@ class Engine:
         if self.partial is None:
             self._place(prompts, first, tokens)
         new = [row.ids[row.cached :][:tokens] for row in prompts]
-        with self.pace.measured(len(new) * max(map(len, new))):
-            logits_NV = self._logits(prompts, first, new)
+        rows = list(self.rows) if self._together and len(prompts) == 1 else []
+        with self.pace.measured(rows=bool(rows), prompt_tokens=len(new) * max(map(len, new))):
+            together = self._logits_together(rows, prompts[0], new[0]) if rows else None
+            logits_NV = self._logits(prompts, first, new) if together is None else together
             self.partial = prompts[0] if prompts[0].cached < len(prompts[0].ids) else None
-            if self.partial is not None:
-                return []
-            self.rows += prompts
-            return self._chosen(prompts, logits_NV)
+            if self.partial is None:
+                self.rows += prompts
+                rows += prompts
+            return self._chosen(rows, logits_NV[: len(rows)]) if rows else []
 
     def _logits(self, rows: list[_Row], first: int, new: list[list[int]]) -> torch.Tensor:
         """Computes tokens that aren't in the cache yet.
@@ -244,6 +249,34 @@ class Engine:
             ).logits.float()
         for row, ids in zip(rows, new, strict=True):
             row.cached += len(ids)
+        return logits_NV
+
+    def _logits_together(self, rows: list[_Row], prompt: _Row, piece: list[int]) -> torch.Tensor:
+        """Computes every running row's newest token and a piece of the prompt behind them.
+
+        Returns:
+            (rows + 1, V) in fp32: of each row's token, and of the piece's last one.
+        """
+        device, count = self.model.device, len(rows)
+        ids = [row.ids[-1] for row in rows] + piece
+        positions = [row.cached for row in rows] + list(range(prompt.cached, prompt.cached + len(piece)))
+        starts = torch.tensor([row.start for row in rows], device=device)
+        layout = self.cache.begin_together(starts, prompt.start, len(piece))
+        wanted = torch.arange(len(ids), device=device)
+        with (
+            _companions(self.model, [*rows, *([prompt] * len(piece))]),
+            logits_at(self.model, ((wanted < count) | (wanted == len(ids) - 1))[:, None]),
+        ):
+            logits_NV = self.model(
+                input_ids=torch.tensor(ids, device=device)[:, None],
+                attention_mask=layout.rows_mask,
+                position_ids=torch.tensor(positions, device=device)[:, None],
+                past_key_values=self.cache,
+                layout=layout,
+            ).logits.float()
+        for row in rows:
+            row.cached += 1
+        prompt.cached += len(piece)
         return logits_NV
 
     def _chosen(self, rows: list[_Row], logits_NV: torch.Tensor) -> list[Token]:
