@@ -182,7 +182,7 @@ def test_the_pace_follows_what_was_measured():
     assert pace.rows_turn() and pace.tokens(rows_run=True) == 100
     take(5, True)
     take(1000, False, 10)
-    assert pace.tokens(rows_run=True) == 16
+    assert pace.tokens(rows_run=True) == 64
     for _ in range(40):
         take(0.001, False, 100)
     assert pace.tokens(rows_run=True) == 1000
