@@ -42,6 +42,7 @@ from ptuning.methods import (
 from ptuning.quantization import asked_precision, choose_kernels
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
+from ptuning.training.checkpointing import choose_checkpointing
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
@@ -103,14 +104,16 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
         encoded = encode(config, template, splits)
         for name, rows_of_split in encoded.items():
             say(message("encoded", name=name, report=rows_of_split.report))
+        if training.do_train:
+            assert method is not None  # of a run that trains
+            rows = encoded["train"].rows
+            estimate = estimate_run(config, method, rows=(rows.lengths, rows.label_counts))
+            estimate = choose_checkpointing(training, estimate, say)
         record, resume_from = recorded_run(config, method, splits, encoded), None
         if training.do_train:
-            resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)
+            resume_from = checkpoint_to_resume(config, folder, record, rows.lengths, say)
             if resume_from is not None and resume_from.finished:
                 return {}
-            rows = encoded["train"].rows
-            assert method is not None  # of a run that trains
-            estimate = estimate_run(config, method, longest=(int(rows.lengths.max()), int(rows.label_counts.max())))
             say(estimate)
             estimate.require_fit()
             if resume_from is None and training.should_save:

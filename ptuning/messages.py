@@ -85,6 +85,11 @@ message = Texts(
             "Estimate for {method}, base of {parameters:.3g} B parameters{precision}, {processes} process{es} ({local} on this "
             "node), {how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
         ),
+        "checkpointing_on": (
+            "梯度检查点：自动打开，否则内存不够（--gradient_checkpointing false 可关闭；约慢三分之一）",
+            "Gradient checkpointing is on, because memory would not suffice without it (about a third slower; "
+            "--gradient_checkpointing false leaves it off)",
+        ),
         "in_precision": ("（{name}）", " in {name}"),
         "on": ("开", "on"),
         "off": ("关", "off"),
@@ -167,6 +172,12 @@ message = Texts(
             "  有效批量 {effective} = {batch} 条 × {accumulation} 次累积 × {processes} 个进程；{steps:,} 步 = {epochs:.2f} 轮",
             "  effective batch {effective} = {batch} rows × {accumulation} accumulation steps × {processes} processes; "
             "{steps:,} steps = {epochs:.2f} epochs",
+        ),
+        "token_steps": (
+            "  有效批量约 {effective:.1f} 条 = {batch:.1f} 条（每批最多 {tokens:,} 个 token，其中填充占 {padding:.1%}）× "
+            "{accumulation} 次累积 × {processes} 个进程；{steps:,} 步 = {epochs:.2f} 轮",
+            "  effective batch about {effective:.1f} rows = {batch:.1f} (at most {tokens:,} tokens a batch, {padding:.1%} padding) "
+            "× {accumulation} accumulation steps × {processes} processes; {steps:,} steps = {epochs:.2f} epochs",
         ),
         "schedule": (
             "  学习率 {rate:g}，{schedule} 调度，设备 {device}",

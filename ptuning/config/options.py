@@ -226,6 +226,13 @@ class TuningArguments(TrainingArguments):
         metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model; keep the best."},
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a number of rows: as many rows of similar length as fit into this many tokens, padding included; "
+            "a longer row stands alone."
+        },
+    )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
     loss_average: str = field(
         default="tokens",
@@ -254,6 +261,8 @@ class TuningArguments(TrainingArguments):
             self.use_cpu = True
         if isinstance(self.deepspeed, str):
             self.deepspeed = shipped.find(self.deepspeed)
+        # Not said: on where the estimate says that it is needed (ptuning.training.checkpointing).
+        self.checkpointing_given = (self.activation_checkpointing, self.gradient_checkpointing) != (None, None)
         # The names that everybody knows; transformers takes them too, with a warning.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing

@@ -61,6 +61,7 @@ RANGES = {
     "num_beams": ONE,
     "generation_batch_tokens": Range(1, advice="at least 1024"),
     "per_device_train_batch_size": BATCH,
+    "tokens_per_batch": Range(1, advice="at least 1 (e.g. 4096), or leave it out for --per_device_train_batch_size"),
     "per_device_eval_batch_size": BATCH,
     "gradient_accumulation_steps": BATCH,
     "eval_accumulation_steps": ONE,

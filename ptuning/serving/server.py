@@ -15,6 +15,7 @@ import uvicorn
 
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
+from ptuning.generation.pace import PAUSE
 from ptuning.language import VARIABLE, Language, language, speaking
 from ptuning.serving.access import Metrics, configure_logs
 from ptuning.serving.app import create_app, default_model
@@ -76,6 +77,7 @@ def build(options: ServeOptions) -> tuple[Worker, Metrics]:
         loaded.template.stop_ids,
         batch_tokens=options.batch_tokens,
         max_rows=1 if options.sequential else options.max_concurrent,
+        pause=PAUSE,
         prefix_cache_tokens=0 if options.sequential else options.batch_tokens // 4,
         notify=log.warning,
     )

@@ -159,8 +159,18 @@ def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterat
     world = int(os.environ.get("WORLD_SIZE", "1"))
     optimizer = (values.get("optimizer") or {}).get("params") or {}
     scheduler = (values.get("scheduler") or {}).get("params") or {}
+    rows = [("train_micro_batch_size_per_gpu", values, "per_device_train_batch_size", batch)]
+    whole = values.get("train_batch_size")
+    if training.tokens_per_batch is not None:
+        for key in ("train_micro_batch_size_per_gpu", "train_batch_size"):
+            if values.get(key) not in (None, "auto"):
+                yield (
+                    f"{key} is {values[key]} in the file and --tokens_per_batch {training.tokens_per_batch} makes batches of "
+                    f'changing numbers of rows; write "{key}": "auto" in the file'
+                )
+        rows, whole = [], None
     pairs = [
-        ("train_micro_batch_size_per_gpu", values, "per_device_train_batch_size", batch),
+        *rows,
         ("gradient_accumulation_steps", values, "gradient_accumulation_steps", steps),
         ("gradient_clipping", values, "max_grad_norm", training.max_grad_norm),
         ("optimizer.params.lr", optimizer, "learning_rate", training.learning_rate),
@@ -174,7 +184,6 @@ def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterat
         found = place.get(key.rpartition(".")[2])
         if found not in (None, "auto") and found != wanted:
             yield f'{key} is {_plain(found)} in the file and --{flag} is {_plain(wanted)}; write "{_last(key)}": "auto" in the file'
-    whole = values.get("train_batch_size")
     if whole not in (None, "auto") and whole != batch * steps * world:
         yield (
             f"train_batch_size is {whole} in the file, and the flags give {batch} rows × {steps} accumulation steps × {world} "

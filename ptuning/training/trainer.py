@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
@@ -17,13 +18,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.model_folder import require_space
 from ptuning.checkpoint.partitioned import whole_shape
+from ptuning.config import TuningArguments
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
+from ptuning.data.token_batches import TokenBatchSampler
 from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
 from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING, TRAINER_STATE
+from ptuning.training.batches import evaluation_batches, order_seed, token_batches
 from ptuning.training.progress import Throughput
 
 
@@ -74,9 +78,36 @@ class TuningTrainer(Trainer):
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        return LengthGroupedSampler(dataset.lengths, batch, seed)
+        return LengthGroupedSampler(dataset.lengths, batch, order_seed(self.args))
+
+    def token_batches(self) -> TokenBatchSampler | None:
+        """The order of --tokens_per_batch; None without it."""
+        return token_batches(self.args, self.train_dataset.lengths)
+
+    def get_train_dataloader(self) -> DataLoader:
+        sampler, args = self.token_batches(), self.args
+        if sampler is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_total_train_batch_size(self, args: TuningArguments) -> int:
+        """Rows of a step, on average; for the rate that is logged at the end."""
+        sampler = self.token_batches()
+        if sampler is None:
+            return super().get_total_train_batch_size(args)
+        rows = len(sampler.lengths) / len(sampler)
+        return round(rows * args.gradient_accumulation_steps * args.world_size)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -172,12 +203,8 @@ class TuningTrainer(Trainer):
         return metrics
 
     def _evaluation_batches(self, dataset: RowDataset) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
-        order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
-        size, world, rank = self.args.per_device_eval_batch_size, self.args.world_size, self.args.process_index
-        for start in range(0, len(order), size * world):
-            mine = order[start : start + size * world][rank * size : (rank + 1) * size]
-            # A rank without rows still takes the step, because sharded weights are gathered by all ranks together.
-            yield self.data_collator([dataset[i] for i in mine or order[:1]]), float(bool(mine))
+        for rows, weight in evaluation_batches(self.args, dataset.lengths):
+            yield self.data_collator([dataset[row] for row in rows]), weight
 
     def prepare_for_evaluation(self) -> None:
         """Under ZeRO-3 without training before: the hooks that gather each layer for `evaluate` and `generate`."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ptuning.checkpoint.base import base_precision, read_base_config, resolve_base
-from ptuning.config import Config
+from ptuning.config import Config, TuningArguments
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
@@ -44,6 +44,9 @@ class Workload:
         save_optimizer: checkpoints hold the optimizer's state.
         precision: of the base's matrices; None: not quantised.
         scale_bytes: of a row's scale there.
+        tokens_per_batch: what the batches are filled to; None: they are a number of rows. `batch` and `length` are then those
+            of the batch that takes the most, and a row of `longest` tokens is a batch by itself at least.
+        longest: tokens of the longest row.
     """
 
     shape: Dimensions
@@ -70,6 +73,8 @@ class Workload:
     inputs: int = 0
     precision: Precision | None = None
     scale_bytes: int = 2
+    tokens_per_batch: int | None = None
+    longest: int = 0
 
     @property
     def plain_parameters(self) -> int:
@@ -145,11 +150,11 @@ class Workload:
             weight_bytes=weight_bytes,
             compute_bytes=2 if half else weight_bytes,
             autocast=half and weight_bytes == 4,
-            batch=training.per_device_train_batch_size,
+            batch=_rows_of_a_batch(training, longest[0]),
             length=longest[0],
             labels=longest[1],
             accumulation=training.gradient_accumulation_steps,
-            checkpointing=training.gradient_checkpointing,
+            checkpointing=bool(training.gradient_checkpointing),
             eager=model.attn_implementation == "eager",
             optimizer_bytes=2 if "8bit" in str(training.optim) else 8,
             processes=world,
@@ -160,11 +165,21 @@ class Workload:
             save_optimizer=not training.save_only_model,
             precision=base_precision(folder, asked_precision(model)),
             inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
+            tokens_per_batch=training.tokens_per_batch,
+            longest=longest[0],
         )
 
     def with_batch(self, batch: int) -> "Workload":
         """The same effective batch with `batch` rows at a time."""
-        return replace(self, batch=batch, accumulation=self.accumulation * self.batch // batch)
+        tokens = None if self.tokens_per_batch is None else self.tokens_per_batch * batch // self.batch
+        accumulation = self.accumulation * self.batch // batch
+        return replace(self, batch=batch, tokens_per_batch=tokens, accumulation=accumulation)
+
+
+def _rows_of_a_batch(training: TuningArguments, length: int) -> int:
+    """Of rows as long as the longest."""
+    tokens = training.tokens_per_batch
+    return training.per_device_train_batch_size if tokens is None else max(tokens // length, 1)
 
 
 def base_dtype(dtype: str, method: Method | None, trains: bool) -> str:
