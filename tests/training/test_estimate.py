@@ -124,13 +124,14 @@ def zero(name: str) -> dict:
 @pytest.mark.parametrize(("prefix", "bits"), [(16, None), (16, 8), (16, 4), (None, None), ("lora", None)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["tiny", "twelve"])
-def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, bits, checkpointing):
+def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, warm_bin, name, prefix, bits, checkpointing):
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
     flags += {None: FULL, "lora": ["--method", "lora"]}.get(prefix, ["--pre_seq_len", prefix])
     flags += [] if bits is None else ["--quantization_bit", bits]
-    done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=600)
+    command = [warm_bin / "python", "-c", RUN, *flags]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     ratio = found["estimate"] / found["peak"]
@@ -487,9 +488,9 @@ def test_docs_say_what_the_estimate_says(official, capsys, monkeypatch, fresh_rs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
-def test_two_processes_within_15_percent(way):
+def test_two_processes_within_15_percent(warm_bin, way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
-    command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    command = [warm_bin / "python", REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
