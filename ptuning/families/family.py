@@ -117,14 +117,14 @@ class Family(ABC):
     def template(self, tokenizer) -> Template:
         """The prompt template over a base's tokenizer."""
 
-    vocabulary_key = "vocab_size"  # in config.json
-
     # --- weights ---------------------------------------------------------------------------------------------------------
 
     embedding = "model.embed_tokens.weight"  # the embedding's name in files; its absence means another format
     output = "lm_head.weight"
     layer_prefix = "model.layers."
     layer_bias = ".self_attn.q_proj.bias"  # what the fingerprint reads of the first and the last layer besides
+    vocabulary_key = "vocab_size"  # in config.json
+    prefix_in_official_code = False  # whether the official code reads a prefix, so that one can be written for it
 
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Tensor name in files → names of the model's tensors whose rows, stacked, are that tensor.
@@ -135,8 +135,6 @@ class Family(ABC):
             names: of the base's parameters, without what a method has added.
         """
         return {name: (name,) for name in names}
-
-    prefix_in_official_code = False  # whether the official code reads a prefix, so that one can be written for it
 
     def extra_tensors(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """What files hold besides parameters; written right after the embedding."""
@@ -212,7 +210,7 @@ def family_of(config: PreTrainedConfig | Mapping[str, Any]) -> Family:
     for family in _FAMILIES.values():
         if family.claims(values):
             return family
-    known = ", ".join(repr(family.model_type) for family in _FAMILIES.values())
+    known = " or ".join(repr(family.model_type) for family in _FAMILIES.values())
     supported = "; ".join(family.supported for family in _FAMILIES.values())
     raise ModelError(f"model_type is {values.get('model_type')!r}, expected {known}. Supported: {supported}.")
 

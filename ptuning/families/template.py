@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ptuning.errors import ConfigError, DataError
 
@@ -78,11 +78,8 @@ class Template(ABC):
     name: str  # written into every manifest, so that evaluation can refuse another template
     trained_length: ClassVar[int] = 4096  # tokens of context that the models' dialogues were trained with
     route: ClassVar[str] = ""  # beside "/", where deployed clients of this model post to
-    # What answers are sampled with where a client says nothing; names as in generation.SamplingParams.
-    sampling: ClassVar[Mapping[str, float]] = {
-        "temperature": 0.8,
-        "top_p": 0.8,
-    }  # the official chat() and openai_api.py
+    # What answers are sampled with where a client says nothing, by SamplingParams' names; here ChatGLM2's chat(), openai_api.py
+    sampling: ClassVar[Mapping[str, Any]] = {"temperature": 0.8, "top_p": 0.8}
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

@@ -340,6 +340,9 @@ def test_all_weights_under_zero3(tmp_path, run_main):
     options = {"model_name_or_path": BASE, "learning_rate": 1e-3, "max_steps": 2}
     run_main(*full_flags(tmp_path / "zero", deepspeed=ROOT / "configs" / "zero3.json", **options))
     assert run("train", *full_flags(tmp_path / "plain", **options)) == 0
+    assert any(
+        (tmp_path / "zero" / "checkpoint-2").glob("global_step*/*zero_pp_rank*optim_states.pt")
+    )  # as stage 3 saves it
     assert losses(tmp_path / "zero") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     zero, plain = (load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("zero", "plain"))
     assert zero.keys() == plain.keys() and max((zero[name] - plain[name]).abs().max() for name in zero) < 1e-3

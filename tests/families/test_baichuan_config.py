@@ -116,6 +116,14 @@ def test_rotary_keys_are_turned_as_the_model_turns_them():
     assert torch.equal(family.rotate_keys(keys, 7, BaichuanConfig(**SMALL)), keys)
 
 
+@pytest.mark.parametrize("values", [{}, {"norm_head": True}, {"position_embedding": "rope"}])
+def test_the_estimate_counts_every_number(values):
+    model = BaichuanForCausalLM(BaichuanConfig(**SMALL, **values))
+    sizes = family_of(model.config).dimensions(model.config)
+    assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (sizes.output_copy, sizes.score_bias) == (bool(values.get("norm_head")), "position_embedding" not in values)
+
+
 def test_slopes_of_40_heads():
     found = slopes(40)
     assert found[:32] == slopes(32) and found[32:] == slopes(64)[0::2][:8]

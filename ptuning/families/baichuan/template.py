@@ -5,7 +5,7 @@ Source: baichuan-inc/Baichuan2-13B-Chat `generation_utils.py`, `build_chat_input
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ptuning.families.pieces import PieceTemplate
 from ptuning.families.template import Dialogue, Segment
@@ -21,7 +21,7 @@ class BaichuanTemplate(PieceTemplate):
     name = "baichuan"
     route = "/baichuan"
     begin_ids = ()  # no <s>
-    sampling: ClassVar[Mapping[str, float]] = {
+    sampling: ClassVar[Mapping[str, Any]] = {
         "temperature": 0.3,
         "top_p": 0.85,
         "top_k": 5,
