@@ -54,10 +54,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         layer, _, last = name.rpartition(".")
         module = model.get_submodule(layer)
         if not isinstance(module, QuantizedLinear) or last == "bias":
-            yield (
-                name,
-                getattr(module, "effective_weight", parameter),
-            )  # of an output layer that other programs have plain
+            # An output layer that multiplies by something else than what is stored is a plain one for other programs.
+            yield name, getattr(module, "effective_weight", parameter)
         elif last == f"weight{SCALE}":
             yield name, parameter[:, None]
         else:

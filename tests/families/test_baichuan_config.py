@@ -138,6 +138,14 @@ def test_the_bias_falls_with_the_distance_whatever_the_padding(dtype):
     assert torch.allclose(padded[:, 2:, 2:], whole[:, :4, :4], atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
 
 
+def test_texts_behind_each_other_in_a_row_keep_their_distances():
+    """Of several texts in one row each query sees its own alone."""
+    one, both = torch.ones(4, 4, dtype=torch.bool).tril(), torch.zeros(8, 8, dtype=torch.bool)
+    both[:4, :4] = both[4:, 4:] = one
+    alone, found = (bias(visible[None, None], 4, torch.float32).softmax(-1) for visible in (one, both))
+    assert torch.allclose(found[:, :, :4, :4], alone) and torch.allclose(found[:, :, 4:, 4:], alone)
+
+
 def test_16_bit_numbers_tell_near_keys_apart_far_from_the_start():
     """The official code's biases there, slope times position, are up to 16 apart."""
     visible = torch.ones(1, 1, 1, 4000, dtype=torch.bool)

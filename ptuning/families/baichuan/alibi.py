@@ -1,7 +1,7 @@
 """ALiBi (Press et al. 2021, arXiv:2108.12409) as Baichuan-13B computes it, as named implementations in transformers' registry.
 
-Each head adds slope · position of the key to its scores. A key's position is the number of keys before it that the newest
-query sees: padding has none, on whichever side, and a prefix in front of a row counts as so many tokens.
+Each head adds slope · position of the key to its scores. A key's position is the number of keys before it that any query
+sees: padding is none of them, on whichever side, and a prefix in front of a row counts as so many tokens.
 
 Shapes: B rows, H heads, S query positions, K key positions, D head dimension.
 """
@@ -57,7 +57,7 @@ def bias(visible: torch.Tensor, heads: int, dtype: torch.dtype) -> torch.Tensor:
         dtype: of the scores.
     """
     slope = torch.tensor(slopes(heads), device=visible.device)[:, None, None]
-    position = (visible[:, :, -1:].long().cumsum(-1) - 1).clamp(min=0)
+    position = (visible.any(-2, keepdim=True).long().cumsum(-1) - 1).clamp(min=0)
     if dtype != torch.float32:
         # Softmax doesn't see what a whole row has in common. At position 4000 numbers of 16 bit are up to 16 apart; counted
         # from the query itself, near keys have small ones.
@@ -83,7 +83,7 @@ def _with_alibi(kernel: Callable) -> Callable:
                 "among processes; divide it by layers (device_map) instead"
             )
         mask = getattr(attention_mask, "_with_alibi", None)  # all layers have one mask, so this is made once
-        if mask is None or mask.dtype != query.dtype:
+        if mask is None or (mask.dtype, mask.device) != (query.dtype, query.device):
             visible = _visible(attention_mask, length, key)
             mask = bias(visible, heads, query.dtype)
             if attention_mask is not None and not torch.compiler.is_compiling():

@@ -145,9 +145,9 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
             f"Supported: {SUPPORTED}."
         )
     quantized = values.get("quantization_config") or {}
-    method = quantized.get("quant_method") or "bitsandbytes"  # the official 4-bit folders name none
-    if quantized and method != METHOD:
+    writer = quantized.get("quant_method") or "bitsandbytes"  # the official 4-bit folders name none
+    if quantized and writer != METHOD:
         raise ModelError(
-            f"{where}: the files are quantised by {method}, which isn't read here; use the 16-bit model with --quantization nf4 "
+            f"{where}: the files are quantised by {writer}, which isn't read here; use the 16-bit model with --quantization nf4 "
             "(bitsandbytes' 4 bit), --quantization_bit 8 or --quantization_bit 4"
         )
