@@ -6,8 +6,8 @@ Imports point one way, from right to left (tests/test_imports.py holds it):
     checkpoint ← methods ← loading ← validation ← generation ← training ← evaluation ← report ← serving ← main ← export ←
     cli ← completion
 
-`from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2
-directories. Nothing heavy is imported before it is asked for, so that `ptuning --help` answers at once.
+`from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2 and
+Baichuan directories. Nothing heavy is imported before it is asked for, so that `ptuning --help` answers at once.
 """
 
 from typing import TYPE_CHECKING, Any

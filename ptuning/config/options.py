@@ -20,7 +20,9 @@ DATASET = "dataset:"  # in front of NAME:SPLIT, where a file could stand: a spli
 class ModelArguments:
     """Which model, and what of it is tuned."""
 
-    model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory, hub id, or modelscope:OWNER/NAME."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder in a family's official format, hub id, or modelscope:OWNER/NAME."}
+    )
     ptuning_checkpoint: str | None = field(
         default=None,
         metadata={

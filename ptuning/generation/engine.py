@@ -34,7 +34,7 @@ class _Row:
     """A request while it runs."""
 
     def __init__(self, request: GenerationRequest):
-        self.request, self.chooser = request, Chooser(request.sampling)
+        self.request, self.chooser = request, Chooser(request.sampling, request.ids)
         self.ids = list(request.ids)  # prompt and answer so far
         self.cached = 0  # of these, how many have their keys and values in the cache
 

@@ -20,6 +20,8 @@ class SamplingParams:
             the batch.
         frequency_penalty: taken off a token's logit for each time it was generated (OpenAI's definition).
         presence_penalty: taken off once a token was generated at all.
+        repetition_penalty: divides a token's positive logit, and multiplies a negative one, once it is in the prompt or was
+            generated (transformers' definition); 1 changes nothing.
     """
 
     temperature: float = 0.0
@@ -28,6 +30,7 @@ class SamplingParams:
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
     @property
     def penalised(self) -> bool:

@@ -1,7 +1,7 @@
 """The next token of each row, chosen by the row's own rule and its own random numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,10 +11,16 @@ from ptuning.generation.protocol import SamplingParams
 
 
 class Chooser:
-    """The rule of one row. Keeps its random state and what it has generated, for the penalties."""
+    """The rule of one row. Keeps its random state and what it has generated, for the penalties.
 
-    def __init__(self, sampling: SamplingParams):
+    Args:
+        sampling: the rule.
+        prompt: tokens that were there before.
+    """
+
+    def __init__(self, sampling: SamplingParams, prompt: Iterable[int] = ()):
         self.sampling = sampling
+        self.seen = set(prompt) if sampling.repetition_penalty != 1 else set()
         self.counts: Counter[int] = Counter()
         self.random = None
         if sampling.temperature > 0:
@@ -26,6 +32,10 @@ class Chooser:
 
     def penalise(self, logits_V: torch.Tensor) -> None:
         """Takes the penalties off in place."""
+        if self.seen:
+            seen = torch.tensor(sorted(self.seen), device=logits_V.device)
+            of_seen, penalty = logits_V[seen], self.sampling.repetition_penalty
+            logits_V[seen] = torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty)
         if not self.sampling.penalised or not self.counts:
             return
         tokens = torch.tensor(list(self.counts), device=logits_V.device)
@@ -55,6 +65,8 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     for token, chooser in zip(tokens, choosers, strict=True):
         if chooser.sampling.penalised:
             chooser.counts[token] += 1
+        if chooser.sampling.repetition_penalty != 1:
+            chooser.seen.add(token)
     return tokens
 
 

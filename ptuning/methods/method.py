@@ -242,5 +242,5 @@ def check_template(manifest: Manifest, folder: Path, template: str) -> None:
     if manifest.template != template:
         raise CheckpointError(
             f"{folder}: was trained with the prompt template {manifest.template!r}, and this package builds prompts "
-            f"with {template!r}; answers would be off."
+            f"with {template!r} for this base; answers would be off. Give the base it was trained on."
         )

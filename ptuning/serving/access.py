@@ -34,12 +34,12 @@ class KeyCheck:
     and isn't possible without one.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None):
-        self.app, self.api_key, self.admin_key = app, api_key, admin_key
+    def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None, rest: tuple[str, ...]):
+        self.app, self.api_key, self.admin_key, self.rest = app, api_key, admin_key, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._refusal(Request(scope))) is not None:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope["path"], self.rest)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -27,7 +27,7 @@ _COMPLETION_TOKENS = 16  # OpenAI's default on /v1/completions
 def router(services: Services) -> APIRouter:
     """The routes."""
     routes, backend = APIRouter(), services.backend
-    names = TokenTexts(backend.template)
+    template, names = backend.template, TokenTexts(backend.template)
 
     @routes.get("/v1/models")
     async def models() -> dict:
@@ -49,7 +49,7 @@ def router(services: Services) -> APIRouter:
         request.state.prompt = dialogue.prompt
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         stops = [*body.stops, *prompt.stops]
-        asked = ask(services, request, served, _wanted(body, [prompt], logprobs), stops, strip=True)
+        asked = ask(services, request, served, _wanted(body, [prompt], logprobs, template), stops, strip=True)
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
@@ -60,7 +60,7 @@ def router(services: Services) -> APIRouter:
         served = find(services, request, body.model)
         prompts = [services.prompts.plain(text, body.max_tokens or _COMPLETION_TOKENS) for text in body.texts]
         request.state.prompt = body.texts
-        asked = ask(services, request, served, _wanted(body, prompts, body.logprobs), body.stops, strip=False)
+        asked = ask(services, request, served, _wanted(body, prompts, body.logprobs, template), body.stops, strip=False)
         form = _PlainForm(served.name, asked, names, body.logprobs is not None)
         return await _answer(request, asked, form, body, {})
 
@@ -95,13 +95,14 @@ def _dialogue(body: ChatRequest) -> Dialogue:
 
 
 def _wanted(
-    body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None
+    body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None, template: Template
 ) -> list[GenerationRequest]:
     """n answers to each prompt, each with a seed of its own."""
     wanted: list[GenerationRequest] = []
     for prompt in prompts:
         for _ in range(body.count):
             rule = sampling_params(
+                template,
                 body.temperature,
                 body.top_p,
                 seed=None if body.seed is None else body.seed + len(wanted),

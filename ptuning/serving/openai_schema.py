@@ -103,8 +103,8 @@ class _Sampled(_Strict):
     """What both kinds of request have. null is the same as leaving a field out."""
 
     model: str = Field(description="a prefix's name, or the base's (also: base)")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 0.8")
-    top_p: float | None = Field(None, ge=0, le=1, description="default 0.8")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default: the model's own")
+    top_p: float | None = Field(None, ge=0, le=1, description="default: the model's own")
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     seed: Seed | None = Field(None, description="the same seed gives the same answer; answer i of n has seed + i")

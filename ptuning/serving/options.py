@@ -2,13 +2,15 @@
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import ModelArguments
 from ptuning.config.commands import language_option, option, parse_options, same_option
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, ModelError
+from ptuning.families import Family, family_of
 from ptuning.language import Language
 
 OUTPUT = "output"
@@ -49,7 +51,9 @@ class ServeOptions:
         "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
     )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
-    port: int = option(7030, "of the API")
+    port: int | None = option(
+        None, "of the API; default: that of the model's family, 7030 for ChatGLM2 (docs/serving.md)"
+    )
     web_port: int = option(7020, "of the page")
     no_page: bool = option(False, "serve the API alone")
     # Keys may come from the environment, which `ps` doesn't show.
@@ -70,10 +74,10 @@ class ServeOptions:
 
     def __post_init__(self):
         for name, least in (("port", 0), ("web_port", 1), ("max_concurrent", 1), ("max_queue", 0), ("batch_tokens", 1)):
-            if getattr(self, name) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the least is {least}")
         for name in ("port", "web_port"):
-            if getattr(self, name) > 65535:
+            if (value := getattr(self, name)) is not None and value > 65535:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the largest is 65535")
         for name in ("request_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
@@ -98,8 +102,18 @@ class ServeOptions:
 
 
 def parse(argv: Sequence[str]) -> ServeOptions:
-    """Reads the command line. Errors as `parse_options` and ServeOptions."""
-    return parse_options(ServeOptions, argv, "ptuning serve")
+    """Reads the command line; the port is the family's where none is given. Errors as `parse_options` and ServeOptions."""
+    options = parse_options(ServeOptions, argv, "ptuning serve")
+    return options if options.port is not None else replace(options, port=family_port(options.model))
+
+
+def family_port(model: str) -> int:
+    """The port by which the clients of a model's family know it; the usual one where the model can't be read, which the server
+    says when it loads."""
+    try:
+        return family_of(read_base_config(resolve_base(model))).port
+    except ModelError:
+        return Family.port
 
 
 def _is_loopback(host: str) -> bool:

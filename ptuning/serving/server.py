@@ -21,7 +21,7 @@ from ptuning.serving.access import Metrics, configure_logs
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
 from ptuning.serving.models import LoadedModel, Registry
-from ptuning.serving.options import OUTPUT, ServeOptions
+from ptuning.serving.options import OUTPUT, ServeOptions, family_port
 from ptuning.serving.words import words
 from ptuning.serving.worker import Worker
 
@@ -39,7 +39,7 @@ def serve(options: ServeOptions) -> int:
     people = options.lang or language()
     configure_logs()
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
-    sockets = [listen(options.host, options.port)]
+    sockets = [listen(options.host, family_port(options.model) if options.port is None else options.port)]
     page = not options.no_page
     if page:
         listen("127.0.0.1", options.web_port, "--web_port").close()
@@ -188,5 +188,5 @@ def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, de
     print(words("api", address=address, names=", ".join(names), default=default))
     if page:
         print(words("page", address=f"http://127.0.0.1:{options.web_port}"))
-    command = f"""curl {address}/chatglm{key} -d '{{"prompt": "你好", "history": []}}'"""
+    command = f"""curl {address}{backend.template.route or "/"}{key} -d '{{"prompt": "你好", "history": []}}'"""
     print(words("try", command=command), flush=True)

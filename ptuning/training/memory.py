@@ -92,6 +92,10 @@ def activations(work: Workload) -> int:
         kept += s.hidden * (tokens * _residual_bytes(work) + work.batch * work.labels * work.compute_bytes)
     if work.checkpointing:
         kept += layer_activations(work)
+    if s.output_copy:
+        kept += s.vocab * s.hidden * work.compute_bytes
+    if s.score_bias:  # one mask for all layers and rows
+        kept += s.heads * work.length * (work.length + work.positions) * work.compute_bytes
     if work.frozen:
         # every row has a dropout mask of its own on the prefix, and checkpointing keeps what the layers were given
         kept += (

@@ -35,6 +35,9 @@ class ChatGLM2(Family):
     model_type = ChatGLMConfig.model_type
     template_name = ChatGLM2Template.name
     supported = SUPPORTED
+    example = "THUDM/chatglm2-6b"
+    vocabulary_key = "padded_vocab_size"
+    prefix_in_official_code = True
     tokenizer_files = ("tokenizer.model",)
     embedding = "transformer.embedding.word_embeddings.weight"
     output = "transformer.output_layer.weight"

@@ -31,6 +31,15 @@ def prefixed_name(implementation: str) -> str:
     return implementation if implementation.startswith(PREFIXED) else PREFIXED + implementation
 
 
+def seeing_prefix(implementation: str) -> str:
+    """As `prefixed_name`; an implementation that a family has added gets its form that sees the prefix first."""
+    name = prefixed_name(implementation)
+    if name not in AttentionInterface().valid_keys():
+        AttentionInterface.register(name, _with_prefix(AttentionInterface()[implementation]))
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
+    return name
+
+
 def _flash_attention(implementation: str) -> Callable:
     # transformers' own wrapper picks the kernel by the config's implementation name, which here is the prefixed one.
     def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -60,7 +69,12 @@ def _pad_mask(mask: torch.Tensor | BlockMask | None, query: torch.Tensor, prefix
         return ones.tril(prefix_length + key_length - query.shape[2])
     if isinstance(mask, BlockMask):
         return _pad_block_mask(mask, prefix_length)
-    return nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    padded = getattr(mask, "_with_prefix", None)  # all layers share one mask, as below
+    if padded is None or padded.shape[-1] != prefix_length + mask.shape[-1]:
+        padded = nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+        if not torch.compiler.is_compiling():
+            mask._with_prefix = padded  # type: ignore[attr-defined]
+    return padded
 
 
 def _pad_block_mask(mask: BlockMask, prefix_length: int) -> BlockMask:

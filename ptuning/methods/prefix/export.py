@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
 from ptuning.checkpoint.model_folder import new_folder
+from ptuning.errors import ConfigError
 from ptuning.families import family_of
 from ptuning.methods.prefix.checkpoint import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
 from ptuning.methods.prefix.encoder import PrefixShape
@@ -27,9 +28,12 @@ def export_official(checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig,
 
     Raises:
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
+        ConfigError: the base's official code reads no prefix.
     """
+    if not (family := family_of(base_config)).prefix_in_official_code:
+        raise ConfigError(f"--format official: the official code of {family.name} reads no prefix; use --format peft")
     raw, folder = for_base(checkpoint, base_config), new_folder(folder)
-    config = family_of(base_config).config_values(base_config)
+    config = family.config_values(base_config)
     config |= {"pre_seq_len": raw.pre_seq_len, "prefix_projection": raw.prefix_projection}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     state = {OFFICIAL_PREFIX + name: tensor.contiguous() for name, tensor in raw.tensors.items()}
