@@ -65,7 +65,8 @@ def split_attention(
     return SplitAttention.apply(query, key, value, prefix_key, prefix_value, scale)
 
 
-def splits(query: torch.Tensor, key: torch.Tensor, mask: object, dropout: float) -> bool:
+def splits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, dropout: float) -> bool:
     """Whether `split_attention` computes what is asked for: whole rows, padded at most on the right, without dropout, on a CPU."""
     whole = mask is None and query.shape[2] == key.shape[2] > 1 and not dropout
-    return whole and query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    kind = query.dtype if query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled("cpu") else None
+    return whole and query.device.type == "cpu" and kind in (torch.float32, torch.float64, torch.bfloat16)

@@ -1,10 +1,10 @@
 """Gives a model these kernels. The one place that changes what modules of transformers compute.
 
-A module's class is changed to a subclass of it: weights, names, hooks and the `isinstance` questions of peft and transformers stay as
-they were, and so does everything in evaluation mode. A registry of transformers offers that for attention alone.
+A module's class is changed to a subclass of it: weights, names, hooks and the `isinstance` questions of peft and transformers stay
+as they were, and so does everything in evaluation mode. A registry of transformers offers that for attention alone.
 """
 
-from functools import cache
+from typing import Any
 
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -43,7 +43,11 @@ def swap(model: PreTrainedModel, product: str) -> None:
         model.config._attn_implementation = attention + SPLIT
 
 
-@cache
-def _lean(kernel: type, kind: type) -> type:
+_made: dict[tuple[type, type], Any] = {}
+
+
+def _lean(kernel: type, kind: type) -> Any:
     """The class `kind` that computes with `kernel` while training."""
-    return type(f"Lean{kind.__name__}", (kernel, kind), {"__doc__": kernel.__doc__})
+    if (kernel, kind) not in _made:
+        _made[kernel, kind] = type(f"Lean{kind.__name__}", (kernel, kind), {"__doc__": kernel.__doc__})
+    return _made[kernel, kind]

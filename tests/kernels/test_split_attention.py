@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from ptuning.kernels.attention import split_attention, splits
 
@@ -104,9 +103,12 @@ def test_what_is_kept_grows_with_the_length_and_not_its_square():
 
 def test_where_a_mask_is_needed_it_doesnt_apply():
     query, key = torch.randn(1, 4, 8, 16), torch.randn(1, 2, 8, 16)
-    assert splits(query, key, None, 0.0)
-    assert not splits(query, key, torch.ones(1, 1, 8, 8, dtype=torch.bool), 0.0)
-    assert not splits(query, key, None, 0.1)
-    assert not splits(query[:, :, :1], key, None, 0.0)  # a token behind a cache
-    assert not splits(query.half(), key.half(), None, 0.0)
-    assert not splits(query.to("meta"), key.to("meta"), None, 0.0)
+    assert splits(query, key, key, None, 0.0)
+    assert not splits(query, key, key, torch.ones(1, 1, 8, 8, dtype=torch.bool), 0.0)
+    assert not splits(query, key, key, None, 0.1)
+    assert not splits(query[:, :, :1], key, key, None, 0.0)  # a token behind a cache
+    assert not splits(query, key, key.bfloat16(), None, 0.0)
+    assert not splits(*[query.half()] * 3, None, 0.0)
+    assert not splits(*[query.to("meta")] * 3, None, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not splits(query, key, key, None, 0.0)

@@ -138,12 +138,12 @@ def _with_prefix_beside(masked: Callable) -> Callable:
         scaling: float | None = None,
         **kwargs,
     ):
-        if not module.training or prefix is None or not splits(query, key, attention_mask, dropout):
+        if not module.training or prefix is None or not splits(query, key, value, attention_mask, dropout):
             return masked(
                 module, query, key, value, attention_mask, prefix=prefix, dropout=dropout, scaling=scaling, **kwargs
             )
-        ours = (part.to(key.dtype).expand(query.shape[0], -1, -1, -1) for part in prefix[module.layer_idx])
-        return split_attention(query, key, value, *ours, scaling).transpose(1, 2), None
+        first, second = (part.to(key.dtype).expand(query.shape[0], -1, -1, -1) for part in prefix[module.layer_idx])
+        return split_attention(query, key, value, first, second, scaling).transpose(1, 2), None
 
     return attention
 
