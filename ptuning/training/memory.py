@@ -14,6 +14,7 @@ ALLOCATOR_SLACK = 0.1
 # glibc's malloc keeps freed blocks up to 32 MB (its largest mmap threshold) in a heap with holes. Measured: 1.1 to 2.3 times
 # what comes and goes with each layer, with and without gradient checkpointing.
 HEAP_SLACK, HEAP_BLOCK = 1.6, 32 << 20
+HEAP_SLACK_OF_PIECES = 2.3  # parts of a batch have changing sizes, which leaves more holes
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def need(work: Workload, process_rss: int) -> Need:
     acting, passing = activations(work) + momentary, layer_activations(work) + momentary
     slack = ALLOCATOR_SLACK * acting
     if work.cpu and work.tokens * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
-        slack = HEAP_SLACK * passing
+        slack = (HEAP_SLACK_OF_PIECES if work.rows < work.batch else HEAP_SLACK) * passing
         if work.zero is not None and work.zero.stage == 3:
             # Gathered weights and whole gradients come and go in small blocks too; measured: as much again as both.
             slack += (work.shape.parameters + work.trained) * work.weight_bytes
@@ -92,6 +93,10 @@ def activations(work: Workload) -> int:
         kept += s.hidden * (tokens * _residual_bytes(work) + _labels(work) * work.compute_bytes)
     if work.checkpointing:
         kept += layer_activations(work)
+    if work.frozen and not work.checkpointing:
+        kept -= (
+            s.hidden * tokens * _norm_bytes(work)
+        )  # the first norm's input is the embedding, which needs no gradient
     if work.frozen:
         # every row has a dropout mask of its own on the prefix; checkpointing, and an attention that leaves the prefix apart, keep
         # what the layers were given, too
