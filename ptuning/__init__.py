@@ -2,8 +2,8 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    threads ← errors ← packages ← language ← messages ← distributed ← runs ← quantization ← families ← config ← data ←
-    checkpoint ← methods ← loading ← validation ← generation ← training ← evaluation ← report ← serving ← main ← export ←
+    threads ← errors ← packages ← language ← messages ← distributed ← runs ← quantization ← families ← kernels ← config ←
+    data ← checkpoint ← methods ← loading ← validation ← generation ← training ← evaluation ← report ← serving ← main ← export ←
     cli ← completion
 
 `from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2 and

@@ -244,6 +244,21 @@ class TuningArguments(TrainingArguments):
             "choices": ["tokens", "rows"],
         },
     )
+    kernels: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a frozen base computes in training on a CPU: fast (default there), the same function in less time and "
+            "memory; plain: transformers' own modules.",
+            "choices": ["fast", "plain"],
+        },
+    )
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take each batch in pieces of rows of similar length with at most so many tokens, padding included: the same "
+            "gradient in less memory; 0: in one piece. Default: 512 with fast kernels, else 0."
+        },
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay off: a NaN shown as 0 hid broken runs for months."}

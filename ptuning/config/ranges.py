@@ -64,6 +64,7 @@ RANGES = {
     "tokens_per_batch": Range(1, advice="at least 1 (e.g. 4096), or leave it out for --per_device_train_batch_size"),
     "per_device_eval_batch_size": BATCH,
     "gradient_accumulation_steps": BATCH,
+    "micro_batch_tokens": Range(0, advice="at least 1 (0: no pieces)"),
     "eval_accumulation_steps": ONE,
     "num_train_epochs": POSITIVE,
     "max_steps": Range(1, also=-1, advice="at least 1, or leave it out for --num_train_epochs"),

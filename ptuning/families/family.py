@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from ptuning.errors import ModelError
 from ptuning.families.template import Template
@@ -172,6 +173,16 @@ class Family(ABC):
             vocab=config.vocab_size,
             biases=bool(getattr(config, "attention_bias", False)),
         )
+
+    # --- modules that kernels replace ------------------------------------------------------------------------------------
+
+    norm: type[nn.Module] | None = LlamaRMSNorm  # with `weight` and `variance_epsilon`; None: it has another kind
+    # With a linear `gate_up_proj` whose two halves are gate and up, and `down_proj`; None: it has another kind.
+    feed_forward: type[nn.Module] | None = None
+
+    def gates_with_silu(self, config: PreTrainedConfig) -> bool:
+        """Whether the feed-forward part computes silu(gate) · up."""
+        return getattr(config, "hidden_act", None) in ("silu", "swish")
 
     # --- attention -------------------------------------------------------------------------------------------------------
 

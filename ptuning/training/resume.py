@@ -24,13 +24,18 @@ def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments
         ConfigError: it would be another run; the message names every difference.
         DataError: the record of the run can't be read.
     """
-    before = RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
+    before = record_of(checkpoint)
     found = deepspeed_conflicts(checkpoint, training) + conflicts(before, now)
     found += batch_conflicts(before.config, now.config, (before.world_size, now.world_size), checkpoint)
     if found:
         raise refusal(checkpoint, found)
     load_universal(checkpoint, training)
     return notes(before, now)
+
+
+def record_of(checkpoint: Path) -> RunRecord:
+    """The record of the run that wrote a checkpoint. Raises DataError where it can't be read."""
+    return RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
 
 
 def deepspeed_conflicts(checkpoint: Path, training: TuningArguments) -> list[str]:

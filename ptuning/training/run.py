@@ -22,8 +22,9 @@ from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.resume import chosen_checkpoint, is_finished
 from ptuning.training.batches import planned_steps, steps_an_epoch
+from ptuning.training.kernels import Kernels
 from ptuning.training.progress import LiveReport, LossCurve
-from ptuning.training.resume import require_same_run
+from ptuning.training.resume import record_of, require_same_run
 from ptuning.training.trainer import TuningTrainer
 
 
@@ -54,6 +55,12 @@ def make_room(config: Config, folder: RunFolder, delete: bool) -> None:
     folder.require_room(config.training.overwrite_output_dir, sources)
     if delete:
         folder.clear()
+
+
+def run_to_continue(config: Config, folder: RunFolder) -> RunRecord | None:
+    """The record of the run that this one goes on with; None for a new run. Raises ConfigError as `checkpoint_to_resume`."""
+    checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
+    return None if checkpoint is None else record_of(checkpoint)
 
 
 def checkpoint_to_resume(
@@ -89,6 +96,7 @@ def build_trainer(
     manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
     live: LiveReport | None = None,
+    kernels: Kernels | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
@@ -98,6 +106,7 @@ def build_trainer(
         manifest: written into every checkpoint.
         score_answers: see TuningTrainer.
         live: the report of the run, for as long as it trains.
+        kernels: that the model was built with; default: plain, whole batches.
     """
     args, data = config.training, config.data
     callbacks: list[TrainerCallback] = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
@@ -116,6 +125,7 @@ def build_trainer(
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
         callbacks=callbacks,
         score_answers=score_answers,
+        micro_batch_tokens=0 if kernels is None else kernels.micro_batch_tokens,
     )
     distributed.check(args.deepspeed is not None, trainer.is_deepspeed_enabled, trainer.accelerator.num_processes)
     return trainer

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING, TRAINER_STATE
 from ptuning.training.batches import evaluation_batches, order_seed, token_batches
+from ptuning.training.pieces import pieces
 from ptuning.training.progress import Throughput
 
 
@@ -39,6 +41,7 @@ class TuningTrainer(Trainer):
         template: of the base; its tokenizer is saved beside a complete model.
         manifest: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
+        micro_batch_tokens: each batch is taken in pieces of so many tokens at most (pieces.py); 0: in one.
         score_answers: generates and scores answers to the validation rows; its figures join those of `evaluate` during
             training, so that the best checkpoint can be chosen by them.
         **kwargs: of Trainer; the data sets are RowDatasets.
@@ -52,14 +55,19 @@ class TuningTrainer(Trainer):
         manifest: Manifest | None,
         pad_to: int | None = None,
         score_answers: Callable[[], dict[str, float]] | None = None,
+        micro_batch_tokens: int = 0,
         **kwargs,
     ):
         collator = PadRight(template.pad_id, pad_to)
         super().__init__(
-            processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
+            processing_class=template.tokenizer,
+            data_collator=collator,
+            compute_loss_func=self._loss_of_labels,
+            **kwargs,
         )
         _complete_token_ids(self.model, template.tokenizer)
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
+        self.micro_batch_tokens = micro_batch_tokens
         # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it
         # divides each loss by the number of accumulation steps itself.
         self.loss_is_scaled_for_ga = False if self.args.loss_average == "rows" else None
@@ -128,14 +136,36 @@ class TuningTrainer(Trainer):
                     f"step {self.state.global_step + 1}: the loss is {float(loss.detach())} on {sources}. "
                     f"{self._last_checkpoint()} Try a lower --learning_rate, --warmup_steps, or look at these rows."
                 )
-            raise_together(problem, self.args.device)
+            if self.micro_batch_tokens:  # processes have different numbers of pieces, and ask each other once a step
+                self._problem = self._problem or problem
+            else:
+                raise_together(problem, self.args.device)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
             self._step_rate = super()._get_learning_rate()
         self._throughput.count(inputs["input_ids"], self.data_collator.pad_token_id)
-        return super().training_step(model, inputs, num_items_in_batch)
+        if not self.micro_batch_tokens:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._problem, losses = None, []
+        # Where each forward pass has its own average (--loss_average rows), it is the batch's.
+        self._batch_labels = (
+            max(int(label_positions(inputs["labels"]).sum()), 1) if num_items_in_batch is None else None
+        )
+        lengths = [int(self.train_dataset.lengths[row]) for row in inputs["row"]]
+        parts = list(pieces(inputs, lengths, self.micro_batch_tokens, trims=self.data_collator.length is None))
+        for part in parts:  # processes add their gradients up in the last one
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        self._batch_labels = None
+        raise_together(self._problem, self.args.device)
+        return torch.stack(losses).sum()
+
+    def _loss_of_labels(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+        return label_loss(
+            outputs.logits, labels, self._batch_labels if num_items_in_batch is None else num_items_in_batch
+        )
 
     def _get_learning_rate(self) -> float:
         return super()._get_learning_rate() if self._step_rate is None else self._step_rate
@@ -278,6 +308,8 @@ class TuningTrainer(Trainer):
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
+    _problem: str | None = None  # of a piece
+    _batch_labels: int | None = None
     _staging: str | None = None
     _step_rate: float | None = None
     overflow_steps = 0  # left out by the fp16 loss scaler
@@ -306,10 +338,6 @@ def _complete_token_ids(model: PreTrainedModel, tokenizer) -> None:
         for config in (model.config, model.generation_config):
             if getattr(config, name, None) is None:
                 setattr(config, name, getattr(tokenizer, name, None))
-
-
-def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
 class SamplerEpoch(TrainerCallback):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GlmConfig
-from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, eager_attention_forward
+from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
 from ptuning.families.chatglm2.config import (
     SUPPORTED,
@@ -44,6 +44,7 @@ class ChatGLM2(Family):
     layer_prefix = "transformer.encoder.layers."
     layer_bias = ".self_attention.query_key_value.bias"
     eager_attention = staticmethod(eager_attention_forward)
+    norm, feed_forward = GlmRMSNorm, GlmMLP
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
         check_architecture(values, str(folder))
