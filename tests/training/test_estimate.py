@@ -490,7 +490,16 @@ def test_docs_say_what_the_estimate_says(official, capsys, monkeypatch, fresh_rs
 @pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
 def test_two_processes_within_15_percent(warm_bin, way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
-    command = [warm_bin / "python", REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    command = [
+        warm_bin / "python",
+        REPO / "benchmarks" / "full.py",
+        "--ways",
+        way,
+        "--processes",
+        "2",
+        "--samples",
+        "8",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
