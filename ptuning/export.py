@@ -49,8 +49,9 @@ class ExportOptions:
     checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
     format: Literal["official", "peft", "official-lora", "vllm", "compressed-tensors"] | None = option(
         None,
-        "of a prefix: official or peft; of a LoRA: official-lora; vllm: of either, into a --prefix_store, or of --model_name_or_path "
-        "alone; compressed-tensors: the latter quantised; a whole model of a --checkpoint or --merge is always official",
+        "of a prefix: official or peft; of a LoRA: official-lora; vllm: of either, into a --prefix_store, or of "
+        "--model_name_or_path alone; compressed-tensors: the latter quantised; a whole model of a --checkpoint or --merge is "
+        "always official",
     )
     model_name_or_path: str | None = option(
         None, "default: the base that the checkpoint names, or the checkpoint itself"

@@ -144,6 +144,10 @@ class Family(ABC):
         """The same for a folder under the model's own names, which transformers and vLLM read without this package."""
         return config
 
+    def vllm_refusal(self, config: PreTrainedConfig) -> str | None:
+        """Why vLLM would compute something else from files in this family's own format, without a word; None: it wouldn't."""
+        return None
+
     # --- shapes ----------------------------------------------------------------------------------------------------------
 
     def dimensions(self, config: PreTrainedConfig) -> Dimensions:
