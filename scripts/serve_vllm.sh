@@ -24,10 +24,10 @@ prefixes="$(cd "$prefixes" && pwd)"
 config="{\"kv_connector\": \"PrefixConnector\", \"kv_connector_module_path\": \"ptuning_vllm.connector\", \"kv_role\": \"kv_consumer\", \
 \"kv_load_failure_policy\": \"fail\", \"kv_connector_extra_config\": {\"prefix_store\": \"$prefixes\"}}"
 echo "serve_vllm: starting vLLM on 127.0.0.1:$port (log: $store/vllm.log)"
-# --block-size 16: blocks shared by a short prefix's requests too. The token endpoint needs no tokenizer, and vLLM's would be wrong.
+# --block-size 32: the smallest that the CPU build has, so that the requests of a short prefix share its blocks too. The token endpoint needs no tokenizer, and vLLM's would be wrong.
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}" VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_NO_USAGE_STATS=1 \
     "$vllm_python" -m vllm.entrypoints.openai.api_server --model "$native" --skip-tokenizer-init --enable-scale-out --host 127.0.0.1 \
-    --port "$port" --dtype "$dtype" --block-size 16 --enable-lora --max-lora-rank 64 --kv-transfer-config "$config" \
+    --port "$port" --dtype "$dtype" --block-size 32 --enable-lora --max-lora-rank 64 --kv-transfer-config "$config" \
     ${VLLM_FLAGS:-} >"$store/vllm.log" 2>&1 &
 vllm=$!
 trap 'kill $vllm 2>/dev/null; wait $vllm 2>/dev/null || true' EXIT

@@ -26,7 +26,7 @@ __all__ = ["lora_folders", "prefix_folders"]  # fixtures
 PYTHON = os.environ.get("PTUNING_TEST_VLLM")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="needs vLLM's own environment: bash scripts/test_vllm.sh")
 
-SMALL_CACHE = ("--num-gpu-blocks-override", "60", "--max-model-len", "640")
+SMALL_CACHE = ("--num-gpu-blocks-override", "30", "--max-model-len", "640")
 
 
 class Vllm:
@@ -49,7 +49,7 @@ class Vllm:
         }
         command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model, "--skip-tokenizer-init"]
         command += ["--enable-scale-out", "--host", "127.0.0.1", "--port", self.port, "--dtype", "float32"]
-        command += ["--block-size", "16", "--kv-transfer-config", json.dumps(transfer), *self.flags]
+        command += ["--block-size", "32", "--kv-transfer-config", json.dumps(transfer), *self.flags]
         own = {"PYTHONPATH": str(REPO), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         own |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:

@@ -134,7 +134,8 @@ def test_a_client_that_goes_away_frees_its_place(vllm, tmp_path):
     with front([vllm], tmp_path, max_concurrent=1) as server, httpx.Client() as client:
         body = {"model": "base", "messages": [{"role": "user", "content": "你好"}], "stream": True}
         with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
-            next(reply.iter_lines())
+            lines = reply.iter_lines()  # closing it would close the connection
+            next(lines)
             wait_until(lambda: vllm.running == 1, "it runs")
         wait_until(lambda: not vllm.running, "the place in vLLM is free")
         vllm.first = 10**6
