@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 if [ -n "${VLLM_PYTHON:-}" ]; then
     vllm_python="$VLLM_PYTHON"
-    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$vllm_python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("vllm"))' ||
+    "$vllm_python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("vllm"))' ||
         setup_fail "VLLM_PYTHON=$VLLM_PYTHON has no vllm: pip install vllm==0.32.0 there"
 else
     vllm_venv="$root/.venv-vllm" vllm_python="$root/.venv-vllm/bin/python"

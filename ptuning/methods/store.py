@@ -56,5 +56,11 @@ def store_prefix(keys_LTGD: torch.Tensor, values_LTGD: torch.Tensor, store: Path
     name = digest(tensors.values())
     file = store / f"{name}.safetensors"
     if not file.is_file():
-        write_atomically(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_atomically(file, lambda path: save_readable(tensors, path))
     return Stored(prefix=name, length=keys_LTGD.shape[1])
+
+
+def save_readable(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a file that vLLM can read where it runs as another user; safetensors makes it the owner's alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)

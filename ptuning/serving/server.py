@@ -65,7 +65,7 @@ def serve(options: ServeOptions) -> int:
 def build(options: ServeOptions) -> tuple[Backend, Metrics]:
     """Loads the base and the prefixes, and puts a worker around them that hasn't started; or looks for vLLM, which has."""
     if options.engine == "vllm":
-        from ptuning.serving.vllm.backend import build_vllm  # here, because only it needs httpx
+        from ptuning.serving.vllm.build import build_vllm  # here, because only it needs httpx
 
         return build_vllm(options)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)

@@ -74,6 +74,7 @@ def test_a_prefix_of_the_store_is_the_attached_one(golden_dir, golden, kind, tmp
     exported(tmp_path / "store", *flags)  # the same content: the same file
     (file,) = (tmp_path / "store").iterdir()
     assert str(file) in capsys.readouterr().out
+    assert file.stat().st_mode & 0o777 == 0o644, "vLLM may run as another user"
     tensors = load_file(file)
     keys, values = tensors["keys"], tensors["values"]
     assert file.stem == digest((keys, values)) and keys.dtype == torch.float32

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -26,7 +25,7 @@ from ptuning.methods.lora.checkpoint import (
     for_base,
 )
 from ptuning.methods.lora.targets import linears_of, shortened, sources
-from ptuning.methods.store import Stored, digest
+from ptuning.methods.store import Stored, digest, save_readable
 from ptuning.runs.files import write_atomically
 
 
@@ -125,7 +124,7 @@ def export_vllm(checkpoint: LoraCheckpoint, base_config: PreTrainedConfig, store
     name = f"lora-{digest(named.values())}"
     folder, text = store / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     if not (folder / CONFIG).is_file():  # written last, so that a folder with it is whole
-        write_atomically(folder / WEIGHTS[0], lambda path: save_file(named, path, metadata={"format": "pt"}))
+        write_atomically(folder / WEIGHTS[0], lambda path: save_readable(named, path))
         write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return Stored(lora=name)
 

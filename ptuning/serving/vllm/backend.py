@@ -1,24 +1,19 @@
 """The Backend on vLLM: it computes, and everything that is text or a name stays here."""
 
 import asyncio
-import json
 import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ptuning.checkpoint.base import base_fingerprint, read_base_config, resolve_base
-from ptuning.checkpoint.native import FINGERPRINT
-from ptuning.errors import CheckpointError, ConfigError, PTuningError
-from ptuning.families import Template, family_of, read_config
+from ptuning.errors import PTuningError
+from ptuning.families import Template
 from ptuning.generation import GenerationRequest, Token
-from ptuning.loading import load_template
-from ptuning.methods import Stored, store_checkpoint
+from ptuning.methods import Stored
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import (
     BackendError,
@@ -31,9 +26,9 @@ from ptuning.serving.backend import (
     Unavailable,
 )
 from ptuning.serving.models import Registry
-from ptuning.serving.options import OUTPUT, ServeOptions
+from ptuning.serving.options import ServeOptions
 from ptuning.serving.scheduler import AnswerStream, call
-from ptuning.serving.vllm.names import NameTable
+from ptuning.serving.vllm.names import NameTable, put
 from ptuning.serving.vllm.replicas import Replica, Replicas
 from ptuning.serving.vllm.stream import NoSuchLora, ReplicaFailed, RequestRefused, body, tokens
 
@@ -41,42 +36,6 @@ log = logging.getLogger("ptuning.serving")
 
 _STOPPED = "the server is shutting down"
 _BARE = Stored()
-
-
-def build_vllm(options: ServeOptions) -> tuple["VllmBackend", Metrics]:
-    """Looks at vLLM and stores the prefixes; what is returned hasn't started.
-
-    Raises:
-        PTuningError: vLLM doesn't answer or would answer wrong; a prefix can't be used.
-    """
-    headers = {} if options.vllm_key is None else {"Authorization": f"Bearer {options.vllm_key}"}
-    replicas = Replicas(options.vllm_url, headers)
-    about, template = replicas.describe(), load_template(options.model)
-    fingerprint = base_fingerprint(options.model)
-    _check_folder(about["root"], fingerprint)
-    store = Path(options.prefix_store or "").expanduser()
-    names = NameTable(store, fingerprint)
-    registry = Registry(options.model, names)
-
-    def read(name: str, folder: str | Path) -> Served:
-        return _stored(name, folder, options.model, store)
-
-    if options.prefix is not None:
-        registry.add_named(options.prefix, read)
-    else:
-        registry.add_found(Path(OUTPUT), read)
-    most, base = about["max_model_len"], read_config(resolve_base(options.model)).max_position_embeddings
-    longest = max((served.pre_seq_len for served in registry), default=0)
-    context = min(base, most - longest)
-    if context < 2:
-        raise ConfigError(
-            f"--vllm_url: vLLM was started with --max-model-len {most} and the longest prefix has {longest} positions; start it "
-            f"with --max-model-len {base + longest}"
-        )
-    if context < base:
-        log.warning("vLLM shortens the context", extra={"fields": {"context": context, "max_model_len": most}})
-    metrics = Metrics()
-    return VllmBackend(options, template, registry, names, replicas, (context, most), metrics), metrics
 
 
 class VllmBackend:
@@ -295,9 +254,11 @@ class VllmBackend:
     def _add(self, name: str, folder: str) -> Served:
         self.registry.check_name(name)
         try:
-            served = _stored(name, folder, self.options.model, self.names.store)
+            served = put(name, folder, self.options.model, self.names.store)
         except PTuningError as error:
             raise Refused(str(error)) from error
+        except Exception as error:  # whatever a strange path or file leads to
+            raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__})") from error
         if served.pre_seq_len + self.context > self.most:
             raise Refused(self._too_long(name, served.pre_seq_len))
         if not self.names.claim(served):
@@ -318,46 +279,4 @@ class VllmBackend:
         return (
             f"prefix {name!r} has {length} positions, and vLLM's --max-model-len {self.most} leaves {left} beside the "
             f"context of {self.context}; start vLLM with --max-model-len {self.context + length}"
-        )
-
-
-def _stored(name: str, folder: str | Path, base: str, store: Path) -> Served:
-    try:
-        stored, manifest, method = store_checkpoint(folder, base, store)
-    except OSError as cause:
-        raise CheckpointError(f"--prefix_store {store}: can't be written ({cause})") from cause
-    source_prefix = manifest.source_prefix if manifest else ""
-    return Served(name, int(time.time()), source_prefix, stored.length, stored, method.noun)
-
-
-def _check_folder(root: Any, fingerprint: str) -> None:
-    """Refuses what vLLM would answer wrong with, as far as its folder can be seen from here.
-
-    Args:
-        root: the folder that vLLM says it has loaded.
-        fingerprint: of --model.
-
-    Raises:
-        ConfigError: other weights, or a format that vLLM reads wrong without a word.
-    """
-    path = Path(root or "") / "config.json"
-    if not path.is_file():
-        log.warning(
-            "vLLM's model can't be seen from here, so it isn't compared with --model", extra={"fields": {"root": root}}
-        )
-        return
-    values = json.loads(path.read_text(encoding="utf-8"))
-    found = values.get(FINGERPRINT)
-    if found is None:
-        read_base_config(path.parent)
-        config = read_config(path.parent)
-        if (why := family_of(values).vllm_refusal(config)) is not None:
-            raise ConfigError(
-                f"vLLM has loaded {root}, and {why}; give it what ptuning export --format vllm makes of it"
-            )
-        found = base_fingerprint(path.parent)
-    if found != fingerprint:
-        raise ConfigError(
-            f"vLLM has loaded {root} (fingerprint {found}), and --model has other weights (fingerprint {fingerprint}); give both "
-            "the same model"
         )

@@ -3,13 +3,14 @@
 import contextlib
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ptuning.errors import ConfigError, DataError
-from ptuning.methods import Stored
+from ptuning.errors import CheckpointError, ConfigError, DataError
+from ptuning.methods import Stored, store_checkpoint
 from ptuning.runs.files import read_json, write_json
 from ptuning.serving.backend import Served, UnknownModel
 
@@ -121,6 +122,20 @@ class NameTable:
             raise DataError(
                 f"{path}: is damaged ({cause!r}): delete it and start every server with --prefix again"
             ) from cause
+
+
+def put(name: str, folder: str | Path, base: str, store: Path) -> Served:
+    """Puts a tuned checkpoint into the store; its name isn't in the table yet.
+
+    Raises:
+        CheckpointError: it isn't one for this base, or can't be written.
+    """
+    try:
+        stored, manifest, method = store_checkpoint(folder, base, store)
+    except OSError as cause:
+        raise CheckpointError(f"{folder}: can't be put into {store} ({cause})") from cause
+    source_prefix = manifest.source_prefix if manifest else ""
+    return Served(name, int(time.time()), source_prefix, stored.length, stored, method.noun)
 
 
 def _entry(served: Served) -> dict[str, Any]:
