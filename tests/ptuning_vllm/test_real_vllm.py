@@ -144,7 +144,7 @@ def test_a_mixture_bad_requests_logprobs_and_a_kill(folders, prefix_folders, lor
         finally:
             stop.set()
             thread.join()
-        assert set(refused) == {500} and len(refused) >= 5, refused
+        assert set(refused) == {400, 500} and len(refused) >= 5, refused  # 400: not a salt for vLLM
 
         loras = shuffled(list(lora_folders), 8, 24)
         with running(served) as own:

@@ -142,24 +142,36 @@ def test_a_client_that_goes_away_frees_its_place(vllm, tmp_path):
         assert text(server.chat(max_tokens=64))
 
 
-def test_places_and_time(vllm, tmp_path):
+def test_places(vllm, tmp_path):
     vllm.first = 1
-    with (
-        front([vllm], tmp_path, max_concurrent=2, max_queue=1, request_timeout=1.0) as server,
-        ThreadPoolExecutor(3) as pool,
-    ):
+    with front([vllm], tmp_path, max_concurrent=2, max_queue=1) as server, ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(server.chat, max_tokens=64) for _ in range(3)]
-        wait_until(
-            lambda: server.get("/health").json() == {"status": "ok", "running": 2, "waiting": 1}, "two of three run"
-        )
+        full = {"status": "ok", "running": 2, "waiting": 1}
+        wait_until(lambda: server.get("/health").json() == full and vllm.running == 2, "two of three run")
         busy = server.chat()
         assert busy.status_code == 429 and "--max_concurrent for each --vllm_url" in busy.json()["error"]["message"]
-        late = [one.result() for one in asked]
-        assert {one.status_code for one in late} == {504} and "(--request_timeout)" in late[0].json()["error"][
-            "message"
-        ]
-        assert len(vllm.bodies) == 2
-        wait_until(lambda: not vllm.running, "the places in vLLM are free")
+        assert len(vllm.bodies) == 2, "the third waits on this side"
+        vllm.first = 10**6
+        assert {one.result().status_code for one in asked} == {200}
+
+
+def test_time(vllm, tmp_path):
+    vllm.first = 1
+    with front([vllm], tmp_path, request_timeout=0.2) as server:
+        late = server.chat(max_tokens=64)
+        assert late.status_code == 504 and "not finished within 0.2 s (--request_timeout)" in late.text
+        wait_until(lambda: not vllm.running, "the place in vLLM is free")
+
+
+def test_closing_answers_what_runs(vllm, tmp_path):
+    vllm.first = 1
+    with front([vllm], tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.chat, max_tokens=64)
+        wait_until(lambda: vllm.running == 1, "it runs")
+        server.worker.drain()
+        assert not server.worker.wait_idle(0) and server.chat().status_code == 503
+        server.worker.close()
+        assert asked.result().status_code == 503 and server.worker.wait_idle(60)
 
 
 def test_replicas(template, tmp_path, prefix_folders):
@@ -272,7 +284,7 @@ def flags(fake, store, *more):
     return ["--engine", "vllm", "--model", str(BASE), "--vllm_url", fake.url, "--prefix_store", str(store), *more]
 
 
-def test_refused_at_the_start(template, tmp_path, prefix_folders, golden_dir):
+def test_refused_at_the_start(template, tmp_path, prefix_folders):
     prefix = ("--prefix", f"ads={prefix_folders['ads']}")
     with FakeVllm(template) as one, FakeVllm(template, max_model_len=99) as two:
         with pytest.raises(ConfigError, match=r"the replicas have different --max-model-len .99, 2560."):
@@ -290,10 +302,15 @@ def test_refused_at_the_start(template, tmp_path, prefix_folders, golden_dir):
             build(parse(flags(one, tmp_path)))
         one.root = None
         build(parse(flags(one, tmp_path, *prefix)))
+        table = tmp_path / "names.json"
+        table.write_text(json.dumps(json.loads(table.read_text()) | {"base": "1" * 16}))
+        with pytest.raises(ConfigError, match=r"is of the base with fingerprint 1{16}, .*; give each base a folder"):
+            build(parse(flags(one, tmp_path)))
+        table.write_text("{")
         with pytest.raises(
-            ConfigError, match=r"is of the base with fingerprint .*; give each base a folder of its own"
+            ConfigError, match=r"names.json: can't be read as JSON .*: delete it and start every server"
         ):
-            build(parse(flags(one, tmp_path, "--model", str(golden_dir / "chatglm2-tiny"))))
+            build(parse(flags(one, tmp_path)))
         (tmp_path / "names.json").write_text('{"format": "other"}')
         with pytest.raises(ConfigError, match="is 'other' version None, expected 'ptuning-names' version 1"):
             build(parse(flags(one, tmp_path)))
