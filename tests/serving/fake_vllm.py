@@ -31,6 +31,7 @@ class FakeVllm:
     def __init__(self, template: Template, max_model_len: int = 2560, root: str = "/models/elsewhere"):
         self.template, self.max_model_len, self.root = template, max_model_len, root
         self.bodies: list[dict] = []
+        self.key: str | None = None
         self.loras: set[str] = set()
         self.loaded: list[dict] = []
         self.fail: dict | None = None  # instead of an answer: status, or an error in the stream
@@ -99,6 +100,7 @@ class FakeVllm:
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.key = request.headers.get("authorization")
         if self.fail is not None and "status" in self.fail:
             return JSONResponse({"error": {"message": "a secret of vLLM's"}}, self.fail["status"])
         if body.get("model") not in (None, *self.loras):

@@ -116,13 +116,13 @@ def test_answers_name_their_prefix_by_its_digest(vllm, tmp_path, prefix_folders)
 
 
 def test_stop_strings_and_limits_are_this_sides(vllm, tmp_path):
-    with front([vllm], tmp_path) as server:
+    with front([vllm], tmp_path, vllm_key="k") as server:
         vllm.first = 30  # what isn't wanted any more isn't waited for
         whole = streamed(server, stop="。再")
         assert whole[0] == answer_to(vllm.bodies[-1]).partition("。再")[0] and whole[1]["finish_reason"] == "stop"
         wait_until(lambda: not vllm.running, "the place in vLLM is free")
         reply = server.chat(max_tokens=3).json()["choices"][0]
-        assert reply["finish_reason"] == "length"
+        assert reply["finish_reason"] == "length" and vllm.key == "Bearer k"
         found = server.chat(max_tokens=3, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
         assert [(one["logprob"], len(one["top_logprobs"])) for one in found] == [(-0.5, 2)] * 3
         several = server.chat(n=3, max_tokens=64).json()["choices"]
@@ -289,6 +289,11 @@ def test_refused_at_the_start(template, tmp_path, prefix_folders):
     with FakeVllm(template) as one, FakeVllm(template, max_model_len=99) as two:
         with pytest.raises(ConfigError, match=r"the replicas have different --max-model-len .99, 2560."):
             build(parse(flags(one, tmp_path, "--vllm_url", two.url)))
+        two.max_model_len = "none"
+        with pytest.raises(
+            ConfigError, match=r"answers, but not as vLLM does .*vLLM's own server .and its key: --vllm_key."
+        ):
+            build(parse(flags(two, tmp_path)))
         one.root = str(BASE)
         with pytest.raises(
             ConfigError, match=r"ignores kv_channels .*; give it what ptuning export --format vllm makes"
