@@ -158,6 +158,10 @@ class Family(ABC):
         """
         return config
 
+    def vllm_refusal(self, config: PreTrainedConfig) -> str | None:
+        """Why vLLM would compute something else from files in this family's own format, without a word; None: it wouldn't."""
+        return None
+
     # --- shapes ----------------------------------------------------------------------------------------------------------
 
     def dimensions(self, config: PreTrainedConfig) -> Dimensions:

@@ -2,9 +2,10 @@
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import ModelArguments
@@ -14,6 +15,8 @@ from ptuning.families import Family, family_of
 from ptuning.language import Language
 
 OUTPUT = "output"
+# What says how this process computes.
+_OWN_ENGINE = ("dtype", "quantization_bit", "quantization", "double_quantization", "cpu_kernels", "batch_tokens")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -61,10 +64,15 @@ class ServeOptions:
     admin_key: str | None = option(None, "allows adding and removing prefixes while serving", env="PTUNING_ADMIN_KEY")
     allow_remote: bool = option(False, "listen beyond this machine without a key")
     cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the API, repeatable; none by default")
-    engine: Literal["continuous", "sequential"] = option(
-        "continuous", "sequential: one request at a time, for comparison"
+    engine: Literal["continuous", "sequential", "vllm"] = option(
+        "continuous", "sequential: one request at a time, for comparison; vllm: vLLM computes, at --vllm_url"
     )
-    max_concurrent: int = option(32, "answers computed together")
+    vllm_url: tuple[str, ...] = option((), "address of a vLLM server, or of several with the same model", together=True)
+    vllm_key: str | None = option(None, "vLLM's own --api-key", env="PTUNING_VLLM_KEY")
+    prefix_store: str | None = option(
+        None, "folder that vLLM reads prefixes from, shared by all servers before it; with --engine vllm"
+    )
+    max_concurrent: int = option(32, "answers computed together; with --engine vllm, by each vLLM")
     max_queue: int = option(64, "answers that may wait; beyond that 429")
     batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
     request_timeout: float = option(300.0, "seconds a request may take, waiting included")
@@ -82,7 +90,8 @@ class ServeOptions:
         for name in ("request_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
-        for name in ("api_key", "admin_key"):
+        self._check_engine()
+        for name in ("api_key", "admin_key", "vllm_key"):
             value = getattr(self, name)
             if value is not None and (not value or not value.isascii() or value != value.strip()):
                 raise ConfigError(
@@ -94,6 +103,22 @@ class ServeOptions:
                 "Give --api_key KEY (or PTUNING_API_KEY in the environment), or --allow_remote if something in front of it "
                 "checks who asks"
             )
+
+    def _check_engine(self) -> None:
+        if self.engine != "vllm":
+            for name in ("vllm_url", "prefix_store"):  # a key may lie in the environment for another server
+                if getattr(self, name):
+                    raise ConfigError(f"--{name} is for --engine vllm; give that too, or leave it out")
+            return
+        for name in ("vllm_url", "prefix_store"):
+            if not getattr(self, name):
+                raise ConfigError(f"--engine vllm needs --{name}; bash scripts/serve_vllm.sh starts vLLM with both")
+        for url in self.vllm_url:
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+                raise ConfigError(f"--vllm_url {url}: expected an address such as http://127.0.0.1:8000")
+        for field in fields(self):
+            if field.name in _OWN_ENGINE and getattr(self, field.name) != field.default:
+                raise ConfigError(f"--{field.name} is for this package's own engine; vLLM is told when it is started")
 
     @property
     def sequential(self) -> bool:

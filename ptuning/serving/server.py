@@ -63,8 +63,12 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def build(options: ServeOptions) -> tuple[Worker, Metrics]:
-    """Loads the base and the prefixes, and puts a worker around them that hasn't started."""
+def build(options: ServeOptions) -> tuple[Backend, Metrics]:
+    """Loads the base and the prefixes, and puts a worker around them that hasn't started; or looks for vLLM, which has."""
+    if options.engine == "vllm":
+        from ptuning.serving.vllm.build import build_vllm  # here, because only it needs httpx
+
+        return build_vllm(options)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
     registry = Registry(options.model)
