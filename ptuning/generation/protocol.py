@@ -5,7 +5,26 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from ptuning.methods import Companion
+
+
+class Matcher(Protocol):
+    """What one answer may be, token by token."""
+
+    def restrict(self, logits_V: Tensor) -> None:
+        """Sets the logits of tokens that may not come next to -inf, in place. An end token may come where the answer is whole."""
+
+    def chose(self, token: int) -> None:
+        """Goes on by the token that was chosen."""
+
+
+class Constraint(Protocol):
+    """A form that an answer must have, e.g. JSON of a schema."""
+
+    def matcher(self) -> Matcher:
+        """For one more answer."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +39,10 @@ class SamplingParams:
             the batch.
         frequency_penalty: taken off a token's logit for each time it was generated (OpenAI's definition).
         presence_penalty: taken off once a token was generated at all.
-        repetition_penalty: divides a token's positive logit, and multiplies a negative one, once it is in the prompt or was
+        min_p: drop tokens less likely than this times the likeliest; 0 drops none.
+        repetition_penalty: divides a positive logit, and multiplies a negative one, of a token that is in the prompt or was
             generated (transformers' definition); 1 changes nothing.
+        constraint: a form that the answer must have.
     """
 
     temperature: float = 0.0
@@ -30,7 +51,9 @@ class SamplingParams:
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    constraint: Constraint | None = None
 
     @property
     def penalised(self) -> bool:

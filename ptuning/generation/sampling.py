@@ -5,7 +5,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ptuning.generation.protocol import SamplingParams
 
@@ -22,6 +28,7 @@ class Chooser:
         self.sampling = sampling
         self.seen = set(prompt) if sampling.repetition_penalty != 1 else set()
         self.counts: Counter[int] = Counter()
+        self.matcher = None if sampling.constraint is None else sampling.constraint.matcher()
         self.random = None
         if sampling.temperature > 0:
             self.random = torch.Generator()
@@ -31,13 +38,26 @@ class Chooser:
                 self.random.manual_seed(sampling.seed % 2**63)
 
     def penalise(self, logits_V: torch.Tensor) -> None:
-        """Takes the penalties off in place."""
+        """Takes the penalties off, and what may not come, in place."""
         if self.seen:
             seen = torch.tensor(sorted(self.seen), device=logits_V.device)
             of_seen, penalty = logits_V[seen], self.sampling.repetition_penalty
             logits_V[seen] = torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty)
-        if not self.sampling.penalised or not self.counts:
-            return
+        if self.sampling.penalised and self.counts:
+            self._penalise_counts(logits_V)
+        if self.matcher is not None:
+            self.matcher.restrict(logits_V)
+
+    def chose(self, token: int) -> None:
+        """Remembers what was chosen."""
+        if self.sampling.penalised:
+            self.counts[token] += 1
+        if self.sampling.repetition_penalty != 1:
+            self.seen.add(token)
+        if self.matcher is not None:
+            self.matcher.chose(token)
+
+    def _penalise_counts(self, logits_V: torch.Tensor) -> None:
         tokens = torch.tensor(list(self.counts), device=logits_V.device)
         times = torch.tensor(list(self.counts.values()), device=logits_V.device, dtype=logits_V.dtype)
         logits_V[tokens] -= self.sampling.frequency_penalty * times + self.sampling.presence_penalty
@@ -57,27 +77,27 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     for row, chooser in enumerate(choosers):
         if chooser.random is not None:
             sampling = chooser.sampling
-            groups.setdefault((sampling.temperature, sampling.top_k, sampling.top_p), []).append((row, chooser.random))
+            rule = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+            groups.setdefault(rule, []).append((row, chooser.random))
     for rule, members in groups.items():
         rows = [row for row, _ in members]
         chosen[rows] = _draw(_warpers(*rule)(None, logits_NV[rows]), [random for _, random in members])
     tokens = chosen.tolist()
     for token, chooser in zip(tokens, choosers, strict=True):
-        if chooser.sampling.penalised:
-            chooser.counts[token] += 1
-        if chooser.sampling.repetition_penalty != 1:
-            chooser.seen.add(token)
+        chooser.chose(token)
     return tokens
 
 
 @lru_cache(maxsize=256)
-def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+def _warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> LogitsProcessorList:
     """transformers' own, in the order in which its generate applies them."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
     return warpers
 
 

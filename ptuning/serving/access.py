@@ -1,67 +1,23 @@
-"""Around every request: keys, checked before a body is read, and what is written down of it: log lines and figures.
+"""What is written down of every request: a log line and figures.
 
-Log lines are JSON objects, without prompts and answers unless asked for. Figures are in a registry of their own, so that
-several servers can live in one process.
+Log lines have no prompts and answers unless asked for. Figures are in a registry of their own, so that several servers can
+live in one process.
 """
 
-import hmac
-import json
 import logging
-import sys
+import re
 import time
 import uuid
 from collections.abc import Callable
+from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from ptuning.serving.bodies import error_response
-from ptuning.serving.errors import ApiError
 
 log = logging.getLogger("ptuning.serving")
 
-OPEN = ("/health",)  # for load balancers; it says nothing about requests
-ADMIN = "/v1/prefixes"
-
+_ID = re.compile(rb"[\w.:/+=-]{1,128}")  # what of a client's X-Request-ID may stand in a log
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-
-
-class KeyCheck:
-    """Lets through what carries the right key, compared in constant time.
-
-    Every route but /health needs `api_key` where there is one, /metrics too. Adding and removing prefixes needs `admin_key`,
-    and isn't possible without one.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str | None, admin_key: str | None, rest: tuple[str, ...]):
-        self.app, self.api_key, self.admin_key, self.rest = app, api_key, admin_key, rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._refusal(Request(scope))) is not None:
-            await error_response(error, scope["path"], self.rest)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _refusal(self, request: Request) -> ApiError | None:
-        path = request.scope["path"]
-        if path in OPEN:
-            return None
-        needed = self.api_key
-        if path == ADMIN or path.startswith(ADMIN + "/"):
-            needed = self.admin_key
-            if needed is None:
-                return ApiError(
-                    403, "prefixes can't be changed: the server was started without --admin_key", "no_admin_key"
-                )
-        if needed is None or _same(_given(request), needed):
-            return None
-        return ApiError(
-            401,
-            f"wrong or missing {'admin' if needed is self.admin_key else 'API'} key; send it as `Authorization: Bearer KEY`",
-            "invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
 
 
 class Metrics:
@@ -81,6 +37,7 @@ class Metrics:
         self._tokens = counter("tokens", "Tokens of prompts and of answers", "model", "kind")
         self._first = histogram("first_token_seconds", "From the request to its first token, waiting included")
         self._between = histogram("between_tokens_seconds", "Between two tokens of an answer")
+        self._queued = histogram("queue_seconds", "From the request to the step in which its prompt is computed")
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Adds a gauge that is read when /metrics is."""
@@ -94,6 +51,10 @@ class Metrics:
 
     def prompt_tokens(self, model: str, count: int) -> None:
         self._tokens.labels(model, "prompt").inc(count)
+
+    def queued(self, model: str, seconds: float) -> None:
+        """An answer has found its place."""
+        self._queued.labels(model).observe(seconds)
 
     def token(self, model: str, seconds: float, first: bool) -> None:
         """One token of an answer.
@@ -118,14 +79,17 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, number, status = time.monotonic(), uuid.uuid4().hex[:16], 499  # the client went away before a status
+        started, number, status = time.monotonic(), _number(scope), 499  # the client went away before a status
         state = scope.setdefault("state", {})
 
         async def with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+                headers = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+                if "model" in state:
+                    headers.append((b"x-model", quote(state["model"]).encode()))  # a name may be Chinese
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -137,6 +101,8 @@ class AccessLog:
             self._write(scope, state, number, status, time.monotonic() - started)
 
     def _write(self, scope: Scope, state: dict, number: str, status: int, seconds: float) -> None:
+        # A stream that was cut off has sent its 200 long before.
+        status = state.get("cut", status)
         route = getattr(scope.get("route"), "path", "none")  # never the path itself, which a client makes up
         model = state.get("model", "")
         self.metrics.request(route, model, status)
@@ -151,7 +117,7 @@ class AccessLog:
             "status": status,
             "seconds": round(seconds, 4),
         }
-        fields |= {key: state[key] for key in ("model", "error") if key in state}
+        fields |= {key: state[key] for key in ("key", "model", "error") if key in state}
         if (usage := state.get("usage")) is not None:
             fields |= {"prompt_tokens": usage.prompt, "answer_tokens": usage.answer}
         if self.log_prompts:
@@ -159,37 +125,7 @@ class AccessLog:
         log.info("request", extra={"fields": fields})
 
 
-class JsonLines(logging.Formatter):
-    """{"time", "level", "message", …} with the record's `fields`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def configure_logs() -> None:
-    """Sends this package's and the HTTP server's logs to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name, level in (("ptuning.serving", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(level)
-
-
-def _given(request: Request) -> str:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def _same(given: str, needed: str) -> bool:
-    return hmac.compare_digest(given.encode(), needed.encode())
+def _number(scope: Scope) -> str:
+    """The id of a request: the one that a client or a proxy gave it, so that its log lines and ours can be laid side by side."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode("ascii") if given.isascii() and _ID.fullmatch(given) else uuid.uuid4().hex[:16]

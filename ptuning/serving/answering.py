@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from ptuning.families import Template
 from ptuning.generation import GenerationRequest, SamplingParams
-from ptuning.serving.backend import Answers, Backend, Served
+from ptuning.serving.backend import BASE, Answers, Backend, Served, UnknownModel
 from ptuning.serving.detokenize import AnswerText, Piece
 from ptuning.serving.errors import ApiError
+from ptuning.serving.keys import hold
 from ptuning.serving.prompts import PromptBuilder
 
 DROPPED = "X-History-Dropped"  # header: old turns that were left out
@@ -87,15 +88,26 @@ class Asked:
         ]
 
 
-def find(services: Services, request: Request, name: str) -> Served:
-    """The model that a request names; the log and the metrics learn of it.
+def find(services: Services, request: Request, name: str | None) -> Served:
+    """The model that a request names; the log, the metrics and the header X-Model learn of it.
+
+    Args:
+        name: None: the default model; the base where its prefix has been removed.
 
     Raises:
         ApiError: there is none.
     """
-    served = services.backend.find(name)
+    served = services.backend.find(name) if name else default(services)
     request.state.model = served.name
     return served
+
+
+def default(services: Services) -> Served:
+    """What answers requests that name no model, now."""
+    try:
+        return services.backend.find(services.default_model)
+    except UnknownModel:
+        return services.backend.find(BASE)
 
 
 def ask(
@@ -119,6 +131,7 @@ def ask(
             "--max_queue); ask for fewer",
             param="n",
         )
+    hold(request, len(wanted))
     answers = backend.submit(model.name, wanted)
     usage = Usage(prompt=sum(len(each.ids) for each in wanted))
     request.state.usage = usage
@@ -157,13 +170,14 @@ class EventStream(Response):
     """Server-sent events; stops at once, and frees the answers' places, when the client goes away.
 
     Args:
+        request: whose log line says 499 where its client goes away before the end.
         asked: what is streamed.
         events: the events' texts, `data: …` and the blank line included.
         headers: further headers.
     """
 
-    def __init__(self, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]):
-        self.asked, self.events = asked, events
+    def __init__(self, request: Request, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]):
+        self.state, self.asked, self.events = request.state, asked, events
         self.status_code, self.background, self.body = 200, None, b""
         # X-Accel-Buffering: nginx would else collect the events.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
@@ -177,6 +191,8 @@ class EventStream(Response):
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
+            else:
+                self.state.cut = 499
         finally:
             self.asked.answers.cancel()
             await _stop(task, watch)

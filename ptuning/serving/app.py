@@ -9,13 +9,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import ptuning
-from ptuning.serving import openai_api, rest
-from ptuning.serving.access import AccessLog, KeyCheck, Metrics
+from ptuning.serving import openai_api, rest, token_api
+from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
 from ptuning.serving.bodies import components, error_response, rest_routes
+from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
-from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
+from ptuning.serving.keys import KeyCheck
+from ptuning.serving.openai_schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    PrefixRequest,
+    TokenizeRequest,
+)
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
@@ -33,9 +41,12 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)
     rest_paths = rest_routes(backend.template)
+    metrics.watch("cache_use", "Share of the cache that running answers hold", lambda: backend.stats().reserved)
+    metrics.watch("cached_tokens", "Tokens of earlier turns that are kept", lambda: backend.stats().kept)
     app = FastAPI(title="ptuning", version=ptuning.__version__, docs_url=None, redoc_url=None)
     app.include_router(rest.router(services))
     app.include_router(openai_api.router(services))
+    app.include_router(token_api.router(services))
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -57,7 +68,8 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
-        text = f"{request.method} {request.url.path}: {error.detail.lower()}; the routes are in /openapi.json"
+        path = request.url.path if len(request.url.path) <= 80 else request.url.path[:79] + "…"
+        text = f"{request.method} {path}: {error.detail.lower()}; the routes are in /openapi.json"
         if error.status_code == 404:  # perhaps a client of another model's server
             text += f"; this server's model answers POST {rest_paths[-1]}"
         problem = ApiError(error.status_code, text, "no_such_route", headers=error.headers)
@@ -70,9 +82,12 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     _describe(app)
     # The last one added sees a request first.
-    app.add_middleware(KeyCheck, api_key=options.api_key, admin_key=options.admin_key, rest=rest_paths)
+    app.add_middleware(KeyCheck, keys=options.keys, admin_key=options.admin_key, rest=rest_paths)
     if options.cors_origin:
         _allow_origins(app, options.cors_origin)
+    app.add_middleware(
+        Door, host=options.host, allowed_hosts=options.allowed_host, origins=options.cors_origin, rest=rest_paths
+    )
     app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts)
     return app
 
@@ -89,9 +104,9 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
-        expose_headers=[DROPPED, "Retry-After", "X-Request-ID"],
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],  # clients have headers of their own: the openai JavaScript SDK a dozen x-stainless-…
+        expose_headers=[DROPPED, "X-Model", "Retry-After", "X-Request-ID"],
     )
 
 
@@ -104,7 +119,9 @@ def _describe(app: FastAPI) -> None:
         if schema is None:
             schema = original()
             parts = schema.setdefault("components", {}).setdefault("schemas", {})
-            parts |= components(ChatRequest, CompletionRequest, PrefixRequest, RestRequest)
+            parts |= components(
+                ChatRequest, CompletionRequest, PrefixRequest, RestRequest, TokenizeRequest, DetokenizeRequest
+            )
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     answers = operation["responses"]

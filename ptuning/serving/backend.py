@@ -38,12 +38,23 @@ class Served:
 
 @dataclass(frozen=True)
 class Stats:
-    """How busy the backend is, in answers."""
+    """How busy the backend is.
+
+    Args:
+        running: answers computed.
+        waiting: answers that wait.
+        alive: whether it still answers.
+        draining: whether it refuses what is new.
+        reserved: share of the cache that running answers hold, 0 to 1.
+        kept: tokens of earlier turns whose keys and values are kept.
+    """
 
     running: int
     waiting: int
     alive: bool
     draining: bool
+    reserved: float = 0.0
+    kept: int = 0
 
 
 class BackendError(ApiError):

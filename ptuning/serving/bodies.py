@@ -4,6 +4,7 @@ A body is JSON whatever its content type says. Errors have OpenAI's shape, on th
 """
 
 import asyncio
+import codecs
 import time
 from collections.abc import Collection
 from typing import Any, Literal, TypeVar
@@ -36,7 +37,7 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
     except ClientDisconnect:
         raise ApiError(400, "the client went away before its body had arrived", "client_gone") from None
     try:
-        return schema.model_validate_json(content)
+        return schema.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise _invalid(error) from None
 

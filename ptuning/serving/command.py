@@ -13,7 +13,7 @@ def serve_command(argv: Sequence[str]) -> int:
         PTuningError: options, model or prefix can't be used, a port is taken, or a package is missing.
     """
     options = parse(argv)
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         require("ptuning serve", module, "ptuning[serve]")
     if options.engine == "vllm":
         require("--engine vllm", "httpx", "ptuning[serve]")

@@ -44,14 +44,17 @@ class Registry:
     Args:
         folder: of the base, or its hub id.
         names: where prefixes are kept; default: in this process.
+        aliases: further names, (name, of which model); "" is the base, and the first of its names is the one that is shown.
     """
 
-    def __init__(self, folder: str | Path, names: Names | None = None):
+    def __init__(self, folder: str | Path, names: Names | None = None, aliases: Sequence[tuple[str, str]] = ()):
         manifest = read_manifest(resolve_base(folder))
         # A hub id's last part; a local folder's own name, also where it is given as "." or through a link.
         local = Path(folder).expanduser()
         name = (local.resolve() if local.is_dir() else Path(folder)).name or BASE
-        self.base = Served(name, int(time.time()), manifest.source_prefix if manifest else "")
+        shown = next((alias for alias, model in aliases if not model), name)
+        self.base = Served(shown, int(time.time()), manifest.source_prefix if manifest else "")
+        self._aliases = {name: BASE} | {alias: model or BASE for alias, model in aliases}
         self._prefixes: Names = {} if names is None else names
 
     def __iter__(self) -> Iterator[Served]:
@@ -65,9 +68,10 @@ class Registry:
         Raises:
             UnknownModel: none; the message lists what there is.
         """
-        if name in (BASE, self.base.name):
+        known = name if name in self._prefixes else self._aliases.get(name, name)
+        if known in (BASE, self.base.name):
             return self.base
-        if (served := self._prefixes.get(name)) is not None:
+        if (served := self._prefixes.get(known)) is not None:
             return served
         names = ", ".join(served.name for served in self)
         raise UnknownModel(f"there is no model {name!r}; there are {names}")
@@ -82,6 +86,10 @@ class Registry:
             raise Refused(f"{name!r} can't be a model's name; use up to 64 letters, digits, '_', '-' and '.'")
         if name in (BASE, self.base.name):
             raise NameTaken(f"{name!r} is the base's name; give the prefix another one")
+        if name in self._aliases:
+            raise NameTaken(
+                f"{name!r} is another name of {self._aliases[name]!r} (--served_model_name); give the prefix another one"
+            )
         if name in (self._prefixes if known is None else known):
             raise NameTaken(f"there is a prefix {name!r} already; remove it first, or use another name")
 
@@ -98,7 +106,7 @@ class Registry:
         served = self.find(name)
         if served is self.base:
             raise Refused(f"{name!r} is the base, which can't be removed; only prefixes can")
-        return self._prefixes.pop(name)
+        return self._prefixes.pop(served.name)
 
     def add_named(self, prefixes: Sequence[tuple[str, str]], read: ReadPrefix) -> None:
         """Adds what the command line names, in the place of what an earlier start has left under the same name.
@@ -116,6 +124,14 @@ class Registry:
             self.add(read(name, folder))
             added.append(name)
             log.info("prefix loaded", extra={"fields": {"model": name, "folder": str(folder)}})
+
+    def check_aliases(self) -> None:
+        """Raises ConfigError where a further name is of no model that there is."""
+        for alias, model in self._aliases.items():
+            try:
+                self.find(model)
+            except UnknownModel as error:
+                raise ConfigError(f"--served_model_name {alias}={model}: {error}") from None
 
     def add_found(self, parent: Path, read: ReadPrefix) -> None:
         """Adds every prefix of this base right under `parent`, and says which of the others it leaves out and why."""

@@ -1,5 +1,6 @@
 """OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions; and /v1/prefixes, in the same style."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -9,14 +10,25 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ptuning.errors import DataError
-from ptuning.families import Dialogue, Template, dialogue_of
+from ptuning.families import Template
 from ptuning.generation import GenerationRequest, Token
-from ptuning.serving.answering import DROPPED, Asked, EventStream, Services, ask, find, sampling_params, while_connected
+from ptuning.serving.answering import (
+    DROPPED,
+    Asked,
+    EventStream,
+    Services,
+    ask,
+    default,
+    find,
+    sampling_params,
+    while_connected,
+)
 from ptuning.serving.backend import Served
 from ptuning.serving.bodies import described, read_body
 from ptuning.serving.detokenize import Piece
 from ptuning.serving.errors import ApiError
+from ptuning.serving.grammar import Grammar, Grammars
+from ptuning.serving.messages import dialogue_from
 from ptuning.serving.openai_schema import ChatRequest, CompletionRequest, PrefixRequest
 from ptuning.serving.prompts import Prompt
 
@@ -27,7 +39,8 @@ _COMPLETION_TOKENS = 16  # OpenAI's default on /v1/completions
 def router(services: Services) -> APIRouter:
     """The routes."""
     routes, backend = APIRouter(), services.backend
-    template, names = backend.template, TokenTexts(backend.template)
+    template = backend.template
+    names, grammars = TokenTexts(template), Grammars(template)
 
     @routes.get("/v1/models")
     async def models() -> dict:
@@ -44,12 +57,15 @@ def router(services: Services) -> APIRouter:
         """The assistant's next message."""
         body = await read_body(request, ChatRequest)
         served = find(services, request, body.model)
-        dialogue = replace(_dialogue(body), source_prefix=served.source_prefix)
+        dialogue = replace(dialogue_from(body.messages), source_prefix=served.source_prefix)
+        form_of_text = await asyncio.to_thread(_grammar, grammars, body)
         prompt = services.prompts.chat(dialogue, max_new_tokens=body.max_new_tokens)
         request.state.prompt = dialogue.prompt
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         stops = [*body.stops, *prompt.stops]
-        asked = ask(services, request, served, _wanted(body, [prompt], logprobs, template), stops, strip=True)
+        asked = ask(
+            services, request, served, _wanted(body, [prompt], logprobs, form_of_text, template), stops, strip=True
+        )
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
@@ -60,7 +76,8 @@ def router(services: Services) -> APIRouter:
         served = find(services, request, body.model)
         prompts = [services.prompts.plain(text, body.max_tokens or _COMPLETION_TOKENS) for text in body.texts]
         request.state.prompt = body.texts
-        asked = ask(services, request, served, _wanted(body, prompts, body.logprobs, template), body.stops, strip=False)
+        wanted = _wanted(body, prompts, body.logprobs, await asyncio.to_thread(_grammar, grammars, body), template)
+        asked = ask(services, request, served, wanted, body.stops, strip=False)
         form = _PlainForm(served.name, asked, names, body.logprobs is not None)
         return await _answer(request, asked, form, body, {})
 
@@ -74,33 +91,25 @@ def router(services: Services) -> APIRouter:
     async def remove_prefix(name: str) -> dict:
         """Serves a prefix no longer; answers under way finish. Needs the admin key."""
         await backend.remove_prefix(name)
-        return {"id": name, "object": "model", "deleted": True}
+        return {"id": name, "object": "model", "deleted": True, "default_model": default(services).name}
 
     return routes
 
 
-def _dialogue(body: ChatRequest) -> Dialogue:
-    messages = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-        for message in body.messages
-    ]
-    try:
-        dialogue = dialogue_of(messages)
-    except DataError as error:
-        raise ApiError(400, str(error), param="messages") from None
-    if dialogue.response is not None:
-        place = f"messages[{len(messages) - 1}]"
-        raise ApiError(400, f"{place}: role is 'assistant'; the last message must be the user's", param="messages")
-    return dialogue
-
-
 def _wanted(
-    body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None, template: Template
+    body: ChatRequest | CompletionRequest,
+    prompts: list[Prompt],
+    logprobs: int | None,
+    grammar: Grammar | None,
+    template: Template,
 ) -> list[GenerationRequest]:
-    """n answers to each prompt, each with a seed of its own."""
+    """n answers to each prompt, or best_of, each with a seed of its own."""
     wanted: list[GenerationRequest] = []
+    made = body.best_of or body.count
+    if made > body.count:
+        logprobs = logprobs or 0  # to compare them by
     for prompt in prompts:
-        for _ in range(body.count):
+        for _ in range(made):
             rule = sampling_params(
                 template,
                 body.temperature,
@@ -108,10 +117,43 @@ def _wanted(
                 seed=None if body.seed is None else body.seed + len(wanted),
                 frequency_penalty=body.frequency_penalty or 0.0,
                 presence_penalty=body.presence_penalty or 0.0,
+                constraint=grammar,
+                **_given(body),
             )
             request = GenerationRequest(len(wanted), prompt.ids, prompt.max_new_tokens, rule, logprobs=logprobs)
             wanted.append(request)
     return wanted
+
+
+def _given(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """What OpenAI doesn't have; the model's own rule where it isn't given."""
+    rule = {"top_k": body.top_k, "min_p": body.min_p, "repetition_penalty": body.repetition_penalty}
+    return {name: max(value, 0) for name, value in rule.items() if value is not None}
+
+
+def _grammar(grammars: Grammars, body: ChatRequest | CompletionRequest) -> Grammar | None:
+    if body.guided_choice:
+        return grammars.choice(body.guided_choice, "guided_choice")
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.json_schema is None:
+        return grammars.json_object()
+    return grammars.json_schema(form.json_schema.schema_, "response_format")
+
+
+def _best(pieces: list[Piece], made: int, count: int) -> list[Piece]:
+    """Of `made` answers to each prompt the `count` likeliest, by their tokens' mean log probability."""
+    kept: list[Piece] = []
+    for start in range(0, len(pieces), made):
+        ranked = sorted(pieces[start : start + made], key=_likelihood, reverse=True)
+        kept += ranked[:count]
+    return kept
+
+
+def _likelihood(piece: Piece) -> float:
+    values = [token.logprob for token in piece.tokens if token.logprob is not None]
+    return sum(values) / len(values) if values else float("-inf")
 
 
 def event(body: dict[str, Any]) -> str:
@@ -235,8 +277,10 @@ async def _answer(
     request: Request, asked: Asked, form: _Form, body: ChatRequest | CompletionRequest, headers: dict[str, str]
 ) -> Response:
     if body.stream:
-        return EventStream(asked, _events(request, asked, form, body), headers)
+        return EventStream(request, asked, _events(request, asked, form, body), headers)
     pieces = await while_connected(request, asked, asked.whole())
+    if body.best_of is not None:
+        pieces = _best(pieces, body.best_of, body.count)
     request.state.answer = [piece.text for piece in pieces]
     return JSONResponse(form.whole(pieces, asked.usage.body()), headers=headers)
 
@@ -254,7 +298,7 @@ async def _events(
                 yield event(form.chunk([choice]) | usage)
     except ApiError as error:
         # The status is out already; clients of this format look for an error event.
-        request.state.error = error.code
+        request.state.error, request.state.cut = error.code, error.status
         yield event(error.body())
         return
     if body.wants_usage:

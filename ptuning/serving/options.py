@@ -1,8 +1,9 @@
 """The options of `ptuning serve`."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -13,10 +14,14 @@ from ptuning.config.commands import language_option, option, parse_options, same
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Family, family_of
 from ptuning.language import Language
+from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
 # What says how this process computes.
 _OWN_ENGINE = ("dtype", "quantization_bit", "quantization", "double_quantization", "cpu_kernels", "batch_tokens")
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
+_HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -26,6 +31,13 @@ def _named(text: str) -> tuple[str, str]:
     if not name or not folder:
         raise ConfigError(f"--prefix {text}: expected NAME=DIR or DIR")
     return name, folder
+
+
+def _alias(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not name or (equals and not model):
+        raise ConfigError(f"--served_model_name {text}: expected NAME, for the base, or NAME=MODEL")
+    return name, model
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class ServeOptions:
     default_model: str | None = option(
         None, "answers REST requests that name none; default: the only prefix, else the base"
     )
+    served_model_name: tuple[tuple[str, str], ...] = option(
+        (),
+        "NAME: of the base, the first one is shown; NAME=MODEL: a further name of a prefix; repeatable",
+        parse=_alias,
+    )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
@@ -61,8 +78,14 @@ class ServeOptions:
     no_page: bool = option(False, "serve the API alone")
     # Keys may come from the environment, which `ps` doesn't show.
     api_key: str | None = option(None, "clients must send it as `Authorization: Bearer KEY`", env="PTUNING_API_KEY")
+    api_keys: str | None = option(
+        None, "file of keys with names, NAME KEY [ANSWERS] a line; ANSWERS: that may run or wait at a time"
+    )
     admin_key: str | None = option(None, "allows adding and removing prefixes while serving", env="PTUNING_ADMIN_KEY")
     allow_remote: bool = option(False, "listen beyond this machine without a key")
+    allowed_host: tuple[str, ...] = option(
+        (), "name by which clients ask for this server beside --host and this machine's own, repeatable; *: any"
+    )
     cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the API, repeatable; none by default")
     engine: Literal["continuous", "sequential", "vllm"] = option(
         "continuous", "sequential: one request at a time, for comparison; vllm: vLLM computes, at --vllm_url"
@@ -72,6 +95,7 @@ class ServeOptions:
     prefix_store: str | None = option(
         None, "folder that vLLM reads prefixes from, shared by all servers before it; with --engine vllm"
     )
+    max_connections: int = option(1000, "open connections; of those that bring nothing the oldest make room")
     max_concurrent: int = option(32, "answers computed together; with --engine vllm, by each vLLM")
     max_queue: int = option(64, "answers that may wait; beyond that 429")
     batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
@@ -79,9 +103,18 @@ class ServeOptions:
     grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
     log_prompts: bool = option(False, "write prompts and answers into the log")
     lang: Language | None = language_option("greeting, and of the page until another is chosen there")
+    keys: tuple[Key, ...] = field(init=False, repr=False, default=())  # of --api_key and --api_keys
 
     def __post_init__(self):
-        for name, least in (("port", 0), ("web_port", 1), ("max_concurrent", 1), ("max_queue", 0), ("batch_tokens", 1)):
+        least_of = {
+            "port": 0,
+            "web_port": 1,
+            "max_concurrent": 1,
+            "max_queue": 0,
+            "batch_tokens": 1,
+            "max_connections": 8,
+        }
+        for name, least in least_of.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the least is {least}")
         for name in ("port", "web_port"):
@@ -97,7 +130,18 @@ class ServeOptions:
                 raise ConfigError(
                     f"--{name} is empty, has spaces around it, or isn't ASCII; HTTP headers can't carry it"
                 )
-        if not _is_loopback(self.host) and self.api_key is None and not self.allow_remote:
+        for origin in self.cors_origin:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--cors_origin {origin}: expected scheme://name[:port] without a path, as browsers send it"
+                )
+        for host in self.allowed_host:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ConfigError(
+                    f"--allowed_host {host}: expected a name without scheme, port and path, or *.name, or *"
+                )
+        object.__setattr__(self, "keys", self._read_keys())
+        if not _is_loopback(self.host) and not self.keys and not self.allow_remote:
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines, and there is no API key: anybody could use the model. "
                 "Give --api_key KEY (or PTUNING_API_KEY in the environment), or --allow_remote if something in front of it "
@@ -116,9 +160,16 @@ class ServeOptions:
         for url in self.vllm_url:
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
                 raise ConfigError(f"--vllm_url {url}: expected an address such as http://127.0.0.1:8000")
-        for field in fields(self):
-            if field.name in _OWN_ENGINE and getattr(self, field.name) != field.default:
-                raise ConfigError(f"--{field.name} is for this package's own engine; vLLM is told when it is started")
+        for each in fields(self):
+            if each.name in _OWN_ENGINE and getattr(self, each.name) != each.default:
+                raise ConfigError(f"--{each.name} is for this package's own engine; vLLM is told when it is started")
+
+    def _read_keys(self) -> tuple[Key, ...]:
+        keys = () if self.api_key is None else (Key("api_key", self.api_key),)
+        named = () if self.api_keys is None else read_keys(self.api_keys)
+        if clash := {(key.name, key.secret) for key in named if keys and keys[0].secret == key.secret}:
+            raise ConfigError(f"--api_key is also that of {clash.pop()[0]!r} in {self.api_keys}; give it once")
+        return keys + named
 
     @property
     def sequential(self) -> bool:

@@ -23,9 +23,9 @@ Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class RestRequest(BaseModel):
-    """POST / and the base's own route. Numbers may come as text."""
+    """POST / and the base's own route. As in the official api.py numbers may come as text, and unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
     prompt: Annotated[str, Field(strict=True, description="the newest question")]
     history: Annotated[list[Turn] | None, Optional] = Field(None, description="[[question, answer], …], oldest first")
@@ -50,7 +50,7 @@ def router(services: Services) -> APIRouter:
     async def answer(request: Request) -> JSONResponse:
         """One answer, and the history with it."""
         body = await read_body(request, RestRequest)
-        served = find(services, request, body.model or services.default_model)
+        served = find(services, request, body.model)
         history = [(asked, answered) for asked, answered in body.history or ()]
         dialogue = Dialogue(body.prompt, tuple(history), source_prefix=served.source_prefix)
         prompt = services.prompts.chat(dialogue, max_length=body.max_length)

@@ -89,6 +89,7 @@ class _Answer:
     index: int
     latest: float  # when its latest token came, at first when it was submitted
     tokens: int = 0
+    placed: bool = False  # whether the engine has begun with it
 
     @property
     def prefix(self) -> Companion | None:
@@ -124,12 +125,17 @@ class Scheduler:
 
     def step(self) -> None:
         """One step of the engine; its tokens go where they are waited for."""
+        began = time.monotonic()
         try:
             tokens = self.engine.step()
         except GenerationError as error:
             self._refuse(error.request, Refused(str(error)))
             return
         now = time.monotonic()
+        for number in {*(row.request.id for row in self.engine.rows), *(token.id for token in tokens)}:
+            if not (answer := self._answers[number]).placed:
+                answer.placed = True
+                self.metrics.queued(answer.stream.model.name, began - answer.stream.submitted)
         events: dict[AnswerStream, list] = {}
         for token in tokens:
             answer = self._answers[token.id]

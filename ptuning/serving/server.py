@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -17,9 +17,12 @@ from ptuning.errors import ConfigError
 from ptuning.generation import Engine
 from ptuning.generation.pace import PAUSE
 from ptuning.language import VARIABLE, Language, language, speaking
-from ptuning.serving.access import Metrics, configure_logs
+from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
+from ptuning.serving.connections import HttpConfig
+from ptuning.serving.doors import HostNames
+from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.options import OUTPUT, ServeOptions, family_port
 from ptuning.serving.words import words
@@ -53,7 +56,7 @@ def serve(options: ServeOptions) -> int:
     address = _address(options.host, sockets[0].getsockname()[1])
     with speaking(people):
         _greet(options, address, backend, page, default)
-    config = uvicorn.Config(create_app(backend, options, metrics), log_config=None, access_log=False)
+    config = HttpConfig(create_app(backend, options, metrics), options.max_connections)
     server = Server(config, backend, options)
     with _page(options, address, people) if page else contextlib.nullcontext():
         try:
@@ -71,11 +74,12 @@ def build(options: ServeOptions) -> tuple[Backend, Metrics]:
         return build_vllm(options)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
-    registry = Registry(options.model)
+    registry = Registry(options.model, aliases=options.served_model_name)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
     else:
         registry.add_found(Path(OUTPUT), loaded.read_prefix)
+    registry.check_aliases()
     engine = Engine(
         loaded.model,
         loaded.template.stop_ids,
@@ -145,9 +149,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
+def page_command(host: str = "127.0.0.1", port: int = 7020, allowed_hosts: Sequence[str] = ()) -> list[str]:
     """The command line of the page's process. It takes PTUNING_API, PTUNING_API_KEY and PTUNING_LANG from its environment,
-    for other users of the machine can read a command line."""
+    for other users of the machine can read a command line.
+
+    Args:
+        host: to listen on.
+        allowed_hosts: names by which the page may be asked for beside those of this machine; see doors.py.
+    """
     options = {
         "server.address": host,  # with an address given, Streamlit does not ask the internet for this machine's own
         "server.port": port,
@@ -158,6 +167,7 @@ def page_command(host: str = "127.0.0.1", port: int = 7020) -> list[str]:
         "client.showErrorDetails": "none",  # a traceback belongs in the log
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
+    flags += [f"--server.allowedHosts={name}" for name in HostNames(host, allowed_hosts).list()]
     return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("page.py")), *flags]
 
 
@@ -166,9 +176,11 @@ def _page(options: ServeOptions, address: str, people: Language) -> Iterator[Non
     """The Streamlit page as a process of its own, for as long as the block lasts."""
     environment = os.environ | {"PTUNING_API": address, VARIABLE: people}
     environment.pop("PTUNING_ADMIN_KEY", None)
-    if options.api_key is not None:
-        environment["PTUNING_API_KEY"] = options.api_key
-    process = subprocess.Popen(page_command(port=options.web_port), env=environment, stdout=subprocess.DEVNULL)
+    if options.keys:
+        environment["PTUNING_API_KEY"] = options.keys[0].secret
+    command = page_command(port=options.web_port, allowed_hosts=options.allowed_host)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    reader = None if process.stderr is None else follow(process.stderr, "the page says")
     try:
         yield
     finally:
@@ -178,6 +190,8 @@ def _page(options: ServeOptions, address: str, people: Language) -> Iterator[Non
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if reader is not None:
+            reader.join(timeout=5)
 
 
 def _address(host: str, port: int) -> str:
@@ -188,7 +202,7 @@ def _address(host: str, port: int) -> str:
 
 def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, default: str) -> None:
     names = [served.name for served in backend.served()]
-    key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
+    key = " -H 'Authorization: Bearer KEY'" if options.keys else ""
     print(words("api", address=address, names=", ".join(names), default=default))
     if page:
         print(words("page", address=f"http://127.0.0.1:{options.web_port}"))

@@ -7,6 +7,7 @@ come back through the event loop that asked.
 import asyncio
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,11 @@ class Worker:
         self._post(lambda: self._scheduler.retire(prefix), _ignore)
 
     def stats(self) -> Stats:
-        running = len(self.engine.rows)
-        return Stats(running, max(self._live - running, 0), self._dead is None, self._draining)
+        rows = list(self.engine.rows)
+        reserved = min(sum(row.request.room for row in rows) / self.engine.batch_tokens, 1.0)
+        kept = self.engine.prefix_cache.tokens
+        waiting = max(self._live - len(rows), 0)
+        return Stats(len(rows), waiting, self._dead is None, self._draining, reserved, kept)
 
     def drain(self) -> None:
         self._draining = True
@@ -168,9 +172,11 @@ class Worker:
         try:
             served = self.loaded.read_prefix(name, folder)
         except PTuningError as error:
-            raise Refused(str(error)) from error
+            log.warning("prefix refused", extra={"fields": {"folder": folder, "reason": str(error)}})
+            raise Refused(without_listing(str(error))) from error
         except Exception as error:  # whatever a strange path or file leads to, the running answers go on
-            raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__}: {error})") from error
+            log.warning("prefix refused", exc_info=error, extra={"fields": {"folder": folder}})
+            raise Refused(f"{folder}: can't be read as a prefix; the server's log says why") from error
         self.registry.add(served)
         return served
 
@@ -217,6 +223,12 @@ class Worker:
         for _ in stream.requests:
             self._ended(0.0)
         deliver({stream: [error]})
+
+
+def without_listing(text: str) -> str:
+    """An error about a folder without the names of the files that were found in it: an admin may add prefixes, not look around
+    on the server's disks."""
+    return re.sub(r" \(found .*\)", "", text, flags=re.DOTALL)
 
 
 def _ignore(error: BackendError) -> None:

@@ -21,6 +21,7 @@ from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app
+from ptuning.serving.connections import HttpConfig
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from ptuning.serving.worker import Worker
@@ -117,7 +118,8 @@ def running(
     if change is not None:
         change(worker)
     worker.start()
-    server = uvicorn.Server(uvicorn.Config(create_app(worker, settings, metrics), port=0, log_level="error"))
+    config = HttpConfig(create_app(worker, settings, metrics), settings.max_connections, port=0, log_level="error")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

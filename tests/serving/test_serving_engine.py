@@ -63,9 +63,9 @@ def test_requests_share_steps(gated):
 class Ask:
     """A request in a thread."""
 
-    def __init__(self, stack, server, content, path="/v1/chat/completions"):
+    def __init__(self, stack, server, content, path="/v1/chat/completions", headers=None):
         self.done: httpx.Response | None = None
-        self.client = stack.enter_context(httpx.Client(timeout=300))
+        self.client = stack.enter_context(httpx.Client(timeout=300, headers=headers))
         self.thread = threading.Thread(target=self._run, args=(server.url + path, content), daemon=True)
         self.thread.start()
 

@@ -13,6 +13,7 @@ class Page:
     """Stands for the page's process; keeps its environment."""
 
     environment: dict[str, str]
+    stderr = None
 
     def __init__(self, command, env, **kwargs):
         Page.environment = env

@@ -75,7 +75,6 @@ def test_a_prefix_by_name(server):
         ({"prompt": "a", "temperature": "warm"}, 400, "temperature: "),
         ({"prompt": "a", "max_length": 0}, 400, "max_length: "),
         ({"prompt": "a", "max_length": 5}, 400, "max_length is 5"),
-        ({"prompt": "a", "top_k": 5}, 400, "top_k: not supported"),
         (
             {"prompt": "a", "model": "nobody"},
             404,

@@ -89,6 +89,10 @@ class VllmBackend:
     def submit(self, model: str, requests: Sequence[GenerationRequest]) -> AnswerStream:
         served = self.registry.find(model)
         self._check_open()
+        if any(request.sampling.constraint is not None for request in requests):
+            raise Refused(
+                "an answer's form (response_format, guided_choice) is kept by --engine continuous alone; leave it out"
+            )
         if served.pre_seq_len + self.context > self.most:
             raise Refused(self._too_long(served.name, served.pre_seq_len))
         with self._change:

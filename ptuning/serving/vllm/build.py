@@ -34,7 +34,7 @@ def build_vllm(options: ServeOptions) -> tuple[VllmBackend, Metrics]:
     check_folder(about["root"], fingerprint)
     store = Path(options.prefix_store or "").expanduser()
     names = NameTable(store, fingerprint)
-    registry = Registry(options.model, names)
+    registry = Registry(options.model, names, options.served_model_name)
 
     def read(name: str, folder: str | Path) -> Served:
         return put(name, folder, options.model, store)
@@ -43,6 +43,7 @@ def build_vllm(options: ServeOptions) -> tuple[VllmBackend, Metrics]:
         registry.add_named(options.prefix, read)
     else:
         registry.add_found(Path(OUTPUT), read)
+    registry.check_aliases()
     most, base = about["max_model_len"], read_config(resolve_base(options.model)).max_position_embeddings
     longest = max((served.pre_seq_len for served in registry), default=0)
     context = min(base, most - longest)

@@ -57,6 +57,8 @@ def _sampling(rule: SamplingParams) -> dict[str, Any]:
         "seed": None if rule.seed is None else rule.seed % 2**63,
         "frequency_penalty": rule.frequency_penalty,
         "presence_penalty": rule.presence_penalty,
+        "min_p": rule.min_p,
+        "repetition_penalty": rule.repetition_penalty,
     }
 
 
