@@ -103,20 +103,26 @@ def sample_lengths(path: Path, count: int) -> list[tuple[int, int]]:
     return [(min(s, MAX_SOURCE), min(t, MAX_TARGET)) for s, t in (pairs[i % len(pairs)] for i in range(count))]
 
 
-def matmul_rate(device: str, dtype) -> float:
-    """FLOP/s of a large square product in this dtype: what the machine can do at all."""
+def matmul_rates(device: str, dtype) -> dict[str, float]:
+    """FLOP/s of a large square product in this dtype: what the machine can do at all, by each library that torch has there."""
     import torch
+
+    from ptuning.kernels import ONEDNN, TORCH, products
 
     n = 1024 if device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
+    ways = {TORCH: lambda: a @ b}
+    if device == "cpu" and ONEDNN in products():
+        ways[ONEDNN] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    best = dict.fromkeys(ways, 0.0)
     for _ in range(8):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(4):
-            a @ b
-        wait(device)
-        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - started))
+        for name, way in ways.items():
+            wait(device)
+            started = time.perf_counter()
+            for _ in range(4):
+                way()
+            wait(device)
+            best[name] = max(best[name], 4 * 2 * n**3 / (time.perf_counter() - started))
     return best
 
 

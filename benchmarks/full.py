@@ -25,7 +25,7 @@ from benchmarks.common import (
     MAX_TARGET,
     Template,
     add_model_arguments,
-    matmul_rate,
+    matmul_rates,
     model_config,
     random_rows,
     sample_lengths,
@@ -169,7 +169,7 @@ def main() -> None:
                 name = f"{way}_{processes}"
                 results[name] = launch(args, way, processes, base)
                 print(name, results[name], flush=True)
-    rate = matmul_rate(args.device, getattr(torch, args.dtype))
+    rate = max(matmul_rates(args.device, getattr(torch, args.dtype)).values())
     for name, result in results.items():
         # forward 2, backward 4 for each weight and token; recomputing for gradient checkpointing isn't counted as useful
         useful = 6 * (parameters - args.vocab * args.hidden) * result["tokens_per_second"]

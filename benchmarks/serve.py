@@ -5,6 +5,10 @@
 Each client asks, reads the streamed answer, thinks for an exponentially distributed time, and asks again, so that arrivals are
 Poisson. A third of the clients use the base, the others one of two prefixes. `--engine sequential` is what the official api.py
 does: the next request waits until the one before it is answered. Random weights; answers end at --max_tokens.
+
+"arrivals", without HTTP: --streams answers are under way when --arriving prompts of --prompt_tokens come at once. The time
+between two tokens of a stream before, while these prompts are computed, and after that, when all are answered side by side; and the
+seconds until all is done; as the server does it, and with prompts first.
 """
 
 import argparse
@@ -33,6 +37,8 @@ from benchmarks.common import add_model_arguments, model_config
 from ptuning.checkpoint.manifest import describe
 from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+from ptuning.generation import Engine, GenerationRequest
+from ptuning.generation.pace import PAUSE
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 
@@ -50,10 +56,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3, help="of each client")
     parser.add_argument("--max_tokens", type=int, default=48)
     parser.add_argument("--think", type=float, default=0.2, help="mean seconds between an answer and the next question")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--stream_tokens", type=int, default=600)
+    parser.add_argument("--arriving", type=int, default=20)
+    parser.add_argument("--prompt_tokens", type=int, default=1400)
     args = parser.parse_args()
     args.vocab = 2048  # the small tokenizer's
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), args)
+        model = make_model(Path(folder), args)
+        arrived = {name: arrivals(model, args, pause) for name, pause in (("served", PAUSE), ("prompts_first", None))}
+        del model
         results = {}
         base, prefixes = Path(folder) / "base", {name: Path(folder) / name for name in PREFIXES}
         with server(base, prefixes, "continuous", max(args.clients)) as (url, process):
@@ -75,6 +87,7 @@ def main() -> None:
         "rss_mb": memory,
         "clients": results,
         "sequential": {str(args.compare_at): sequential},
+        "arrivals": arrived,
         "speedup": ours and round(ours["tokens_per_s"] / sequential["tokens_per_s"], 2),
     }
     print(json.dumps(summary))
@@ -90,8 +103,46 @@ def make_base(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalGe
     return model
 
 
-def make_model(folder: Path, args: argparse.Namespace) -> None:
-    """A base, and prefixes of two lengths."""
+def arrivals(model: ChatGLMForConditionalGeneration, args: argparse.Namespace, pause: float | None) -> dict[str, float]:
+    """Gaps of streams before and while many prompts are computed, and after that, when all are answered side by side; and the
+    seconds from their arrival to the last answer."""
+    draw, latest, gaps = random.Random(0), {}, {"before": [], "while": [], "after": []}
+
+    def request(name: str, tokens: int, new: int) -> GenerationRequest:
+        return GenerationRequest(name, [draw.randrange(3, args.vocab) for _ in range(tokens)], new)
+
+    names = {f"new {number}" for number in range(args.arriving)}
+    with Engine(model, [], batch_tokens=1 << 20, pause=pause) as engine:
+        for number in range(args.streams):
+            engine.add(request(f"stream {number}", 60, args.stream_tokens))
+        began, started = 0.0, 0.0
+        for step in range(10**9):
+            if step == 60:
+                started = time.perf_counter()
+                for name in sorted(names):
+                    engine.add(request(name, args.prompt_tokens, args.max_tokens))
+            if not engine.has_work:
+                break
+            for token in engine.step():
+                now = time.perf_counter()
+                if token.id in names:
+                    began = (
+                        now if token.id not in latest else began
+                    )  # in the end, when the last of them had its first token
+                elif token.id in latest and step >= 40:
+                    waited = latest[token.id] < began or not names <= latest.keys()
+                    gaps["before" if step < 60 else "while" if waited else "after"].append(now - latest[token.id])
+                latest[token.id] = now
+        seconds = time.perf_counter() - started
+    result = {"seconds": round(seconds, 2)}
+    for phase, values in gaps.items():
+        result[f"{phase}_ms_p50"] = round(float(np.median(values or [0])) * 1000, 1)
+        result[f"{phase}_ms_largest"] = round(max(values, default=0) * 1000, 1)
+    return result
+
+
+def make_model(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalGeneration:
+    """A base, and prefixes of two lengths. Returns the bare base."""
     base = folder / "base"
     model = make_base(base, args)
     for name, length in PREFIXES.items():
@@ -99,6 +150,7 @@ def make_model(folder: Path, args: argparse.Namespace) -> None:
         settings = {"pre_seq_len": length, "prefix_projection": False}
         save_prefix(folder / name, encoder, describe(base, "prefix", settings, max_target_length=args.max_tokens))
         detach_prefix(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 Imports point one way, from right to left (tests/test_imports.py holds it):
 
-    threads ← errors ← packages ← language ← messages ← distributed ← runs ← quantization ← families ← config ← data ←
-    checkpoint ← methods ← loading ← validation ← generation ← training ← evaluation ← report ← serving ← main ← export ←
+    threads ← errors ← packages ← language ← messages ← distributed ← runs ← quantization ← families ← kernels ← config ←
+    data ← checkpoint ← methods ← loading ← validation ← generation ← training ← evaluation ← report ← serving ← main ← export ←
     cli ← completion
 
-`from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2
-directories. Nothing heavy is imported before it is asked for, so that `ptuning --help` answers at once.
+`from ptuning import load_model`, or `import ptuning.families`, makes transformers' Auto classes read official ChatGLM2 and
+Baichuan directories. Nothing heavy is imported before it is asked for, so that `ptuning --help` answers at once.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -80,9 +80,9 @@ COMMANDS = {
         "ptuning.checkpoint.quantize:QuantizeOptions",
     ),
     "estimate": Command(
-        "ptuning.training.estimate:estimate_command",
+        "ptuning.training.estimate_command:estimate_command",
         "memory and disk that a training run needs, against what is there; the options of train, and --num_gpus N",
-        "ptuning.training.estimate:EstimateOptions",
+        "ptuning.training.estimate_command:EstimateOptions",
     ),
     "convert": Command(
         "ptuning.export:convert",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import ConfigError, PTuningError, TrainingError
@@ -165,6 +165,11 @@ def raise_together(problem: str | None, device: torch.device, error: type[PTunin
         problem = next(text for text in gather_object([problem]) if text is not None)
     if problem is not None:
         raise error(problem)
+
+
+def of_main_process(value: str) -> str:
+    """The first process's, on all of them."""
+    return value if world_size() == 1 else broadcast_object_list([value])[0]
 
 
 def most_anywhere(number: int) -> int:

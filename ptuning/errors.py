@@ -14,7 +14,7 @@ class DataError(PTuningError):
 
 
 class ModelError(PTuningError):
-    """A model directory is not a ChatGLM2-shaped checkpoint that this package supports."""
+    """A model directory is not a checkpoint of a family that this package supports."""
 
 
 class CheckpointError(PTuningError):

@@ -13,13 +13,23 @@ from ptuning.checkpoint.compressed import FORMAT as COMPRESSED
 from ptuning.checkpoint.compressed import save_compressed
 from ptuning.checkpoint.manifest import describe
 from ptuning.checkpoint.model_folder import new_folder, require_new, save_model_folder
+from ptuning.checkpoint.native import FORMAT as VLLM
+from ptuning.checkpoint.native import save_native
 from ptuning.checkpoint.zero_files import convert_to_universal, merge_zero
 from ptuning.config.commands import option, parse_options
-from ptuning.errors import ConfigError
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import read_config
 from ptuning.loading import load_base, load_tokenizer, resolve_dtype
 from ptuning.messages import message
-from ptuning.methods import FullMethod, attach_checkpoint, base_of, method_of_checkpoint, read_checkpoint, self_test
+from ptuning.methods import (
+    FullMethod,
+    attach_checkpoint,
+    base_of,
+    method_of_checkpoint,
+    read_checkpoint,
+    self_test,
+    store_checkpoint,
+)
 from ptuning.methods.lora.checkpoint import read_lora
 from ptuning.methods.lora.export import export_official_lora
 from ptuning.methods.prefix.export import export_official, export_peft
@@ -37,10 +47,11 @@ class ExportOptions:
     ptuning_checkpoint: str | None = option(None, "a prefix, or with --merge a LoRA")
     merge: bool = option(False, "put a LoRA into its base's weights: a whole model in the official format")
     checkpoint: str | None = option(None, "checkpoint-N of a full-parameter run with --deepspeed; no GPU needed")
-    format: Literal["official", "peft", "official-lora", "compressed-tensors"] | None = option(
+    format: Literal["official", "peft", "official-lora", "vllm", "compressed-tensors"] | None = option(
         None,
-        "of a prefix: official or peft; of a LoRA: official-lora; of --model_name_or_path alone: compressed-tensors, quantised for "
-        "vLLM; a whole model of a --checkpoint or --merge is always official",
+        "of a prefix: official or peft; of a LoRA: official-lora; vllm: of either, into a --prefix_store, or of "
+        "--model_name_or_path alone; compressed-tensors: the latter quantised; a whole model of a --checkpoint or --merge is "
+        "always official",
     )
     model_name_or_path: str | None = option(
         None, "default: the base that the checkpoint names, or the checkpoint itself"
@@ -66,6 +77,19 @@ class ExportOptions:
             raise ConfigError(
                 f"--quantization_bit is for --format {COMPRESSED}; an official int8 or int4 folder is written by ptuning quantize"
             )
+        if self.format == VLLM:
+            if self.checkpoint is not None or self.merge:
+                raise ConfigError(
+                    f"--format {VLLM} takes --model_name_or_path or --ptuning_checkpoint; write the model without --format first "
+                    "and give that folder as --model_name_or_path"
+                )
+            if self.ptuning_checkpoint is not None and self.dtype is not None:
+                raise ConfigError(
+                    f"--dtype: --format {VLLM} of what was tuned beside a base is always float32; leave it out"
+                )
+            if self.ptuning_checkpoint is None and self.model_name_or_path is None:
+                raise ConfigError(f"--format {VLLM} needs --model_name_or_path (a model) or --ptuning_checkpoint")
+            return
         if (self.ptuning_checkpoint is None) == (self.checkpoint is None):
             raise ConfigError(
                 "give --ptuning_checkpoint (a prefix or a LoRA) or --checkpoint (a ZeRO checkpoint of all weights)"
@@ -88,10 +112,13 @@ class ExportOptions:
 
 def export(argv: Sequence[str]) -> None:
     """Writes a prefix or a LoRA for the official code or peft, a whole model in the official format (a ZeRO checkpoint's
-    weights, or a base with a LoRA put into it), or a quantised model for vLLM."""
+    weights, or a base with a LoRA put into it), or any of them for vLLM."""
     args = parse_options(ExportOptions, argv, "ptuning export")
     if args.format == COMPRESSED:
         print(message("wrote_format", folder=_compressed(args), format=COMPRESSED))
+        return
+    if args.format == VLLM:
+        print(message("wrote_format", folder=_vllm(args), format=VLLM))
         return
     if args.checkpoint is not None:
         base = None if args.model_name_or_path is None else resolve_base(args.model_name_or_path)
@@ -128,6 +155,25 @@ def _compressed(args: ExportOptions) -> Path:
     require_new(Path(args.output_dir))
     dtype = read_config(resolve_base(name)).dtype or "float32"
     return save_compressed(load_base(name, dtype=dtype, device=_CPU, precision=asked), args.output_dir)
+
+
+def _vllm(args: ExportOptions) -> Path:
+    """A model under its own names, or something tuned in the folder that servers and vLLM share."""
+    name, store = args.model_name_or_path, Path(args.output_dir)
+    if args.ptuning_checkpoint is not None:
+        base = base_of(name, args.ptuning_checkpoint)
+        read_base_config(resolve_base(base))
+        try:
+            stored, _, _ = store_checkpoint(args.ptuning_checkpoint, base, store)
+        except OSError as cause:
+            raise CheckpointError(f"{store}: can't be written ({cause})") from cause
+        return store / (f"{stored.prefix}.safetensors" if stored.prefix else stored.lora)
+    assert name is not None
+    if (precision := base_precision(name)) is not None:
+        raise ConfigError(f"{name} is quantised to {precision.name}; give --format {COMPRESSED}")
+    require_new(store)
+    dtype = args.dtype or read_config(resolve_base(name)).dtype or "float32"
+    return save_native(load_base(name, dtype=dtype, device=_CPU), store)
 
 
 def _merge(args: ExportOptions) -> Path:

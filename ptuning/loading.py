@@ -103,7 +103,7 @@ def load_model(
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"{model_name_or_path}: tokenizer.model has {len(tokenizer)} tokens and the model {model.config.vocab_size} "
-            "(padded_vocab_size); the two belong to different models."
+            f"({family_of(model.config).vocabulary_key}); the two belong to different models."
         )
     if ptuning_checkpoint is not None:
         attach_checkpoint(model, ptuning_checkpoint, model_name_or_path)

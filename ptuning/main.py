@@ -27,6 +27,7 @@ from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
+from ptuning.kernels import swap
 from ptuning.language import speaking
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
@@ -42,11 +43,13 @@ from ptuning.methods import (
 from ptuning.quantization import asked_precision, choose_kernels
 from ptuning.report import write_report
 from ptuning.runs import RunFolder, RunRecord, end_suddenly, exit_status, lock, outcome, terminate_as_interrupt
+from ptuning.training.checkpointing import choose_checkpointing
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
+from ptuning.training.kernels import Kernels, kernels_of, with_product
 from ptuning.training.progress import LiveReport
-from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, train
+from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, run_to_continue, train
 from ptuning.training.trainer import TuningTrainer
 from ptuning.training.workload import base_dtype
 
@@ -103,26 +106,31 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
         encoded = encode(config, template, splits)
         for name, rows_of_split in encoded.items():
             say(message("encoded", name=name, report=rows_of_split.report))
-        record, resume_from = recorded_run(config, method, splits, encoded), None
+        before = run_to_continue(config, folder) if training.do_train else None
+        kernels = with_product(kernels_of(config, method, before), config, before)
         if training.do_train:
-            resume_from = checkpoint_to_resume(config, folder, record, len(encoded["train"].rows), say)
+            assert method is not None  # of a run that trains
+            rows = encoded["train"].rows
+            estimate = estimate_run(config, method, rows=(rows.lengths, rows.label_counts), kernels=kernels)
+            estimate = choose_checkpointing(training, estimate, say)
+        record, resume_from = recorded_run(config, method, splits, encoded, kernels), None
+        if training.do_train:
+            resume_from = checkpoint_to_resume(config, folder, record, rows.lengths, say)
             if resume_from is not None and resume_from.finished:
                 return {}
-            rows = encoded["train"].rows
-            assert method is not None  # of a run that trains
-            estimate = estimate_run(config, method, longest=(int(rows.lengths.max()), int(rows.label_counts.max())))
             say(estimate)
             estimate.require_fit()
             if resume_from is None and training.should_save:
                 make_room(config, folder, delete=True)
         checkpoint = None if resume_from is None else str(resume_from.checkpoint)
         with recording(config, folder, replace(record, resumed_from=checkpoint), encoded):
-            return train_and_evaluate(config, method, template, splits, encoded, must_score, checkpoint, say)
+            return train_and_evaluate(config, method, kernels, template, splits, encoded, must_score, checkpoint, say)
 
 
 def train_and_evaluate(
     config: Config,
     method: Method | None,
+    kernels: Kernels,
     template: Template,
     splits: dict[str, Split],
     encoded: dict[str, EncodedSplit],
@@ -132,7 +140,7 @@ def train_and_evaluate(
 ) -> dict[str, dict]:
     """From the model to the scores. Returns what metrics.json holds."""
     training = config.training
-    model = build_model(config, method, say)
+    model = build_model(config, method, say, kernels)
     evaluation = Evaluation(
         EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say
     )
@@ -141,7 +149,7 @@ def train_and_evaluate(
     score_answers = partial(evaluation.validation_scores, questions["validation"]) if must_score else None
     manifest = manifest_of(config, method, model.dtype)
     live = LiveReport(partial(write_report, training.output_dir)) if training.should_save else None
-    trainer = build_trainer(config, model, template, method, rows, manifest, score_answers, live)
+    trainer = build_trainer(config, model, template, method, rows, manifest, score_answers, live, kernels)
     test = questions.get("test")
     if test is None and training.do_eval and config.generation.predict_with_generate:
         test = questions["validation"]
@@ -189,7 +197,7 @@ def recording(config: Config, folder: RunFolder, record: RunRecord, encoded: dic
 
 
 def recorded_run(
-    config: Config, method: Method | None, splits: dict[str, Split], encoded: dict[str, EncodedSplit]
+    config: Config, method: Method | None, splits: dict[str, Split], encoded: dict[str, EncodedSplit], kernels: Kernels
 ) -> RunRecord:
     """What a later run that wants to continue this one is held to."""
     with speaking("en"):  # a file that programs read
@@ -203,6 +211,7 @@ def recorded_run(
         data_sha256={name: split.sha256 for name, split in splits.items()},
         rows_sha256=encoded["train"].rows.sha256 if "train" in encoded else None,
         base_fingerprint=base_fingerprint(config.model.model_name_or_path),
+        kernels=kernels.to_dict() if config.training.do_train else {},
     )
 
 
@@ -307,8 +316,12 @@ def manifest_of(config: Config, method: Method | None, dtype: torch.dtype) -> Ma
     )
 
 
-def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedModel:
-    """The base, with the checkpoint's weights on it where one is given, ready to train where that is asked for."""
+def build_model(config: Config, method: Method | None, say: Say, kernels: Kernels | None = None) -> PreTrainedModel:
+    """The base, with the checkpoint's weights on it where one is given, ready to train where that is asked for.
+
+    Args:
+        kernels: to train with; default: plain.
+    """
     args, training = config.model, config.training
     set_seed(training.seed)  # what a method adds is random before it is trained
     model = load_base(
@@ -327,6 +340,10 @@ def build_model(config: Config, method: Method | None, say: Say) -> PreTrainedMo
         method.start(model)
         if args.ptuning_checkpoint is not None:
             say(message("start_from", noun=method.noun, folder=args.ptuning_checkpoint))
+        if kernels is not None:
+            say(kernels)
+            if kernels.fast:
+                swap(model, kernels.product)
     return model
 
 

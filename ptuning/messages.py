@@ -85,9 +85,22 @@ message = Texts(
             "Estimate for {method}, base of {parameters:.3g} B parameters{precision}, {processes} process{es} ({local} on this "
             "node), {how}, {batch} rows × {length} tokens, gradient checkpointing {checkpointing}",
         ),
+        "checkpointing_on": (
+            "梯度检查点：自动打开，否则内存不够（--gradient_checkpointing false 可关闭；约慢三分之一）",
+            "Gradient checkpointing is on, because memory would not suffice without it (about a third slower; "
+            "--gradient_checkpointing false leaves it off)",
+        ),
         "in_precision": ("（{name}）", " in {name}"),
         "on": ("开", "on"),
         "off": ("关", "off"),
+        "fast_training": (
+            "训练内核：fast，{library}{pieces}（--kernels plain 为 transformers 自己的模块，更慢）",
+            "Training kernels: fast, {library}{pieces} (--kernels plain: transformers' own modules, slower)",
+        ),
+        "plain_kernels": ("训练内核：plain{pieces}", "Training kernels: plain{pieces}"),
+        "by_onednn": ("矩阵乘法用 oneDNN（实测更快）", "products by oneDNN (measured: faster)"),
+        "by_torch": ("矩阵乘法用 torch 默认的库", "products by torch's default library"),
+        "pieces": ("，每次最多 {tokens} 个 token", ", at most {tokens} tokens at a time"),
         "no_deepspeed": ("不用 DeepSpeed", "no DeepSpeed"),
         "offload": ("，卸载到 {device}", ", offload to {device}"),
         "memory per GPU": ("每张 GPU 显存", "memory per GPU"),
@@ -167,6 +180,12 @@ message = Texts(
             "  有效批量 {effective} = {batch} 条 × {accumulation} 次累积 × {processes} 个进程；{steps:,} 步 = {epochs:.2f} 轮",
             "  effective batch {effective} = {batch} rows × {accumulation} accumulation steps × {processes} processes; "
             "{steps:,} steps = {epochs:.2f} epochs",
+        ),
+        "token_steps": (
+            "  有效批量约 {effective:.1f} 条 = {batch:.1f} 条（每批最多 {tokens:,} 个 token，其中填充占 {padding:.1%}）× "
+            "{accumulation} 次累积 × {processes} 个进程；{steps:,} 步 = {epochs:.2f} 轮",
+            "  effective batch about {effective:.1f} rows = {batch:.1f} (at most {tokens:,} tokens a batch, {padding:.1%} padding) "
+            "× {accumulation} accumulation steps × {processes} processes; {steps:,} steps = {epochs:.2f} epochs",
         ),
         "schedule": (
             "  学习率 {rate:g}，{schedule} 调度，设备 {device}",

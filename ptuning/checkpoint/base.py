@@ -112,9 +112,10 @@ def require_16_bit(model_name_or_path: str | Path, purpose: str, asked: Precisio
     """
     precision = base_precision(model_name_or_path, asked)
     if precision is not None:
+        example = family_of(read_base_config(resolve_base(model_name_or_path))).example
         raise ModelError(
-            f"{model_name_or_path}: {purpose}, and this base is quantised to {precision.name}; use the 16-bit base "
-            f"(THUDM/chatglm2-6b){'' if asked is None else f' without {asked.option}'}"
+            f"{model_name_or_path}: {purpose}, and this base is quantised to {precision.name}; use the 16-bit base"
+            f"{example and f' ({example})'}{'' if asked is None else f' without {asked.option}'}"
         )
 
 

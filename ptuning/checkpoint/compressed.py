@@ -4,7 +4,6 @@ transformers' own names and configuration, because vLLM's class for the official
 No tokenizer: vLLM would make a wrong one of it without a word.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, new_folder
+from ptuning.checkpoint.native import write_native_config
 from ptuning.checkpoint.shards import ShardWriter
 from ptuning.families import family_of
 from ptuning.quantization import SCALE, QuantizedLinear
-from ptuning.runs.files import write_atomically
 
 FORMAT = "compressed-tensors"
 
@@ -30,7 +29,9 @@ def save_compressed(model: PreTrainedModel, folder: str | Path, max_shard_bytes:
 
     Raises:
         CheckpointError: the folder isn't empty.
+        ModelError: the model's family has no form that other programs read.
     """
+    family_of(model.config).native_config(model.config)  # first: there may be no such form
     folder = new_folder(folder)
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _tensors(model)}
     writer = ShardWriter(folder, layout, max_shard_bytes)
@@ -39,11 +40,7 @@ def save_compressed(model: PreTrainedModel, folder: str | Path, max_shard_bytes:
     layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     (bits,) = {part.precision.bits for part in layers.values() if isinstance(part, QuantizedLinear)}
     kept = [name for name, part in layers.items() if not isinstance(part, QuantizedLinear)]
-    values = family_of(model.config).native_config(model.config).to_diff_dict()
-    values["quantization_config"] = _scheme(bits, kept)
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
-    model.generation_config.save_pretrained(folder)
+    write_native_config(model, folder, {"quantization_config": _scheme(bits, kept)})
     writer.finish()
     return folder
 
@@ -53,7 +50,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         layer, _, last = name.rpartition(".")
         module = model.get_submodule(layer)
         if not isinstance(module, QuantizedLinear) or last == "bias":
-            yield name, parameter
+            # An output layer that multiplies by something else than what is stored is a plain one for other programs.
+            yield name, getattr(module, "effective_weight", parameter)
         elif last == f"weight{SCALE}":
             yield name, parameter[:, None]
         else:

@@ -89,7 +89,7 @@ def require_tensors(folder: Path, files: TensorFiles, parameters: Mapping[str, n
         more = ", …" if len(missing) > 5 else ""
         raise ModelError(
             f"{folder}: {len(missing)} missing weights: {', '.join(missing[:5])}{more}. The folder is incomplete or not a "
-            "ChatGLM2 checkpoint; copy or download it again."
+            f"{family.name} checkpoint; copy or download it again."
         )
     for file_name, names in plan.items():
         shapes = [whole_shape(parameters[name]) for name in names]

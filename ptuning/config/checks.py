@@ -1,6 +1,7 @@
 """Combinations of options that can't work, refused before anything is read or loaded."""
 
 import math
+from collections.abc import Collection
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -33,8 +34,12 @@ _UNSUPPORTED = {
 }
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError with the value, the limit and the fix."""
+def check(config: Config, given: Collection[str]) -> None:
+    """Raises ConfigError with the value, the limit and the fix.
+
+    Args:
+        given: the command line's options, with their hyphens.
+    """
     model, data, training = config.model, config.data, config.training
     asked_precision(model)
     if model.cpu_kernels == "fast" and training.do_train:
@@ -62,6 +67,8 @@ def check(config: Config) -> None:
             f"--train_sampling_strategy {training.train_sampling_strategy} is not supported; use group_by_length, random or "
             "sequential"
         )
+    if training.tokens_per_batch is not None:
+        _check_tokens_per_batch(data, training, given)
     if training.resume_from_checkpoint and model.ptuning_checkpoint:
         raise ConfigError(
             "--resume_from_checkpoint continues a run, --ptuning_checkpoint starts a new one from what it holds; give one"
@@ -77,6 +84,31 @@ def check(config: Config) -> None:
     if generation.baseline and generation.baseline_from is not None:
         raise ConfigError(
             "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"
+        )
+
+
+def _check_tokens_per_batch(data: DataArguments, training: TuningArguments, given: Collection[str]) -> None:
+    option = f"--tokens_per_batch {training.tokens_per_batch}"
+    if "--per_device_train_batch_size" in given:
+        raise ConfigError(
+            f"{option} and --per_device_train_batch_size {training.per_device_train_batch_size} both say how large a batch is; "
+            "leave one out (an option in the --config file counts too)"
+        )
+    if data.pad_to_max_length:
+        raise ConfigError(f"{option} with --pad_to_max_length: all rows would be equally long; leave one out")
+    if training.train_sampling_strategy != "group_by_length":
+        raise ConfigError(
+            f"{option} puts rows of similar length together, and --train_sampling_strategy is "
+            f"{training.train_sampling_strategy}; leave one out"
+        )
+    if training.auto_find_batch_size:
+        raise ConfigError(
+            f"{option} with --auto_find_batch_size, which looks for a number of rows; leave one out (ptuning estimate "
+            "says what fits)"
+        )
+    if training.dataloader_drop_last:
+        raise ConfigError(
+            f"{option} with --dataloader_drop_last: no batch is left incomplete; leave --dataloader_drop_last out"
         )
 
 

@@ -13,6 +13,7 @@ A field is `--name VALUE`; a bool is a flag; a tuple or list can be given severa
     choices     values that are allowed (Literal[...] does the same)
     positional  no option but a place on the command line; a tuple or list takes all that stand there
     parse       text → value, instead of the type
+    together    of a tuple or list: several values may follow the option once
     env         environment variable that stands in for an option that isn't given
 """
 
@@ -118,7 +119,7 @@ def _add(parser: argparse.ArgumentParser, item: dataclasses.Field, hint: Any) ->
         parser.add_argument(item.name, nargs=nargs, **settings)
         return
     if is_several:
-        settings["action"] = "append"
+        settings |= {"action": "extend", "nargs": "+"} if about.get("together") else {"action": "append"}
     parser.add_argument(f"--{item.name}", *about.get("aliases", ()), dest=item.name, required=required, **settings)
 
 

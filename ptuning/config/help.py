@@ -19,6 +19,7 @@ TRAINING = {
     "training": (
         "learning_rate",
         "per_device_train_batch_size",
+        "tokens_per_batch",
         "gradient_accumulation_steps",
         "max_steps",
         "num_train_epochs",
@@ -54,7 +55,7 @@ _TEXTS = {
     "gradient_accumulation_steps": "Batches a step: rows a step = batch size × accumulation × processes.",
     "max_steps": "Steps of training, instead of --num_train_epochs.",
     "num_train_epochs": "Times the training file is gone through; default: 3.",
-    "gradient_checkpointing": "Less memory, about a third slower, the same gradients.",
+    "gradient_checkpointing": "Less memory, about a third slower; default: where the estimate says that it is needed.",
     "deepspeed": "DeepSpeed's JSON file, e.g. configs/zero3.json.",
     "save_steps": "A checkpoint every N steps; default: 500.",
     "resume_from_checkpoint": "OUTPUT_DIR/checkpoint-N: go on with that run, exactly.",

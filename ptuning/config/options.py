@@ -20,7 +20,9 @@ DATASET = "dataset:"  # in front of NAME:SPLIT, where a file could stand: a spli
 class ModelArguments:
     """Which model, and what of it is tuned."""
 
-    model_name_or_path: str = field(metadata={"help": "Official ChatGLM2 directory, hub id, or modelscope:OWNER/NAME."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder in a family's official format, hub id, or modelscope:OWNER/NAME."}
+    )
     ptuning_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -226,6 +228,13 @@ class TuningArguments(TrainingArguments):
         metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model; keep the best."},
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows a device and step."})
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a number of rows: as many rows of similar length as fit into this many tokens, padding included; "
+            "a longer row stands alone."
+        },
+    )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
     loss_average: str = field(
         default="tokens",
@@ -233,6 +242,21 @@ class TuningArguments(TrainingArguments):
             "help": "tokens: every label of a step counts the same; rows: the mean over each forward pass's labels first, then "
             "over accumulation steps and processes, as the official trainer (with batch 1 every row counts the same).",
             "choices": ["tokens", "rows"],
+        },
+    )
+    kernels: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a frozen base computes in training on a CPU: fast (default there), the same function in less time and "
+            "memory; plain: transformers' own modules.",
+            "choices": ["fast", "plain"],
+        },
+    )
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take each batch in pieces of rows of similar length with at most so many tokens, padding included: the same "
+            "gradient in less memory; 0: in one piece. Default: 512 with fast kernels, else 0."
         },
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
@@ -254,6 +278,8 @@ class TuningArguments(TrainingArguments):
             self.use_cpu = True
         if isinstance(self.deepspeed, str):
             self.deepspeed = shipped.find(self.deepspeed)
+        # Not said: on where the estimate says that it is needed (ptuning.training.checkpointing).
+        self.checkpointing_given = (self.activation_checkpointing, self.gradient_checkpointing) != (None, None)
         # The names that everybody knows; transformers takes them too, with a warning.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing

@@ -55,7 +55,7 @@ def parse(
             "(--name value)"
         )
     config = Config(*groups)
-    check(config)
+    check(config, argv)
     return config, notes
 
 

@@ -22,7 +22,7 @@ class FitPolicy:
 
     Args:
         drop_system: a system text that takes more than half of the room, before anything else.
-        cut_question: the middle of a question that is too long without any turns; else that is an error.
+        cut_question: of a question that is too long without any turns, what the template says; else that is an error.
         room: tokens below the limit that stay free for the answer as long as there are turns to drop. With 0 the limit is the
             prompt's own; else it is that of prompt and answer together, and at least one token stays free.
     """
@@ -43,7 +43,7 @@ class Fitted:
         encoded: its ids and segments.
         dropped_system: its system text was left out.
         dropped_turns: so many of the oldest turns were left out.
-        cut_question: the middle of its question was left out.
+        cut_question: some of its question was left out.
     """
 
     encoded: Encoded
@@ -132,7 +132,7 @@ class _Fitter:
         if encoded is None or len(encoded.ids) > self.most:
             if not self.policy.cut_question:
                 raise PromptTooLong(None if encoded is None else len(encoded.ids), self.most)
-            encoded, cut = self._cut_middle(), True
+            encoded, cut = self._cut_question(), True
         return Fitted(encoded, dropped_system, dropped, cut)
 
     def _turns_to_drop(self, estimate: _Estimate, known: int) -> int:
@@ -166,17 +166,16 @@ class _Fitter:
         if rows:
             self.seen |= zip(numbers, self.template.encode(rows), strict=True)
 
-    def _cut_middle(self) -> Encoded:
-        """The prompt with the longest head and tail of the question that fits, without turns. Length grows with the
-        characters kept, nearly always."""
+    def _cut_question(self) -> Encoded:
+        """The prompt with as much of the question as fits, without turns; what is kept is the template's matter. Length grows
+        with the characters kept, nearly always."""
         dialogue = replace(self.dialogue, history=())
         room = self.longest_text - len(dialogue.system or "") - len(dialogue.source_prefix)
 
         def kept(count: int) -> Encoded | None:
             if count > room:
                 return None
-            question = dialogue.prompt
-            question = question[: (count + 1) // 2] + question[len(question) - count // 2 :]
+            question = self.template.shortened(dialogue.prompt, count)
             return self.template.encode([self.template.render(replace(dialogue, prompt=question))])[0]
 
         low, high, best = 0, len(dialogue.prompt), None

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from ptuning.errors import ModelError
 from ptuning.families.template import Template
@@ -34,6 +35,9 @@ class Dimensions:
         head_dim: D.
         ffn: F.
         vocab: V.
+        biases: on queries, keys and values.
+        output_copy: the output layer multiplies by a matrix that it makes of its weight each time.
+        score_bias: what is added to a score depends on the head, so that there is a mask of H·S·S numbers.
     """
 
     layers: int
@@ -43,6 +47,9 @@ class Dimensions:
     head_dim: int
     ffn: int
     vocab: int
+    biases: bool = True
+    output_copy: bool = False
+    score_bias: bool = False
 
     @property
     def query(self) -> int:
@@ -62,10 +69,9 @@ class Dimensions:
 
     @property
     def layer_parameters(self) -> int:
-        """Numbers in one layer, biases and norms included."""
-        return (
-            sum(rows * columns for rows, columns in self.layer_matrices) + 2 * self.hidden + self.query + 2 * self.key
-        )
+        """Numbers in one layer, norms and biases included."""
+        biases = self.query + 2 * self.key if self.biases else 0
+        return sum(rows * columns for rows, columns in self.layer_matrices) + 2 * self.hidden + biases
 
     @property
     def parameters(self) -> int:
@@ -80,6 +86,8 @@ class Family(ABC):
     model_type: str  # in config.json
     supported: str  # the models that are known to work, for messages
     template_name: str  # written into manifests, so that evaluation can refuse another template
+    example: str = ""  # hub id of a 16-bit base, for messages
+    port: int = 7030  # where it is served unless asked otherwise
 
     # --- told apart by content -------------------------------------------------------------------------------------------
 
@@ -116,6 +124,8 @@ class Family(ABC):
     output = "lm_head.weight"
     layer_prefix = "model.layers."
     layer_bias = ".self_attn.q_proj.bias"  # what the fingerprint reads of the first and the last layer besides
+    vocabulary_key = "vocab_size"  # in config.json
+    prefix_in_official_code = False  # whether the official code reads a prefix, so that one can be written for it
 
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Tensor name in files → names of the model's tensors whose rows, stacked, are that tensor.
@@ -141,8 +151,16 @@ class Family(ABC):
         return config.to_diff_dict()
 
     def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """The same for a folder under the model's own names, which transformers and vLLM read without this package."""
+        """The same for a folder under the model's own names, which transformers and vLLM read without this package.
+
+        Raises:
+            ModelError: nothing but this package computes such a model.
+        """
         return config
+
+    def vllm_refusal(self, config: PreTrainedConfig) -> str | None:
+        """Why vLLM would compute something else from files in this family's own format, without a word; None: it wouldn't."""
+        return None
 
     # --- shapes ----------------------------------------------------------------------------------------------------------
 
@@ -157,7 +175,18 @@ class Family(ABC):
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             ffn=config.intermediate_size,
             vocab=config.vocab_size,
+            biases=bool(getattr(config, "attention_bias", False)),
         )
+
+    # --- modules that kernels replace ------------------------------------------------------------------------------------
+
+    norm: type[nn.Module] | None = LlamaRMSNorm  # with `weight` and `variance_epsilon`; None: it has another kind
+    # With a linear `gate_up_proj` whose two halves are gate and up, and `down_proj`; None: it has another kind.
+    feed_forward: type[nn.Module] | None = None
+
+    def gates_with_silu(self, config: PreTrainedConfig) -> bool:
+        """Whether the feed-forward part computes silu(gate) · up."""
+        return getattr(config, "hidden_act", None) in ("silu", "swish")
 
     # --- attention -------------------------------------------------------------------------------------------------------
 
@@ -196,7 +225,7 @@ def family_of(config: PreTrainedConfig | Mapping[str, Any]) -> Family:
     for family in _FAMILIES.values():
         if family.claims(values):
             return family
-    known = ", ".join(repr(family.model_type) for family in _FAMILIES.values())
+    known = " or ".join(repr(family.model_type) for family in _FAMILIES.values())
     supported = "; ".join(family.supported for family in _FAMILIES.values())
     raise ModelError(f"model_type is {values.get('model_type')!r}, expected {known}. Supported: {supported}.")
 

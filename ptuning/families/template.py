@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ptuning.errors import ConfigError, DataError
 
@@ -76,6 +76,10 @@ class Template(ABC):
     """
 
     name: str  # written into every manifest, so that evaluation can refuse another template
+    trained_length: ClassVar[int] = 4096  # tokens of context that the models' dialogues were trained with
+    route: ClassVar[str] = ""  # beside "/", where deployed clients of this model post to
+    # What answers are sampled with where a client says nothing, by SamplingParams' names; here ChatGLM2's chat(), openai_api.py
+    sampling: ClassVar[Mapping[str, Any]] = {"temperature": 0.8, "top_p": 0.8}
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -104,6 +108,10 @@ class Template(ABC):
         """Texts that end a shown answer to the dialogue, for a model that goes on and writes the user's next turn itself:
         exactly what the template puts between the two. None where a control token stands there."""
         return ()
+
+    def shortened(self, question: str, count: int) -> str:
+        """What stays of a question that is too long: so many characters, here of its head and its tail."""
+        return question[: (count + 1) // 2] + question[len(question) - count // 2 :]
 
     @property
     def pad_id(self) -> int:

@@ -3,6 +3,9 @@
 The prefix lies in the first columns of a row's cache, where attention sees it before every token, and positions count the
 real tokens from 0: the same function as the official prefix (tests hold it to the golden answers), with rows of
 different prefixes, or none, side by side.
+
+A long prompt is computed in pieces against what is in the cache, so that memory grows with its length, not with the square, and
+so that rows that are being answered can take turns with it (pace.py).
 """
 
 import warnings
@@ -17,10 +20,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ptuning.errors import GenerationError
 from ptuning.families import family_of
 from ptuning.families.logits import logits_at
+from ptuning.generation.pace import PIECE_TOKENS, Pace
 from ptuning.generation.prefix_cache import PrefixCache
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.sampling import Chooser, choose
 from ptuning.generation.slots import SlotCache
+from ptuning.generation.together import allow_together
 from ptuning.messages import message
 from ptuning.methods import Companion, bare
 
@@ -29,7 +34,7 @@ class _Row:
     """A request while it runs."""
 
     def __init__(self, request: GenerationRequest):
-        self.request, self.chooser = request, Chooser(request.sampling)
+        self.request, self.chooser = request, Chooser(request.sampling, request.ids)
         self.ids = list(request.ids)  # prompt and answer so far
         self.cached = 0  # of these, how many have their keys and values in the cache
 
@@ -50,8 +55,8 @@ class Engine:
         stop_ids: each of them ends an answer; without any, answers end only at max_new_tokens.
         batch_tokens: rows times cache columns at most; a request that needs more by itself still runs, alone.
         max_rows: of the batch.
-        prefill_tokens: prompt tokens of one step at most, so that running rows don't wait long for new ones; a longer
-            prompt is a step by itself.
+        prefill_tokens: prompt tokens of one step at most; a longer prompt takes several.
+        pause: how long running rows wait for prompts, see Pace; None: until there are none.
         prefix_cache_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their
             dialogue.
         notify: gets a sentence when the batch is made smaller because memory ran out.
@@ -64,14 +69,17 @@ class Engine:
         *,
         batch_tokens: int = 16384,
         max_rows: int = 64,
-        prefill_tokens: int = 2048,
+        prefill_tokens: int = PIECE_TOKENS,
+        pause: float | None = None,
         prefix_cache_tokens: int = 0,
         notify: Callable[[str], None] = warnings.warn,
     ):
         self.model, self.stop_ids = model, frozenset(stop_ids)
-        self.batch_tokens, self.max_rows, self.prefill_tokens = batch_tokens, max_rows, prefill_tokens
+        self.batch_tokens, self.max_rows = batch_tokens, max_rows
+        self.pace = Pace(prefill_tokens, pause)
         self.prefix_cache, self.notify = PrefixCache(prefix_cache_tokens), notify
-        self.rows: list[_Row] = []  # row i has slot i
+        self.rows: list[_Row] = []  # being answered; row i has slot i
+        self.partial: _Row | None = None  # whose prompt is computed in part; it has the slot behind them
         self.waiting: deque[_Row] = deque()
         sizes = family_of(model.config).dimensions(model.config)
         self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
@@ -81,6 +89,7 @@ class Engine:
         self._entered.enter_context(bare(self.model))
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
+        self._together = self.pace.pause is not None and allow_together(self.model.config)
         return self
 
     def __exit__(self, *exc) -> None:
@@ -100,7 +109,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.rows or self.waiting)
+        return bool(self.rows or self.partial or self.waiting)
 
     def add(self, request: GenerationRequest) -> None:
         """Queues a request.
@@ -122,6 +131,11 @@ class Engine:
                 with inference():
                     self._leave(index)
                 return True
+        if self.partial is not None and self.partial.request.id == id:
+            with inference():
+                self._keep(self.partial, len(self.rows))
+            self.partial = None
+            return True
         for row in self.waiting:
             if row.request.id == id:
                 self.waiting.remove(row)
@@ -133,21 +147,23 @@ class Engine:
         self.prefix_cache.drop(prefix)
 
     def step(self) -> list[Token]:
-        """One forward call: the prompts of rows that can join, else the next token of every running row.
+        """One forward call: prompts of rows that can join, or the next token of every running row, or both with a piece of one
+        prompt.
 
         Returns:
-            What became known, in the rows' order; empty when there is no work, or when memory ran out and the batch was
-            made smaller.
+            What became known, in the rows' order; empty when there is no work, after a piece of a prompt, or when memory
+            ran out and the batch was made smaller.
 
         Raises:
             GenerationError: a single row doesn't fit into memory. That row is taken out; the engine can go on.
         """
-        joining = self._joining()
+        tokens = self.pace.tokens(bool(self.rows))
+        joining = [] if self.rows and self.pace.rows_turn() else self._prompts(tokens)
         if not joining and not self.rows:
             return []
         try:
             with inference():
-                return self._forward(joining or self.rows)
+                return self._forward(joining, tokens) if joining else self._next_tokens()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,8 +175,10 @@ class Engine:
         with inference():
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
 
-    def _joining(self) -> list[_Row]:
-        """Takes from the queue, in order, what fits beside the running rows."""
+    def _prompts(self, tokens: int) -> list[_Row]:
+        """The prompt that is computed in part; else takes from the queue, in order, what fits beside the running rows."""
+        if self.partial is not None:
+            return [self.partial]
         joining: list[_Row] = []
         widest = max((row.request.room for row in self.rows), default=0)
         prompts = 0
@@ -171,19 +189,50 @@ class Engine:
             others = len(self.rows) + len(joining)
             if others and (others + 1) * wider > self.batch_tokens:
                 break
-            if joining and (len(joining) + 1) * longest > self.prefill_tokens:
+            if joining and (len(joining) + 1) * longest > tokens:
                 break
             joining.append(self.waiting.popleft())
             widest, prompts = wider, longest
         return joining
 
-    def _forward(self, rows: list[_Row]) -> list[Token]:
-        """Computes the rows' tokens that aren't in the cache yet, and chooses the next ones."""
-        first = 0
-        if rows is not self.rows:
-            first = len(self.rows)
-            self._place(rows, first)
-        new = [row.ids[row.cached :] for row in rows]
+    def _next_tokens(self) -> list[Token]:
+        """Of every running row."""
+        with self.pace.measured(rows=True, prompt_tokens=0):
+            logits_NV = self._logits(self.rows, 0, [row.ids[row.cached :] for row in self.rows])
+            return self._chosen(list(self.rows), logits_NV)
+
+    def _forward(self, prompts: list[_Row], tokens: int) -> list[Token]:
+        """Computes prompts as far as this step goes, behind the running rows.
+
+        Args:
+            prompts: of rows that join, or the one that is computed in part.
+            tokens: of a single one at most.
+        """
+        first = len(self.rows)
+        if self.partial is None:
+            self._place(prompts, first, tokens)
+        new = [row.ids[row.cached :][:tokens] for row in prompts]
+        rows = list(self.rows) if self._together and len(prompts) == 1 else []
+        with self.pace.measured(rows=bool(rows), prompt_tokens=len(new) * max(map(len, new))):
+            together = self._logits_together(rows, prompts[0], new[0]) if rows else None
+            logits_NV = self._logits(prompts, first, new) if together is None else together
+            self.partial = prompts[0] if prompts[0].cached < len(prompts[0].ids) else None
+            if self.partial is None:
+                self.rows += prompts
+                rows += prompts
+            return self._chosen(rows, logits_NV[: len(rows)]) if rows else []
+
+    def _logits(self, rows: list[_Row], first: int, new: list[list[int]]) -> torch.Tensor:
+        """Computes tokens that aren't in the cache yet.
+
+        Args:
+            rows: whose.
+            first: the slot of the first one; the others follow.
+            new: the tokens of each.
+
+        Returns:
+            (rows, V) in fp32: of each row's last token.
+        """
         longest, device = max(map(len, new)), self.model.device
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
@@ -198,21 +247,51 @@ class Engine:
                 position_ids=positions.to(device),
                 past_key_values=self.cache,
             ).logits.float()
+        for row, ids in zip(rows, new, strict=True):
+            row.cached += len(ids)
+        return logits_NV
+
+    def _logits_together(self, rows: list[_Row], prompt: _Row, piece: list[int]) -> torch.Tensor:
+        """Computes every running row's newest token and a piece of the prompt behind them.
+
+        Returns:
+            (rows + 1, V) in fp32: of each row's token, and of the piece's last one.
+        """
+        device, count = self.model.device, len(rows)
+        ids = [row.ids[-1] for row in rows] + piece
+        positions = [row.cached for row in rows] + list(range(prompt.cached, prompt.cached + len(piece)))
+        starts = torch.tensor([row.start for row in rows], device=device)
+        layout = self.cache.begin_together(starts, prompt.start, len(piece))
+        wanted = torch.arange(len(ids), device=device)
+        with (
+            _companions(self.model, [*rows, *([prompt] * len(piece))]),
+            logits_at(self.model, ((wanted < count) | (wanted == len(ids) - 1))[:, None]),
+        ):
+            logits_NV = self.model(
+                input_ids=torch.tensor(ids, device=device)[:, None],
+                attention_mask=layout.rows_mask,
+                position_ids=torch.tensor(positions, device=device)[:, None],
+                past_key_values=self.cache,
+                layout=layout,
+            ).logits.float()
+        for row in rows:
+            row.cached += 1
+        prompt.cached += len(piece)
+        return logits_NV
+
+    def _chosen(self, rows: list[_Row], logits_NV: torch.Tensor) -> list[Token]:
+        """Chooses each row's next token and reports it."""
         asked = [index for index, row in enumerate(rows) if row.request.logprobs is not None]
         logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
-        chosen = choose(logits_NV, [row.chooser for row in rows])
-        for row in rows:
-            row.cached = len(row.ids)
-        if rows is not self.rows:
-            self.rows += rows
-        return self._report(list(rows), chosen, logprobs)
+        return self._report(rows, choose(logits_NV, [row.chooser for row in rows]), logprobs)
 
-    def _place(self, rows: list[_Row], first: int) -> None:
-        """Fills the slots of joining rows with their prefix and what is known of their past."""
+    def _place(self, rows: list[_Row], first: int, tokens: int) -> None:
+        """Fills the slots of joining rows with their prefix and what is known of their past; of a single one's prompt the next
+        step computes so many tokens."""
         known = [self.prefix_cache.longest(row.request.prefix, row.ids) for row in rows]
         for row, past in zip(rows, known, strict=True):
             row.cached = 0 if past is None else past.shape[3]
-        padded = max(row.start for row in rows) + max(len(row.ids) - row.cached for row in rows)
+        padded = max(row.start for row in rows) + max(min(len(row.ids) - row.cached, tokens) for row in rows)
         columns = max(padded, *(row.request.room for row in [*self.rows, *rows]))
         self.cache.reserve(first + len(rows), columns, keep=first, budget=self.batch_tokens)
         for slot, (row, past) in enumerate(zip(rows, known, strict=True), start=first):
@@ -243,21 +322,28 @@ class Engine:
     def _leave(self, index: int) -> None:
         """Frees a slot. The last row moves into it, so that the rows in use stay the first ones."""
         row = self.rows[index]
-        if self.prefix_cache.capacity and row.cached:
-            start = row.start - row.cached
-            self.prefix_cache.add(
-                row.request.prefix, row.ids[: row.cached], self.cache.take(index, start, start + row.cached)
-            )
+        self._keep(row, index)
         last = self.rows.pop()
         if last is not row:
             self.cache.move(len(self.rows), index, last.start)
             self.rows[index] = last
+        if self.partial is not None:
+            self.cache.move(len(self.rows) + 1, len(self.rows), self.partial.start)
+
+    def _keep(self, row: _Row, slot: int) -> None:
+        """What was computed, for the next turn of its dialogue."""
+        if self.prefix_cache.capacity and row.cached:
+            start = row.start - row.cached
+            self.prefix_cache.add(
+                row.request.prefix, row.ids[: row.cached], self.cache.take(slot, start, start + row.cached)
+            )
 
     def _shrink(self, joining: list[_Row], error: Exception) -> None:
         """Halves the batch and puts all rows back into the queue; what they have generated stays."""
-        rows = self.rows + [row for row in joining if row not in self.rows]
+        others = [*joining, *([] if self.partial is None else [self.partial])]
+        rows = self.rows + [row for row in dict.fromkeys(others) if row not in self.rows]
         before = len(rows) * max(row.request.room for row in rows)
-        self.rows = []
+        self.rows, self.partial = [], None
         self.cache.clear()
         self.prefix_cache.clear()
         if torch.cuda.is_available():

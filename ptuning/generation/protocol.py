@@ -42,7 +42,6 @@ class SamplingParams:
         min_p: drop tokens less likely than this times the likeliest; 0 drops none.
         repetition_penalty: divides a positive logit, and multiplies a negative one, of a token that is in the prompt or was
             generated (transformers' definition); 1 changes nothing.
-        prompt: the prompt's tokens, for the repetition penalty.
         constraint: a form that the answer must have.
     """
 
@@ -54,12 +53,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    prompt: tuple[int, ...] = field(default=(), repr=False)
     constraint: Constraint | None = None
 
     @property
     def penalised(self) -> bool:
-        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
+        return bool(self.frequency_penalty or self.presence_penalty)
 
 
 GREEDY = SamplingParams()

@@ -1,7 +1,7 @@
 """The next token of each row, chosen by the row's own rule and its own random numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
@@ -17,10 +17,16 @@ from ptuning.generation.protocol import SamplingParams
 
 
 class Chooser:
-    """The rule of one row. Keeps its random state and what it has generated, for the penalties."""
+    """The rule of one row. Keeps its random state and what it has generated, for the penalties.
 
-    def __init__(self, sampling: SamplingParams):
+    Args:
+        sampling: the rule.
+        prompt: tokens that were there before.
+    """
+
+    def __init__(self, sampling: SamplingParams, prompt: Iterable[int] = ()):
         self.sampling = sampling
+        self.seen = set(prompt) if sampling.repetition_penalty != 1 else set()
         self.counts: Counter[int] = Counter()
         self.matcher = None if sampling.constraint is None else sampling.constraint.matcher()
         self.random = None
@@ -33,8 +39,10 @@ class Chooser:
 
     def penalise(self, logits_V: torch.Tensor) -> None:
         """Takes the penalties off, and what may not come, in place."""
-        if self.sampling.repetition_penalty != 1:
-            self._penalise_repetition(logits_V)
+        if self.seen:
+            seen = torch.tensor(sorted(self.seen), device=logits_V.device)
+            of_seen, penalty = logits_V[seen], self.sampling.repetition_penalty
+            logits_V[seen] = torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty)
         if self.sampling.penalised and self.counts:
             self._penalise_counts(logits_V)
         if self.matcher is not None:
@@ -44,13 +52,10 @@ class Chooser:
         """Remembers what was chosen."""
         if self.sampling.penalised:
             self.counts[token] += 1
+        if self.sampling.repetition_penalty != 1:
+            self.seen.add(token)
         if self.matcher is not None:
             self.matcher.chose(token)
-
-    def _penalise_repetition(self, logits_V: torch.Tensor) -> None:
-        tokens = torch.tensor(sorted({*self.sampling.prompt, *self.counts}), device=logits_V.device, dtype=torch.long)
-        penalty, seen = self.sampling.repetition_penalty, logits_V[tokens]
-        logits_V[tokens] = torch.where(seen < 0, seen * penalty, seen / penalty)
 
     def _penalise_counts(self, logits_V: torch.Tensor) -> None:
         tokens = torch.tensor(list(self.counts), device=logits_V.device)

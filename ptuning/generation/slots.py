@@ -9,6 +9,8 @@ Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ptuning.generation.together import Layout
+
 _COLUMNS = 128  # columns are added in steps of this many
 
 
@@ -26,6 +28,12 @@ class _Slice(CacheLayerMixin):
         """Writes (n, G, S, D) behind what each row has, and returns the rows' (n, G, columns in use, D)."""
         rows, index, width = self.owner.rows, self.owner.index, self.owner.width
         keys, values = self.owner.store[self.layer, :, rows]
+        if self.owner.piece is not None:
+            count, (start, stop) = len(index), self.owner.piece
+            for store, states in ((keys, key_states), (values, value_states)):
+                store[:count].scatter_(2, index, states[:count])
+                store[count, :, start:stop] = states[count:, :, 0].transpose(0, 1)
+            return keys[:, :, :width], values[:, :, :width]
         keys.scatter_(2, index, key_states)
         values.scatter_(2, index, value_states)
         return keys[:, :, :width], values[:, :, :width]
@@ -53,6 +61,7 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int, groups: int, head_dim: int, dtype: torch.dtype, device: torch.device):
         super().__init__(layers=[_Slice(self, layer) for layer in range(layers)])
+        self.piece: tuple[int, int] | None = None  # first and last column of a prompt's that is computed beside rows
         self.store = torch.zeros(layers, 2, 0, groups, 0, head_dim, dtype=dtype, device=device)
 
     def reserve(self, rows: int, columns: int, keep: int, budget: int) -> None:
@@ -88,11 +97,27 @@ class SlotCache(Cache):
             The mask (n, 1, S, columns): a token sees its prefix, its past and itself.
         """
         count = len(starts)
-        self.rows = slice(first, first + count)
+        self.rows, self.piece = slice(first, first + count), None
         self.width = int(starts.max()) + new_tokens
         columns = starts[:, None] + torch.arange(new_tokens, device=starts.device)
         self.index = columns[:, None, :, None].expand(count, self.store.shape[3], new_tokens, self.store.shape[5])
         return (torch.arange(self.width, device=starts.device) <= columns[:, :, None])[:, None]
+
+    def begin_together(self, starts: torch.Tensor, start: int, new_tokens: int) -> Layout:
+        """Prepares a forward call of the first rows' next tokens and a piece of the prompt in the slot behind them, which takes
+        and gives keys and values of N = n + new_tokens single tokens.
+
+        Args:
+            starts: (n,) columns in use of each row.
+            start: of the prompt.
+            new_tokens: of the prompt.
+        """
+        rows_mask = self.begin(0, starts, 1)
+        stop, device = start + new_tokens, starts.device
+        self.rows, self.piece = slice(0, len(starts) + 1), (start, stop)
+        self.width = max(self.width, stop)
+        piece_mask = torch.arange(stop, device=device) <= torch.arange(start, stop, device=device)[:, None]
+        return Layout(len(starts), rows_mask, piece_mask[None, None])
 
     def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
         """Writes (L, 2, G, n, D) into a row from column `start` on."""

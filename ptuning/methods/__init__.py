@@ -19,8 +19,10 @@ from ptuning.methods.registry import (
     method_of_checkpoint,
     methods,
     read_checkpoint,
+    store_checkpoint,
 )
 from ptuning.methods.self_test import self_test
+from ptuning.methods.store import Stored
 
 __all__ = [
     "Companion",
@@ -31,6 +33,7 @@ __all__ = [
     "Method",
     "PrefixMethod",
     "SaveTarget",
+    "Stored",
     "add_method",
     "attach_checkpoint",
     "attached",
@@ -45,4 +48,5 @@ __all__ = [
     "methods",
     "read_checkpoint",
     "self_test",
+    "store_checkpoint",
 ]

@@ -43,7 +43,7 @@ class FullMethod(Method):
     def refusal(self, precision: Precision) -> str:
         return (
             f"all weights can't be tuned on a base quantised to {precision.name}: rounded weights can't take small updates. Tune a "
-            f"prefix or a LoRA (--method prefix, --method lora), or use the 16-bit base (THUDM/chatglm2-6b) as it is"
+            f"prefix or a LoRA (--method prefix, --method lora), or use the 16-bit base as it is"
         )
 
     def start(self, model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from ptuning.methods.method import MemoryTerms, Method, SaveTarget
 from ptuning.methods.prefix.encoder import Prefix
 from ptuning.methods.prefix.method import PrefixMethod
 from ptuning.methods.registry import add_method
+from ptuning.methods.store import Stored
 from ptuning.quantization import Precision
 from ptuning.runs.files import sha256_of
 from ptuning.runs.folder import MANIFEST
@@ -106,6 +107,12 @@ class LoraPrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> ServedLoraPrefix:
         return ServedLoraPrefix(name, LoraMethod.served(model, name), PrefixMethod.served(model, name))
+
+    @classmethod
+    def store(cls, folder: Path, base: str | Path, store: Path) -> Stored:
+        cls.read(folder)
+        lora, prefix = (part.store(folder / name, base, store) for name, part in _PARTS.items())
+        return replace(prefix, lora=lora.lora)
 
     @classmethod
     def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:

@@ -26,6 +26,7 @@ from ptuning.families import Dimensions
 from ptuning.language import columns
 from ptuning.messages import message
 from ptuning.methods.companion import Companion
+from ptuning.methods.store import Stored
 from ptuning.quantization import Precision
 
 
@@ -122,6 +123,23 @@ class Method(ABC):
     def served(cls, model: PreTrainedModel, name: str) -> Companion | None:
         """What a request that is answered with it brings along (GenerationRequest.prefix); None: the model itself is tuned."""
         return None
+
+    @classmethod
+    def store(cls, folder: Path, base: str | Path, store: Path) -> Stored:
+        """Puts a saved checkpoint where vLLM finds it, without loading the base.
+
+        Args:
+            folder: of the checkpoint.
+            base: its folder or hub id.
+            store: shared with vLLM; made if it isn't there.
+
+        Raises:
+            CheckpointError: unreadable, of another base or template, or a method that vLLM can't choose by request.
+            OSError: it can't be written.
+        """
+        raise CheckpointError(
+            f"{folder}: a {cls.noun} can't be chosen by requests to vLLM; export it with --format vllm and let vLLM serve that"
+        )
 
     @classmethod
     def merge(cls, model: PreTrainedModel) -> None:
@@ -242,5 +260,5 @@ def check_template(manifest: Manifest, folder: Path, template: str) -> None:
     if manifest.template != template:
         raise CheckpointError(
             f"{folder}: was trained with the prompt template {manifest.template!r}, and this package builds prompts "
-            f"with {template!r}; answers would be off."
+            f"with {template!r} for this base; answers would be off. Give the base it was trained on."
         )

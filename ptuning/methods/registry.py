@@ -16,6 +16,7 @@ from ptuning.checkpoint.manifest import Manifest, read_manifest
 from ptuning.errors import ConfigError
 from ptuning.messages import message, note
 from ptuning.methods.method import Method
+from ptuning.methods.store import Stored
 from ptuning.quantization import precision_in
 
 log = logging.getLogger("ptuning.methods")
@@ -122,6 +123,13 @@ def attach_checkpoint(
             text = message("other_precision", folder=folder, there=_in_words(there), here=_in_words(here))
             notify(note(text))
     return manifest
+
+
+def store_checkpoint(folder: str | Path, base: str | Path, store: Path) -> tuple[Stored, Manifest | None, type[Method]]:
+    """Puts a tuned checkpoint where vLLM finds it, by whichever method it was tuned; arguments and errors as `Method.store`."""
+    folder = Path(folder).expanduser()
+    method = method_of_checkpoint(folder)
+    return method.store(folder, base, store), read_manifest(folder), method
 
 
 def _in_words(precision: str) -> str:

@@ -99,6 +99,8 @@ def _numbers(linear: nn.Linear, precision: RowWise) -> tuple[torch.Tensor, torch
     """Whole numbers (R, C) int8, and scales (R,)."""
     if isinstance(linear, QuantizedLinear):
         return precision.unpack(linear.weight.data), linear.weight_scale.data
-    parts = [precision.quantize(rows.float()) for rows in linear.weight.data.split(_ROWS)]
+    # An output layer may multiply by something else than what is stored, such as rows of length 1.
+    weight = getattr(linear, "effective_weight", linear.weight)
+    parts = [precision.quantize(rows.float()) for rows in weight.data.split(_ROWS)]
     stored, scales = zip(*parts, strict=True)
     return precision.unpack(torch.cat(stored)), torch.cat(scales)

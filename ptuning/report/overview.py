@@ -26,6 +26,7 @@ MAIN_OPTIONS = (
     "max_steps",
     "num_train_epochs",
     "per_device_train_batch_size",
+    "tokens_per_batch",
     "gradient_accumulation_steps",
     "max_source_length",
     "max_target_length",
@@ -102,6 +103,8 @@ def run_seconds(run: Run) -> float | None:
 def main_options(run: Run) -> list[tuple[str, object]]:
     """The options that matter most, those that are set, with the effective batch."""
     config = run.config
+    if config.get("tokens_per_batch") is not None:  # no batch is a number of rows
+        config = {key: value for key, value in config.items() if key != "per_device_train_batch_size"}
     rows = [(key, config[key]) for key in MAIN_OPTIONS if config.get(key) not in (None, False, -1)]
     world = number(run.record.get("world_size"))
     if world is not None:

@@ -35,6 +35,7 @@ class RunRecord:
         rows_sha256: hash of the encoded training rows, ids and labels, in order.
         base_fingerprint: of the base's weights.
         deepspeed_sha256: hash of the --deepspeed file.
+        kernels: what the training computes with (ptuning.training.kernels.Kernels); empty: as transformers does.
         resumed_from: the checkpoint that the run goes on from.
         versions: of Python and the packages.
         platform: operating system and processor.
@@ -50,6 +51,7 @@ class RunRecord:
     rows_sha256: str | None = None
     base_fingerprint: str | None = None
     deepspeed_sha256: str | None = None
+    kernels: dict[str, Any] = field(default_factory=dict)
     resumed_from: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     platform: str = ""

@@ -33,11 +33,15 @@ FREE_OPTIONS = (
     *("eval_*", "batch_eval_metrics", "prediction_loss_only", "*_full_eval", "per_device_eval_batch_size"),
     *("validation_file", "test_file", "max_eval_samples", "max_predict_samples", "val_max_target_length"),
     *("predict_with_generate", "generation_*", "num_beams", "baseline", "baseline_from", "probe"),
+    # Compared as what they came to (RunRecord.kernels).
+    *("kernels", "micro_batch_tokens"),
     # The checkpoint's own weights stand in the place of the prefix that the run began with.
     "ptuning_checkpoint",
 )
 # Compared together with the number of processes (ptuning.training.resume).
 BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# What a record without a word of its kernels means.
+PLAIN_KERNELS = {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}
 # May go up: the run gets longer.
 LENGTH_OPTIONS = ("max_steps", "num_train_epochs")
 # Another spelling of the same path is no change.
@@ -70,7 +74,7 @@ def conflicts(before: RunRecord, now: RunRecord) -> list[str]:
 
     Number of processes and BATCH_OPTIONS aren't looked at.
     """
-    found = _weights_and_rows(before, now)
+    found = _weights_and_rows(before, now) + _kernels(before, now)
     for option in sorted(before.config.keys() & now.config.keys()):
         was, wish = before.config[option], now.config[option]
         if is_free(option) or option in BATCH_OPTIONS or _same(option, before, now):
@@ -110,6 +114,18 @@ def _weights_and_rows(before: RunRecord, now: RunRecord) -> list[str]:
         was, wish = before.data_sha256.get("train"), now.data_sha256.get("train")
     if was != wish:
         found.append(f"the training data has changed (sha256 {str(was)[:12]}…, now {str(wish)[:12]}…)")
+    return found
+
+
+def _kernels(before: RunRecord, now: RunRecord) -> list[str]:
+    found = []
+    for name, plain in PLAIN_KERNELS.items():
+        was, wish = (record.kernels.get(name, plain) for record in (before, now))
+        if was != wish:
+            why = (
+                " (of the two libraries that multiply, which this machine has only one of)" if name == "product" else ""
+            )
+            found.append(f"{name} was {was!r}, now {wish!r}{why}")
     return found
 
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ptuning.families import Template
 from ptuning.generation import GenerationRequest, SamplingParams
 from ptuning.serving.backend import BASE, Answers, Backend, Served, UnknownModel
 from ptuning.serving.detokenize import AnswerText, Piece
@@ -17,9 +18,6 @@ from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import hold
 from ptuning.serving.prompts import PromptBuilder
 
-# What the official chat() and openai_api.py sample with where a client says nothing.
-TEMPERATURE = 0.8
-TOP_P = 0.8
 DROPPED = "X-History-Dropped"  # header: old turns that were left out
 
 _COLDEST = 1e-3  # logits divided by less would overflow; nothing but the likeliest token is left there anyway
@@ -140,10 +138,14 @@ def ask(
     return Asked(answers, [AnswerText(backend.template, stops, strip) for _ in wanted], usage)
 
 
-def sampling_params(temperature: float | None, top_p: float | None, **more: Any) -> SamplingParams:
-    """The engine's sampling from what a client sent; None is the default."""
-    temperature = TEMPERATURE if temperature is None else temperature
-    return SamplingParams(temperature if temperature >= _COLDEST else 0.0, TOP_P if top_p is None else top_p, **more)
+def sampling_params(template: Template, temperature: float | None, top_p: float | None, **more: Any) -> SamplingParams:
+    """The engine's sampling from what a client sent; None is the model's own default. Who asks for greedy answers gets them
+    without any other rule of the model's."""
+    given = {"temperature": temperature, "top_p": top_p}
+    rule = dict(template.sampling) | {name: value for name, value in given.items() if value is not None}
+    if rule["temperature"] < _COLDEST:
+        rule = {"temperature": 0.0, "top_p": rule["top_p"]}
+    return SamplingParams(**rule | more)
 
 
 async def while_connected(request: Request, asked: Asked, result: Awaitable[Result]) -> Result:

@@ -13,7 +13,7 @@ from ptuning.serving import openai_api, rest, token_api
 from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.bodies import components, error_response
+from ptuning.serving.bodies import components, error_response, rest_routes
 from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import KeyCheck
@@ -40,6 +40,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     backend.find(services.default_model)  # a wrong name is refused now, not with the first request
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)
+    rest_paths = rest_routes(backend.template)
     metrics.watch("cache_use", "Share of the cache that running answers hold", lambda: backend.stats().reserved)
     metrics.watch("cached_tokens", "Tokens of earlier turns that are kept", lambda: backend.stats().kept)
     app = FastAPI(title="ptuning", version=ptuning.__version__, docs_url=None, redoc_url=None)
@@ -63,26 +64,30 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
-        return error_response(error, request.url.path)
+        return error_response(error, request.url.path, rest_paths)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path if len(request.url.path) <= 80 else request.url.path[:79] + "…"
         text = f"{request.method} {path}: {error.detail.lower()}; the routes are in /openapi.json"
+        if error.status_code == 404:  # perhaps a client of another model's server
+            text += f"; this server's model answers POST {rest_paths[-1]}"
         problem = ApiError(error.status_code, text, "no_such_route", headers=error.headers)
-        return error_response(problem, request.url.path)
+        return error_response(problem, request.url.path, rest_paths)
 
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         problem = ApiError(500, "an error of the server's; its log says more", "internal_error")
-        return error_response(problem, request.url.path)
+        return error_response(problem, request.url.path, rest_paths)
 
     _describe(app)
     # The last one added sees a request first.
-    app.add_middleware(KeyCheck, keys=options.keys, admin_key=options.admin_key)
+    app.add_middleware(KeyCheck, keys=options.keys, admin_key=options.admin_key, rest=rest_paths)
     if options.cors_origin:
         _allow_origins(app, options.cors_origin)
-    app.add_middleware(Door, host=options.host, allowed_hosts=options.allowed_host, origins=options.cors_origin)
+    app.add_middleware(
+        Door, host=options.host, allowed_hosts=options.allowed_host, origins=options.cors_origin, rest=rest_paths
+    )
     app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts)
     return app
 

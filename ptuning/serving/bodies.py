@@ -6,6 +6,7 @@ A body is JSON whatever its content type says. Errors have OpenAI's shape, on th
 import asyncio
 import codecs
 import time
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar
 
 from fastapi.responses import JSONResponse
@@ -14,11 +15,11 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
+from ptuning.families import Template
 from ptuning.serving.errors import ApiError
 
 BODY_LIMIT = 1 << 20  # bytes; the longest prompt that any context takes is far below
 BODY_SECONDS = 30.0  # for the whole body, so that a client that dawdles holds nothing for long
-REST_ROUTES = ("/", "/chatglm")
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -57,10 +58,19 @@ def _too_large(size: int) -> ApiError:
     return ApiError(413, f"the body has {size} bytes or more, the limit is {BODY_LIMIT}; shorten it", "body_too_large")
 
 
-def error_response(error: ApiError, path: str) -> JSONResponse:
-    """What a client gets on a route."""
+def rest_routes(template: Template) -> tuple[str, ...]:
+    """Where the REST contract is spoken: "/" and the base's own route."""
+    return ("/", template.route) if template.route else ("/",)
+
+
+def error_response(error: ApiError, path: str, rest: Collection[str]) -> JSONResponse:
+    """What a client gets on a route.
+
+    Args:
+        rest: routes of the REST contract.
+    """
     content = error.body()
-    if path in REST_ROUTES:
+    if path in rest:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         content = {"response": "", "history": [], "status": error.status, "time": now, "error": error.message}
     return JSONResponse(content, error.status, error.headers)

@@ -15,6 +15,8 @@ def serve_command(argv: Sequence[str]) -> int:
     options = parse(argv)
     for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         require("ptuning serve", module, "ptuning[serve]")
+    if options.engine == "vllm":
+        require("--engine vllm", "httpx", "ptuning[serve]")
     if not options.no_page:
         for module in ("streamlit", "httpx"):
             require("the page", module, "ptuning[page]", instead="leave the page out: --no_page")

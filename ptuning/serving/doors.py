@@ -31,15 +31,19 @@ class Door:
         host: the address that is listened on.
         allowed_hosts: further names of this server; `*.example.com` allows all below, `*` any.
         origins: web origins whose pages may ask; `*` any.
+        rest: routes of the REST contract, whose errors have its shape.
     """
 
-    def __init__(self, app: ASGIApp, host: str, allowed_hosts: Sequence[str], origins: Sequence[str]):
+    def __init__(
+        self, app: ASGIApp, host: str, allowed_hosts: Sequence[str], origins: Sequence[str], rest: tuple[str, ...]
+    ):
+        self.rest = rest
         self.app, self.names, self.origins = app, HostNames(host, allowed_hosts), frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._refusal(Headers(scope=scope))) is not None:
             scope.setdefault("state", {})["error"] = error.code
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope["path"], self.rest)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -23,8 +23,8 @@ class KeyCheck:
     isn't possible without one. Whatever answers a request has `hold` are given back when it ends, however it ends.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[Key], admin_key: str | None):
-        self.app, self.keys, self.admin_key = app, keys, admin_key
+    def __init__(self, app: ASGIApp, keys: Sequence[Key], admin_key: str | None, rest: tuple[str, ...]):
+        self.app, self.keys, self.admin_key, self.rest = app, keys, admin_key, rest
         self.held: Counter[str] = Counter()  # answers under way, by the key's name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +34,7 @@ class KeyCheck:
         request = Request(scope)
         if (error := self._refusal(request)) is not None:
             request.state.error = error.code
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope["path"], self.rest)(scope, receive, send)
             return
         place = request.state.place = _Place(self.held, getattr(request.state, "found_key", None))
         try:

@@ -3,9 +3,10 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from transformers import PreTrainedModel
 
@@ -27,15 +28,26 @@ _NAME = re.compile(r"\w[\w.-]{0,63}")
 ReadPrefix = Callable[[str, str | Path], Served]  # (name, folder); raises CheckpointError
 
 
+class Names(Protocol):
+    """What a Registry keeps prefixes in: a dict, or what several servers share."""
+
+    def copy(self) -> dict[str, Served]: ...
+    def get(self, name: str, /) -> Served | None: ...
+    def pop(self, name: str, /) -> Served: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __setitem__(self, name: str, served: Served, /) -> None: ...
+
+
 class Registry:
     """Names of the base and of prefixes. Holds no model, so that it serves any engine.
 
     Args:
         folder: of the base, or its hub id.
+        names: where prefixes are kept; default: in this process.
         aliases: further names, (name, of which model); "" is the base, and the first of its names is the one that is shown.
     """
 
-    def __init__(self, folder: str | Path, aliases: Sequence[tuple[str, str]] = ()):
+    def __init__(self, folder: str | Path, names: Names | None = None, aliases: Sequence[tuple[str, str]] = ()):
         manifest = read_manifest(resolve_base(folder))
         # A hub id's last part; a local folder's own name, also where it is given as "." or through a link.
         local = Path(folder).expanduser()
@@ -43,7 +55,7 @@ class Registry:
         shown = next((alias for alias, model in aliases if not model), name)
         self.base = Served(shown, int(time.time()), manifest.source_prefix if manifest else "")
         self._aliases = {name: BASE} | {alias: model or BASE for alias, model in aliases}
-        self._prefixes: dict[str, Served] = {}
+        self._prefixes: Names = {} if names is None else names
 
     def __iter__(self) -> Iterator[Served]:
         """The base, then the prefixes by name."""
@@ -64,8 +76,12 @@ class Registry:
         names = ", ".join(served.name for served in self)
         raise UnknownModel(f"there is no model {name!r}; there are {names}")
 
-    def check_name(self, name: str) -> None:
-        """Raises Refused for what can't be a name, NameTaken for one that is in use."""
+    def check_name(self, name: str, known: Container[str] | None = None) -> None:
+        """Raises Refused for what can't be a name, NameTaken for one that is in use.
+
+        Args:
+            known: the prefixes that count; default: all there are.
+        """
         if not _NAME.fullmatch(name):
             raise Refused(f"{name!r} can't be a model's name; use up to 64 letters, digits, '_', '-' and '.'")
         if name in (BASE, self.base.name):
@@ -74,7 +90,7 @@ class Registry:
             raise NameTaken(
                 f"{name!r} is another name of {self._aliases[name]!r} (--served_model_name); give the prefix another one"
             )
-        if name in self._prefixes:
+        if name in (self._prefixes if known is None else known):
             raise NameTaken(f"there is a prefix {name!r} already; remove it first, or use another name")
 
     def add(self, served: Served) -> None:
@@ -93,18 +109,20 @@ class Registry:
         return self._prefixes.pop(served.name)
 
     def add_named(self, prefixes: Sequence[tuple[str, str]], read: ReadPrefix) -> None:
-        """Adds what the command line names.
+        """Adds what the command line names, in the place of what an earlier start has left under the same name.
 
         Raises:
             ConfigError: two of the same name, or a name that can't be used.
             CheckpointError: a folder can't be read.
         """
+        added: list[str] = []
         for name, folder in prefixes:
             try:
-                self.check_name(name)
+                self.check_name(name, added)
             except (NameTaken, Refused) as error:
                 raise ConfigError(f"--prefix {name}={folder}: {error}") from None
             self.add(read(name, folder))
+            added.append(name)
             log.info("prefix loaded", extra={"fields": {"model": name, "folder": str(folder)}})
 
     def check_aliases(self) -> None:
@@ -119,7 +137,7 @@ class Registry:
         """Adds every prefix of this base right under `parent`, and says which of the others it leaves out and why."""
         for folder in sorted(path.parent for path in parent.glob(f"*/{MANIFEST}")):
             try:
-                self.check_name(folder.name)
+                self.check_name(folder.name, ())
                 self.add(read(folder.name, folder))
             except (CheckpointError, NameTaken, Refused) as error:
                 log.warning("prefix left out", extra={"fields": {"folder": str(folder), "reason": str(error)}})

@@ -39,7 +39,8 @@ _COMPLETION_TOKENS = 16  # OpenAI's default on /v1/completions
 def router(services: Services) -> APIRouter:
     """The routes."""
     routes, backend = APIRouter(), services.backend
-    names, grammars = TokenTexts(backend.template), Grammars(backend.template)
+    template = backend.template
+    names, grammars = TokenTexts(template), Grammars(template)
 
     @routes.get("/v1/models")
     async def models() -> dict:
@@ -62,7 +63,9 @@ def router(services: Services) -> APIRouter:
         request.state.prompt = dialogue.prompt
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         stops = [*body.stops, *prompt.stops]
-        asked = ask(services, request, served, _wanted(body, [prompt], logprobs, form_of_text), stops, strip=True)
+        asked = ask(
+            services, request, served, _wanted(body, [prompt], logprobs, form_of_text, template), stops, strip=True
+        )
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
@@ -73,7 +76,7 @@ def router(services: Services) -> APIRouter:
         served = find(services, request, body.model)
         prompts = [services.prompts.plain(text, body.max_tokens or _COMPLETION_TOKENS) for text in body.texts]
         request.state.prompt = body.texts
-        wanted = _wanted(body, prompts, body.logprobs, await asyncio.to_thread(_grammar, grammars, body))
+        wanted = _wanted(body, prompts, body.logprobs, await asyncio.to_thread(_grammar, grammars, body), template)
         asked = ask(services, request, served, wanted, body.stops, strip=False)
         form = _PlainForm(served.name, asked, names, body.logprobs is not None)
         return await _answer(request, asked, form, body, {})
@@ -94,7 +97,11 @@ def router(services: Services) -> APIRouter:
 
 
 def _wanted(
-    body: ChatRequest | CompletionRequest, prompts: list[Prompt], logprobs: int | None, grammar: Grammar | None
+    body: ChatRequest | CompletionRequest,
+    prompts: list[Prompt],
+    logprobs: int | None,
+    grammar: Grammar | None,
+    template: Template,
 ) -> list[GenerationRequest]:
     """n answers to each prompt, or best_of, each with a seed of its own."""
     wanted: list[GenerationRequest] = []
@@ -104,20 +111,24 @@ def _wanted(
     for prompt in prompts:
         for _ in range(made):
             rule = sampling_params(
+                template,
                 body.temperature,
                 body.top_p,
                 seed=None if body.seed is None else body.seed + len(wanted),
                 frequency_penalty=body.frequency_penalty or 0.0,
                 presence_penalty=body.presence_penalty or 0.0,
-                top_k=max(body.top_k or 0, 0),
-                min_p=body.min_p or 0.0,
-                repetition_penalty=body.repetition_penalty or 1.0,
-                prompt=tuple(prompt.ids),
                 constraint=grammar,
+                **_given(body),
             )
             request = GenerationRequest(len(wanted), prompt.ids, prompt.max_new_tokens, rule, logprobs=logprobs)
             wanted.append(request)
     return wanted
+
+
+def _given(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """What OpenAI doesn't have; the model's own rule where it isn't given."""
+    rule = {"top_k": body.top_k, "min_p": body.min_p, "repetition_penalty": body.repetition_penalty}
+    return {name: max(value, 0) for name, value in rule.items() if value is not None}
 
 
 def _grammar(grammars: Grammars, body: ChatRequest | CompletionRequest) -> Grammar | None:

@@ -132,8 +132,8 @@ class _Sampled(_Strict):
     """What both kinds of request have. null is the same as leaving a field out."""
 
     model: str = Field(description="a prefix's name, or the base's (also: base)")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 0.8")
-    top_p: float | None = Field(None, ge=0, le=1, description="default 0.8")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default: the model's own")
+    top_p: float | None = Field(None, ge=0, le=1, description="default: the model's own")
     top_k: Annotated[int, Whole, Field(ge=-1, le=2**31)] | None = Field(None, description="0 and -1: all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
     n: Count | None = None

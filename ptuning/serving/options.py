@@ -3,17 +3,22 @@
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
+from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import ModelArguments
 from ptuning.config.commands import language_option, option, parse_options, same_option
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, ModelError
+from ptuning.families import Family, family_of
 from ptuning.language import Language
 from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
+# What says how this process computes.
+_OWN_ENGINE = ("dtype", "quantization_bit", "quantization", "double_quantization", "cpu_kernels", "batch_tokens")
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
 _HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
@@ -66,7 +71,9 @@ class ServeOptions:
         "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
     )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
-    port: int = option(7030, "of the API")
+    port: int | None = option(
+        None, "of the API; default: that of the model's family, 7030 for ChatGLM2 (docs/serving.md)"
+    )
     web_port: int = option(7020, "of the page")
     no_page: bool = option(False, "serve the API alone")
     # Keys may come from the environment, which `ps` doesn't show.
@@ -80,11 +87,16 @@ class ServeOptions:
         (), "name by which clients ask for this server beside --host and this machine's own, repeatable; *: any"
     )
     cors_origin: tuple[str, ...] = option((), "web origin whose pages may call the API, repeatable; none by default")
-    engine: Literal["continuous", "sequential"] = option(
-        "continuous", "sequential: one request at a time, for comparison"
+    engine: Literal["continuous", "sequential", "vllm"] = option(
+        "continuous", "sequential: one request at a time, for comparison; vllm: vLLM computes, at --vllm_url"
+    )
+    vllm_url: tuple[str, ...] = option((), "address of a vLLM server, or of several with the same model", together=True)
+    vllm_key: str | None = option(None, "vLLM's own --api-key", env="PTUNING_VLLM_KEY")
+    prefix_store: str | None = option(
+        None, "folder that vLLM reads prefixes from, shared by all servers before it; with --engine vllm"
     )
     max_connections: int = option(1000, "open connections; of those that bring nothing the oldest make room")
-    max_concurrent: int = option(32, "answers computed together")
+    max_concurrent: int = option(32, "answers computed together; with --engine vllm, by each vLLM")
     max_queue: int = option(64, "answers that may wait; beyond that 429")
     batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
     request_timeout: float = option(300.0, "seconds a request may take, waiting included")
@@ -103,15 +115,16 @@ class ServeOptions:
             "max_connections": 8,
         }
         for name, least in least_of.items():
-            if getattr(self, name) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the least is {least}")
         for name in ("port", "web_port"):
-            if getattr(self, name) > 65535:
+            if (value := getattr(self, name)) is not None and value > 65535:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the largest is 65535")
         for name in ("request_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
-        for name in ("api_key", "admin_key"):
+        self._check_engine()
+        for name in ("api_key", "admin_key", "vllm_key"):
             value = getattr(self, name)
             if value is not None and (not value or not value.isascii() or value != value.strip()):
                 raise ConfigError(
@@ -135,6 +148,22 @@ class ServeOptions:
                 "checks who asks"
             )
 
+    def _check_engine(self) -> None:
+        if self.engine != "vllm":
+            for name in ("vllm_url", "prefix_store"):  # a key may lie in the environment for another server
+                if getattr(self, name):
+                    raise ConfigError(f"--{name} is for --engine vllm; give that too, or leave it out")
+            return
+        for name in ("vllm_url", "prefix_store"):
+            if not getattr(self, name):
+                raise ConfigError(f"--engine vllm needs --{name}; bash scripts/serve_vllm.sh starts vLLM with both")
+        for url in self.vllm_url:
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+                raise ConfigError(f"--vllm_url {url}: expected an address such as http://127.0.0.1:8000")
+        for each in fields(self):
+            if each.name in _OWN_ENGINE and getattr(self, each.name) != each.default:
+                raise ConfigError(f"--{each.name} is for this package's own engine; vLLM is told when it is started")
+
     def _read_keys(self) -> tuple[Key, ...]:
         keys = () if self.api_key is None else (Key("api_key", self.api_key),)
         named = () if self.api_keys is None else read_keys(self.api_keys)
@@ -149,8 +178,18 @@ class ServeOptions:
 
 
 def parse(argv: Sequence[str]) -> ServeOptions:
-    """Reads the command line. Errors as `parse_options` and ServeOptions."""
-    return parse_options(ServeOptions, argv, "ptuning serve")
+    """Reads the command line; the port is the family's where none is given. Errors as `parse_options` and ServeOptions."""
+    options = parse_options(ServeOptions, argv, "ptuning serve")
+    return options if options.port is not None else replace(options, port=family_port(options.model))
+
+
+def family_port(model: str) -> int:
+    """The port by which the clients of a model's family know it; the usual one where the model can't be read, which the server
+    says when it loads."""
+    try:
+        return family_of(read_base_config(resolve_base(model))).port
+    except ModelError:
+        return Family.port
 
 
 def _is_loopback(host: str) -> bool:

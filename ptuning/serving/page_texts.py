@@ -6,7 +6,7 @@ LANGUAGES = {"zh": "中文", "en": "English"}
 
 # name: (Chinese, English)
 _TABLE = {
-    "title": ("ChatGLM2 对话", "Chat with ChatGLM2"),
+    "title": ("与模型对话", "Chat with the model"),
     "welcome": (
         "在下方输入问题。左侧可选模型、改采样参数，或让两个模型回答同一个问题。",
         "Type a question below. On the left: choose a model, change the sampling, or let two models answer it.",

@@ -71,6 +71,10 @@ class PromptBuilder:
         if len(text) > limit * self._longest_token:
             raise self._too_long(None, limit, name)
         ids = [*self.template.begin_ids, *self.template.encode_text([text])[0]]
+        if not ids:
+            raise ApiError(
+                400, "the prompt is empty, and this model's texts begin with no token of their own", param="prompt"
+            )
         if len(ids) >= limit:
             raise self._too_long(len(ids), limit, name)
         return Prompt(ids, self._room(ids, limit, max_new_tokens))

@@ -1,4 +1,4 @@
-"""The REST contract of the official api.py, as deployed clients know it: POST /chatglm and POST /."""
+"""The REST contract of the official api.py, as deployed clients know it: POST / and the base's own route, such as /chatglm."""
 
 import time
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ptuning.families import Dialogue
 from ptuning.generation import GenerationRequest
 from ptuning.serving.answering import DROPPED, Services, ask, find, sampling_params, while_connected
-from ptuning.serving.bodies import REST_ROUTES, described, read_body
+from ptuning.serving.bodies import described, read_body, rest_routes
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -23,7 +23,7 @@ Turn = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class RestRequest(BaseModel):
-    """POST /chatglm. Numbers may come as text, and what it doesn't know is ignored, as the official api.py does."""
+    """POST / and the base's own route. As in the official api.py numbers may come as text, and unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
@@ -32,9 +32,11 @@ class RestRequest(BaseModel):
     max_length: Annotated[Annotated[int, Field(ge=1, le=2**31)] | None, Optional] = Field(
         None, description="of prompt and answer together, in tokens; default: the model's context"
     )
-    top_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Optional] = Field(None, description="default 0.8")
+    top_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Optional] = Field(
+        None, description="default: the model's own"
+    )
     temperature: Annotated[Annotated[float, Field(ge=0, le=2)] | None, Optional] = Field(
-        None, description="0 is greedy; default 0.8"
+        None, description="0 is greedy; default: the model's own"
     )
     model: Annotated[str | None, Optional] = Field(
         None, description="a prefix's name, or base; default: --default_model"
@@ -53,7 +55,7 @@ def router(services: Services) -> APIRouter:
         dialogue = Dialogue(body.prompt, tuple(history), source_prefix=served.source_prefix)
         prompt = services.prompts.chat(dialogue, max_length=body.max_length)
         request.state.prompt = body.prompt
-        rule = sampling_params(body.temperature, body.top_p)
+        rule = sampling_params(services.backend.template, body.temperature, body.top_p)
         wanted = GenerationRequest(0, prompt.ids, prompt.max_new_tokens, rule)
         asked = ask(services, request, served, [wanted], prompt.stops, strip=True)
         (piece,) = await while_connected(request, asked, asked.whole())
@@ -66,7 +68,7 @@ def router(services: Services) -> APIRouter:
         }
         return JSONResponse(content, headers={DROPPED: str(prompt.dropped)} if prompt.dropped else None)
 
-    for path in REST_ROUTES:
+    for path in rest_routes(services.backend.template):
         name = path.strip("/") or "root"
         routes.post(path, openapi_extra=described(RestRequest), operation_id=name)(answer)
     return routes

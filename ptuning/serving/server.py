@@ -15,6 +15,7 @@ import uvicorn
 
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
+from ptuning.generation.pace import PAUSE
 from ptuning.language import VARIABLE, Language, language, speaking
 from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app, default_model
@@ -23,7 +24,7 @@ from ptuning.serving.connections import HttpConfig
 from ptuning.serving.doors import HostNames
 from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
-from ptuning.serving.options import OUTPUT, ServeOptions
+from ptuning.serving.options import OUTPUT, ServeOptions, family_port
 from ptuning.serving.words import words
 from ptuning.serving.worker import Worker
 
@@ -41,7 +42,7 @@ def serve(options: ServeOptions) -> int:
     people = options.lang or language()
     configure_logs()
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
-    sockets = [listen(options.host, options.port)]
+    sockets = [listen(options.host, family_port(options.model) if options.port is None else options.port)]
     page = not options.no_page
     if page:
         listen("127.0.0.1", options.web_port, "--web_port").close()
@@ -65,11 +66,15 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def build(options: ServeOptions) -> tuple[Worker, Metrics]:
-    """Loads the base and the prefixes, and puts a worker around them that hasn't started."""
+def build(options: ServeOptions) -> tuple[Backend, Metrics]:
+    """Loads the base and the prefixes, and puts a worker around them that hasn't started; or looks for vLLM, which has."""
+    if options.engine == "vllm":
+        from ptuning.serving.vllm.build import build_vllm  # here, because only it needs httpx
+
+        return build_vllm(options)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
-    registry = Registry(options.model, options.served_model_name)
+    registry = Registry(options.model, aliases=options.served_model_name)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
     else:
@@ -80,6 +85,7 @@ def build(options: ServeOptions) -> tuple[Worker, Metrics]:
         loaded.template.stop_ids,
         batch_tokens=options.batch_tokens,
         max_rows=1 if options.sequential else options.max_concurrent,
+        pause=PAUSE,
         prefix_cache_tokens=0 if options.sequential else options.batch_tokens // 4,
         notify=log.warning,
     )
@@ -200,5 +206,5 @@ def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, de
     print(words("api", address=address, names=", ".join(names), default=default))
     if page:
         print(words("page", address=f"http://127.0.0.1:{options.web_port}"))
-    command = f"""curl {address}/chatglm{key} -d '{{"prompt": "你好", "history": []}}'"""
+    command = f"""curl {address}{backend.template.route or "/"}{key} -d '{{"prompt": "你好", "history": []}}'"""
     print(words("try", command=command), flush=True)

@@ -23,15 +23,18 @@ def cards_table(config: Config, sizes: Sequence[float] = SIZES) -> str:
         config: rows, lengths and the base; the method's own options are their defaults.
     """
     found: dict[str, list[tuple[str, float]]] = {}
+    batch = 0
     for method in _methods(config):
-        found[method.name] = [(words, need(work, 0).device_peak / 1e9) for words, work in _ways(config, method)]
+        ways = list(_ways(config, method))
+        batch = ways[0][1].batch
+        found[method.name] = [(words, need(work, 0).device_peak / 1e9) for words, work in ways]
     lines = [[message("card"), *found]]
     for size in sizes:
-        cells = (next((f"{words} {gb:.1f}" for words, gb in ways if gb <= size), "–") for ways in found.values())
+        cells = (next((f"{words} {gb:.1f}" for words, gb in each if gb <= size), "–") for each in found.values())
         lines.append([f"{size:g} GB", *cells])
     widths = [max(map(columns, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(padded(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([message("cards", batch=config.training.per_device_train_batch_size), *text])
+    return "\n".join([message("cards", batch=batch), *text])
 
 
 def _methods(config: Config) -> Iterator[Method]:

@@ -13,6 +13,7 @@ from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
 from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import read_deepspeed
+from ptuning.training.kernels import check_kernels
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
 _NO_AUTO = {
@@ -41,6 +42,7 @@ def check_combinations(config: Config, method: Method | None) -> None:
         problems.append(refusal)
     if all_weights:
         problems += _dtype(config, values)
+    problems += check_kernels(config, method)
     if values is not None:
         problems += _auto(values)
         problems += _stage(config, values, all_weights)
@@ -159,8 +161,18 @@ def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterat
     world = int(os.environ.get("WORLD_SIZE", "1"))
     optimizer = (values.get("optimizer") or {}).get("params") or {}
     scheduler = (values.get("scheduler") or {}).get("params") or {}
+    rows = [("train_micro_batch_size_per_gpu", values, "per_device_train_batch_size", batch)]
+    whole = values.get("train_batch_size")
+    if training.tokens_per_batch is not None:
+        for key in ("train_micro_batch_size_per_gpu", "train_batch_size"):
+            if values.get(key) not in (None, "auto"):
+                yield (
+                    f"{key} is {values[key]} in the file and --tokens_per_batch {training.tokens_per_batch} makes batches of "
+                    f'changing numbers of rows; write "{key}": "auto" in the file'
+                )
+        rows, whole = [], None
     pairs = [
-        ("train_micro_batch_size_per_gpu", values, "per_device_train_batch_size", batch),
+        *rows,
         ("gradient_accumulation_steps", values, "gradient_accumulation_steps", steps),
         ("gradient_clipping", values, "max_grad_norm", training.max_grad_norm),
         ("optimizer.params.lr", optimizer, "learning_rate", training.learning_rate),
@@ -174,7 +186,6 @@ def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterat
         found = place.get(key.rpartition(".")[2])
         if found not in (None, "auto") and found != wanted:
             yield f'{key} is {_plain(found)} in the file and --{flag} is {_plain(wanted)}; write "{_last(key)}": "auto" in the file'
-    whole = values.get("train_batch_size")
     if whole not in (None, "auto") and whole != batch * steps * world:
         yield (
             f"train_batch_size is {whole} in the file, and the flags give {batch} rows × {steps} accumulation steps × {world} "

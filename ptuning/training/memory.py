@@ -14,6 +14,7 @@ ALLOCATOR_SLACK = 0.1
 # glibc's malloc keeps freed blocks up to 32 MB (its largest mmap threshold) in a heap with holes. Measured: 1.1 to 2.3 times
 # what comes and goes with each layer, with and without gradient checkpointing.
 HEAP_SLACK, HEAP_BLOCK = 1.6, 32 << 20
+HEAP_SLACK_OF_PIECES = 2.3  # parts of a batch have changing sizes, which leaves more holes
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ def need(work: Workload, process_rss: int) -> Need:
     momentary = _momentary(work) + work.unpacked_bytes
     acting, passing = activations(work) + momentary, layer_activations(work) + momentary
     slack = ALLOCATOR_SLACK * acting
-    if work.cpu and work.batch * work.length * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
-        slack = HEAP_SLACK * passing
+    if work.cpu and work.tokens * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
+        slack = (HEAP_SLACK_OF_PIECES if work.rows < work.batch else HEAP_SLACK) * passing
         if work.zero is not None and work.zero.stage == 3:
             # Gathered weights and whole gradients come and go in small blocks too; measured: as much again as both.
             slack += (work.shape.parameters + work.trained) * work.weight_bytes
     # In the backward pass activations go as gradients come. Only what accumulates over micro batches meets both at once.
     # Under stage 3 the gradients' partition is one buffer that is never given back.
-    resting = gradients if work.accumulation > 1 or (work.zero is not None and work.zero.stage == 3) else 0
+    resting = gradients if work.accumulates or (work.zero is not None and work.zero.stage == 3) else 0
     dynamic = int(max(acting + resting, gradients + passing, gradients + step) + slack)
     device = fixed | {"gradients": gradients, "activations": acting}
     peak = sum(fixed.values()) + dynamic
@@ -80,39 +81,57 @@ def activations(work: Workload) -> int:
 
     Counted tensor by tensor with torch's saved-tensor hooks (test_estimate.py holds it to 2 %).
     """
-    s, tokens = work.shape, work.batch * work.length
+    s, tokens = work.shape, work.tokens
     kept = (
         s.layers * s.hidden * tokens * _residual_bytes(work)
         if work.checkpointing
         else s.layers * layer_activations(work)
     )
-    kept += s.hidden * tokens * 4  # final norm
-    kept += work.batch * work.labels * s.vocab * 4  # log softmax
+    kept += s.hidden * tokens * _norm_bytes(work)  # final norm
+    kept += _labels(work) * s.vocab * 4  # log softmax
     if not work.frozen:  # inputs of the final norm's weight and of the output layer
-        kept += s.hidden * (tokens * _residual_bytes(work) + work.batch * work.labels * work.compute_bytes)
+        kept += s.hidden * (tokens * _residual_bytes(work) + _labels(work) * work.compute_bytes)
     if work.checkpointing:
         kept += layer_activations(work)
+    if s.output_copy:
+        kept += s.vocab * s.hidden * work.compute_bytes
+    if s.score_bias:  # one mask for all layers and rows
+        kept += s.heads * work.length * (work.length + work.positions) * work.compute_bytes
+    if work.frozen and not work.checkpointing:
+        kept -= (
+            s.hidden * tokens * _norm_bytes(work)
+        )  # the first norm's input is the embedding, which needs no gradient
     if work.frozen:
-        # every row has a dropout mask of its own on the prefix, and checkpointing keeps what the layers were given
-        kept += (
-            work.batch * work.positions * s.layers * 2 * s.key * work.compute_bytes * (2 if work.checkpointing else 1)
-        )
+        # every row has a dropout mask of its own on the prefix; checkpointing, and an attention that leaves the prefix apart, keep
+        # what the layers were given, too
+        times = 2 if work.checkpointing or work.split else 1
+        kept += int(work.rows * work.positions) * s.layers * 2 * s.key * work.compute_bytes * times
     return int(kept)
 
 
 def layer_activations(work: Workload) -> int:
-    """Bytes that one layer keeps: inputs of the norms in fp32, query, output, keys, values, and the feed-forward part."""
+    """Bytes that one layer keeps: inputs of the norms, query, output, keys, values, and the feed-forward part."""
     s, c = work.shape, work.compute_bytes
     seen = work.length + work.positions
-    token: float = 2 * s.hidden * 4 + (2 * s.query + 3 * s.ffn) * c
-    # with a prefix there is a mask, and keys and values are repeated for every query head
-    token += 2 * s.query * c * seen / work.length if work.positions else 2 * s.key * c
+    token: float = 2 * s.hidden * _norm_bytes(work) + (2 * s.query + work.kept_ffn * s.ffn) * c
+    # with a prefix and a mask keys and values are repeated for every query head
+    token += 2 * s.query * c * seen / work.length if work.positions and not work.split else 2 * s.key * c
     if work.eager:
         token += s.heads * seen * (4 + c)
     if not work.frozen:
         # What frozen weights don't need: the inputs of each product, for the weights' gradients
         token += (2 * s.hidden + s.query + s.ffn) * c + 2 * s.hidden * _residual_bytes(work)
-    return int((token + work.inputs / s.layers) * work.batch * work.length)
+    return int((token + work.inputs / s.layers) * work.tokens)
+
+
+def _norm_bytes(work: Workload) -> int:
+    """Of a number that a norm keeps; transformers' own compute in fp32."""
+    return _residual_bytes(work) if work.lean else 4
+
+
+def _labels(work: Workload) -> int:
+    """Whose logits are computed at once, at most."""
+    return int(work.rows * work.labels)
 
 
 def _residual_bytes(work: Workload) -> int:
@@ -122,9 +141,9 @@ def _residual_bytes(work: Workload) -> int:
 def _momentary(work: Workload) -> int:
     """What lives for an instant on top of the kept activations: the logits' gradient, or a layer's gradients."""
     s, c = work.shape, work.compute_bytes
-    logits = work.batch * work.labels * s.vocab * (4 if c == 4 else 4 + c)
+    logits = _labels(work) * s.vocab * (4 if c == 4 else 4 + c)
     # what is trained beside a layer has gradients of its inputs too
-    layer = work.batch * work.length * ((5 * s.ffn + 4 * s.hidden) * c + work.inputs / s.layers)
+    layer = work.tokens * ((5 * s.ffn + 4 * s.hidden) * c + work.inputs / s.layers)
     return int(max(logits, layer))
 
 

@@ -16,6 +16,8 @@ TESTED = "5.23.0"
 # Overridden in TuningTrainer → the first digits of its source's sha256.
 OVERRIDDEN = {
     "_get_train_sampler": "1580d7493244",
+    "get_train_dataloader": "205a99685f8f",
+    "get_total_train_batch_size": "2832434815e1",
     "_get_num_items_in_batch": "a31fa106f70d",
     "_get_learning_rate": "158d12f9b950",
     "_clip_grad_norm": "ebfa9dc91d30",
@@ -37,6 +39,8 @@ CALLERS = {
     "train": "9a3c2bcd066d",
     "_prepare_for_training": "f55950593d7e",
     "get_batch_samples": "0b3727386f73",
+    "_get_dataloader": "d1296dbd4dcb",
+    "set_initial_training_values": "81697f5f3100",
     "prediction_step": "d12d7a1d2f99",
     "_run_epoch": "31aff00f34c3",
     "_finalize_training": "6d6d83d6a271",

@@ -1,6 +1,5 @@
 """Whether a run can go on from a checkpoint: the contract of ptuning.runs.resume, and what processes and DeepSpeed add to it."""
 
-import math
 from pathlib import Path
 
 from ptuning.checkpoint.zero_files import UNIVERSAL
@@ -25,7 +24,7 @@ def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments
         ConfigError: it would be another run; the message names every difference.
         DataError: the record of the run can't be read.
     """
-    before = RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
+    before = record_of(checkpoint)
     found = deepspeed_conflicts(checkpoint, training) + conflicts(before, now)
     found += batch_conflicts(before.config, now.config, (before.world_size, now.world_size), checkpoint)
     if found:
@@ -34,17 +33,9 @@ def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments
     return notes(before, now)
 
 
-def planned_steps(training: TuningArguments, rows: int) -> int:
-    """Optimizer steps of the whole run, as the trainer counts them.
-
-    Args:
-        rows: for training.
-    """
-    if training.max_steps > 0:
-        return training.max_steps
-    batch = training.per_device_train_batch_size * training.world_size
-    batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
-    return math.ceil(training.num_train_epochs * max(math.ceil(batches / training.gradient_accumulation_steps), 1))
+def record_of(checkpoint: Path) -> RunRecord:
+    """The record of the run that wrote a checkpoint. Raises DataError where it can't be read."""
+    return RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
 
 
 def deepspeed_conflicts(checkpoint: Path, training: TuningArguments) -> list[str]:
@@ -91,6 +82,8 @@ def batch_conflicts(before: dict, now: dict, processes: tuple[int, int], checkpo
         return [changed]
     if not (checkpoint / UNIVERSAL).is_file():
         return [f"{changed} (to change it, convert the checkpoint once: ptuning convert --checkpoint {checkpoint})"]
+    if now.get("tokens_per_batch") is not None:
+        return [f"{changed}, which decides the batches of --tokens_per_batch; start {processes[0]} again"]
     rows = [config[BATCH_OPTIONS[0]] * number for config, number in zip((before, now), processes, strict=True)]
     effective = [count * config[BATCH_OPTIONS[1]] for count, config in zip(rows, (before, now), strict=True)]
     if effective[0] != effective[1]:

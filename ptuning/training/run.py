@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import transformers.trainer
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
@@ -20,8 +21,10 @@ from ptuning.messages import message, note
 from ptuning.methods import Method
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.resume import chosen_checkpoint, is_finished
+from ptuning.training.batches import planned_steps, steps_an_epoch
+from ptuning.training.kernels import Kernels
 from ptuning.training.progress import LiveReport, LossCurve
-from ptuning.training.resume import planned_steps, require_same_run
+from ptuning.training.resume import record_of, require_same_run
 from ptuning.training.trainer import TuningTrainer
 
 
@@ -54,14 +57,20 @@ def make_room(config: Config, folder: RunFolder, delete: bool) -> None:
         folder.clear()
 
 
+def run_to_continue(config: Config, folder: RunFolder) -> RunRecord | None:
+    """The record of the run that this one goes on with; None for a new run. Raises ConfigError as `checkpoint_to_resume`."""
+    checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
+    return None if checkpoint is None else record_of(checkpoint)
+
+
 def checkpoint_to_resume(
-    config: Config, folder: RunFolder, now: RunRecord, rows: int, say: Callable[[str], None]
+    config: Config, folder: RunFolder, now: RunRecord, lengths: np.ndarray, say: Callable[[str], None]
 ) -> Resume | None:
     """The checkpoint that the run goes on from, None for a new run.
 
     Args:
         now: the record of this run.
-        rows: for training.
+        lengths: of the training rows, in tokens.
         say: prints on the main process.
 
     Raises:
@@ -72,7 +81,7 @@ def checkpoint_to_resume(
         return None
     for text in require_same_run(checkpoint, now, config.training):
         say(note(text))
-    finished = is_finished(checkpoint, planned_steps(config.training, rows))
+    finished = is_finished(checkpoint, planned_steps(config.training, lengths))
     if finished:
         say(message("finished", checkpoint=checkpoint))
     return Resume(checkpoint, finished)
@@ -87,6 +96,7 @@ def build_trainer(
     manifest: Manifest | None,
     score_answers: Callable[[], dict[str, float]] | None = None,
     live: LiveReport | None = None,
+    kernels: Kernels | None = None,
 ) -> TuningTrainer:
     """The trainer for training or for the eval loss alone.
 
@@ -96,6 +106,7 @@ def build_trainer(
         manifest: written into every checkpoint.
         score_answers: see TuningTrainer.
         live: the report of the run, for as long as it trains.
+        kernels: that the model was built with; default: plain, whole batches.
     """
     args, data = config.training, config.data
     callbacks: list[TrainerCallback] = [LossCurve(RunFolder(args.output_dir))] if args.do_train else []
@@ -114,6 +125,7 @@ def build_trainer(
         eval_dataset=RowDataset(rows["validation"]) if "validation" in rows else None,
         callbacks=callbacks,
         score_answers=score_answers,
+        micro_batch_tokens=0 if kernels is None else kernels.micro_batch_tokens,
     )
     distributed.check(args.deepspeed is not None, trainer.is_deepspeed_enabled, trainer.accelerator.num_processes)
     return trainer
@@ -161,23 +173,35 @@ def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
     args = trainer.args
     trainable = sum(whole_shape(p).numel() for p in trainer.model.parameters() if p.requires_grad)
     total = sum(whole_shape(p).numel() for p in trainer.model.parameters())
-    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = len(trainer.train_dataset)
-    steps = planned_steps(args, rows)
     lines = [
         message("trainable", trainable=trainable, total=total, share=trainable / total, rows=rows),
-        message(
-            "steps",
-            effective=effective,
-            batch=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size,
-            steps=steps,
-            epochs=steps * effective / rows,
-        ),
+        _batches(trainer),
         message("schedule", rate=args.learning_rate, schedule=args.lr_scheduler_type.value, device=args.device),
         *([message("row_averages")] if args.loss_average == "rows" else []),
     ]
     if resume_from:
         lines.append(message("continuing", checkpoint=resume_from))
     return "\n".join(lines)
+
+
+def _batches(trainer: TuningTrainer) -> str:
+    """The line of the banner on what a step and an epoch are."""
+    args, sampler, lengths = trainer.args, trainer.token_batches(), trainer.train_dataset.lengths
+    steps = planned_steps(args, lengths)
+    known = {"accumulation": args.gradient_accumulation_steps, "processes": args.world_size, "steps": steps}
+    at_once = args.gradient_accumulation_steps * args.world_size
+    if sampler is None:
+        batch = args.per_device_train_batch_size
+        epochs = steps * batch * at_once / len(lengths)
+        return message("steps", effective=batch * at_once, batch=batch, epochs=epochs, **known)
+    batch, epochs = len(lengths) / len(sampler), steps / steps_an_epoch(args, lengths)
+    return message(
+        "token_steps",
+        effective=batch * at_once,
+        batch=batch,
+        tokens=args.tokens_per_batch,
+        padding=sampler.padding,
+        epochs=epochs,
+        **known,
+    )

@@ -4,11 +4,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
@@ -17,13 +19,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.model_folder import require_space
 from ptuning.checkpoint.partitioned import whole_shape
+from ptuning.config import TuningArguments
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
+from ptuning.data.token_batches import TokenBatchSampler
 from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
 from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_at
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING, TRAINER_STATE
+from ptuning.training.batches import evaluation_batches, order_seed, token_batches
+from ptuning.training.pieces import pieces
 from ptuning.training.progress import Throughput
 
 
@@ -35,6 +41,7 @@ class TuningTrainer(Trainer):
         template: of the base; its tokenizer is saved beside a complete model.
         manifest: written into every checkpoint.
         pad_to: pad every row to this many tokens (the official way) instead of to the batch's longest.
+        micro_batch_tokens: each batch is taken in pieces of so many tokens at most (pieces.py); 0: in one.
         score_answers: generates and scores answers to the validation rows; its figures join those of `evaluate` during
             training, so that the best checkpoint can be chosen by them.
         **kwargs: of Trainer; the data sets are RowDatasets.
@@ -48,14 +55,19 @@ class TuningTrainer(Trainer):
         manifest: Manifest | None,
         pad_to: int | None = None,
         score_answers: Callable[[], dict[str, float]] | None = None,
+        micro_batch_tokens: int = 0,
         **kwargs,
     ):
         collator = PadRight(template.pad_id, pad_to)
         super().__init__(
-            processing_class=template.tokenizer, data_collator=collator, compute_loss_func=_loss_of_labels, **kwargs
+            processing_class=template.tokenizer,
+            data_collator=collator,
+            compute_loss_func=self._loss_of_labels,
+            **kwargs,
         )
         _complete_token_ids(self.model, template.tokenizer)
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
+        self.micro_batch_tokens = micro_batch_tokens
         # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it
         # divides each loss by the number of accumulation steps itself.
         self.loss_is_scaled_for_ga = False if self.args.loss_average == "rows" else None
@@ -74,9 +86,36 @@ class TuningTrainer(Trainer):
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        return LengthGroupedSampler(dataset.lengths, batch, seed)
+        return LengthGroupedSampler(dataset.lengths, batch, order_seed(self.args))
+
+    def token_batches(self) -> TokenBatchSampler | None:
+        """The order of --tokens_per_batch; None without it."""
+        return token_batches(self.args, self.train_dataset.lengths)
+
+    def get_train_dataloader(self) -> DataLoader:
+        sampler, args = self.token_batches(), self.args
+        if sampler is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_total_train_batch_size(self, args: TuningArguments) -> int:
+        """Rows of a step, on average; for the rate that is logged at the end."""
+        sampler = self.token_batches()
+        if sampler is None:
+            return super().get_total_train_batch_size(args)
+        rows = len(sampler.lengths) / len(sampler)
+        return round(rows * args.gradient_accumulation_steps * args.world_size)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -97,14 +136,36 @@ class TuningTrainer(Trainer):
                     f"step {self.state.global_step + 1}: the loss is {float(loss.detach())} on {sources}. "
                     f"{self._last_checkpoint()} Try a lower --learning_rate, --warmup_steps, or look at these rows."
                 )
-            raise_together(problem, self.args.device)
+            if self.micro_batch_tokens:  # processes have different numbers of pieces, and ask each other once a step
+                self._problem = self._problem or problem
+            else:
+                raise_together(problem, self.args.device)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.is_deepspeed_enabled:  # its engine moves on to the next step's rate before the rate is logged
             self._step_rate = super()._get_learning_rate()
         self._throughput.count(inputs["input_ids"], self.data_collator.pad_token_id)
-        return super().training_step(model, inputs, num_items_in_batch)
+        if not self.micro_batch_tokens:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._problem, losses = None, []
+        # Where each forward pass has its own average (--loss_average rows), it is the batch's.
+        self._batch_labels = (
+            max(int(label_positions(inputs["labels"]).sum()), 1) if num_items_in_batch is None else None
+        )
+        lengths = [int(self.train_dataset.lengths[row]) for row in inputs["row"]]
+        parts = list(pieces(inputs, lengths, self.micro_batch_tokens, trims=self.data_collator.length is None))
+        for part in parts:  # processes add their gradients up in the last one
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        self._batch_labels = None
+        raise_together(self._problem, self.args.device)
+        return torch.stack(losses).sum()
+
+    def _loss_of_labels(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+        return label_loss(
+            outputs.logits, labels, self._batch_labels if num_items_in_batch is None else num_items_in_batch
+        )
 
     def _get_learning_rate(self) -> float:
         return super()._get_learning_rate() if self._step_rate is None else self._step_rate
@@ -172,12 +233,8 @@ class TuningTrainer(Trainer):
         return metrics
 
     def _evaluation_batches(self, dataset: RowDataset) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
-        order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
-        size, world, rank = self.args.per_device_eval_batch_size, self.args.world_size, self.args.process_index
-        for start in range(0, len(order), size * world):
-            mine = order[start : start + size * world][rank * size : (rank + 1) * size]
-            # A rank without rows still takes the step, because sharded weights are gathered by all ranks together.
-            yield self.data_collator([dataset[i] for i in mine or order[:1]]), float(bool(mine))
+        for rows, weight in evaluation_batches(self.args, dataset.lengths):
+            yield self.data_collator([dataset[row] for row in rows]), weight
 
     def prepare_for_evaluation(self) -> None:
         """Under ZeRO-3 without training before: the hooks that gather each layer for `evaluate` and `generate`."""
@@ -251,6 +308,8 @@ class TuningTrainer(Trainer):
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
+    _problem: str | None = None  # of a piece
+    _batch_labels: int | None = None
     _staging: str | None = None
     _step_rate: float | None = None
     overflow_steps = 0  # left out by the fp16 loss scaler
@@ -279,10 +338,6 @@ def _complete_token_ids(model: PreTrainedModel, tokenizer) -> None:
         for config in (model.config, model.generation_config):
             if getattr(config, name, None) is None:
                 setattr(config, name, getattr(tokenizer, name, None))
-
-
-def _loss_of_labels(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    return label_loss(outputs.logits, labels, num_items_in_batch)
 
 
 class SamplerEpoch(TrainerCallback):

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from ptuning.checkpoint.base import base_precision, read_base_config, resolve_base
-from ptuning.config import Config
+from ptuning.config import Config, TuningArguments
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
 from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
+from ptuning.training.kernels import Kernels, kernels_of
 from ptuning.training.machine import process_counts
 
 
@@ -44,6 +45,13 @@ class Workload:
         save_optimizer: checkpoints hold the optimizer's state.
         precision: of the base's matrices; None: not quantised.
         scale_bytes: of a row's scale there.
+        tokens_per_batch: what the batches are filled to; None: they are a number of rows. `batch` and `length` are then those
+            of the batch that takes the most, and a row of `longest` tokens is a batch by itself at least.
+        longest: tokens of the longest row.
+        lean: norms and feed-forward parts keep what the backward pass needs and no more (ptuning.kernels).
+        split: attention keeps neither a mask nor repeated keys.
+        kept_ffn: numbers that a layer's feed-forward part keeps, in its widths.
+        micro_batch_tokens: a batch is taken in pieces of so many tokens at most; 0: in one.
     """
 
     shape: Dimensions
@@ -70,6 +78,28 @@ class Workload:
     inputs: int = 0
     precision: Precision | None = None
     scale_bytes: int = 2
+    tokens_per_batch: int | None = None
+    longest: int = 0
+    lean: bool = False
+    split: bool = False
+    kept_ffn: int = 3
+    micro_batch_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """That are computed at once, at most."""
+        whole = self.batch * self.length
+        return min(whole, max(self.micro_batch_tokens, self.length)) if self.micro_batch_tokens else whole
+
+    @property
+    def rows(self) -> float:
+        """Of the longest, that are computed at once."""
+        return self.tokens / self.length
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether there are gradients of an earlier part of the step while another one is computed."""
+        return self.accumulation > 1 or self.rows < self.batch
 
     @property
     def plain_parameters(self) -> int:
@@ -102,6 +132,7 @@ class Workload:
         deepspeed: dict[str, Any] | None = None,
         processes: tuple[int, int] | None = None,
         device_type: str | None = None,
+        kernels: Kernels | None = None,
     ) -> "Workload":
         """From a run's options; reads config.json, no weights.
 
@@ -112,6 +143,7 @@ class Workload:
             deepspeed: instead of the file in the options.
             processes: in all and on this node; default: from the launcher.
             device_type: "cpu" or "cuda"; default: this machine's.
+            kernels: to train with; default: what the options mean for a new run.
 
         Raises:
             ModelError: the base can't be used.
@@ -121,10 +153,13 @@ class Workload:
         folder = resolve_base(model.model_name_or_path)
         read_base_config(folder)
         base = read_config(folder)
-        shape = family_of(base).dimensions(base)
+        family = family_of(base)
+        shape = family.dimensions(base)
         device_type = device_type or _device_type(training.use_cpu)
         values = deepspeed if deepspeed is not None else read_deepspeed(training.deepspeed)
         terms = method.memory(shape)
+        if kernels is None:
+            kernels = kernels_of(config, method, device_type=device_type, deepspeed=values is not None)
         half = training.bf16 or training.fp16
         dtype = base_dtype(model.dtype, method, trains=True)
         if dtype == "auto" and device_type == "cuda":
@@ -145,11 +180,11 @@ class Workload:
             weight_bytes=weight_bytes,
             compute_bytes=2 if half else weight_bytes,
             autocast=half and weight_bytes == 4,
-            batch=training.per_device_train_batch_size,
+            batch=_rows_of_a_batch(training, longest[0]),
             length=longest[0],
             labels=longest[1],
             accumulation=training.gradient_accumulation_steps,
-            checkpointing=training.gradient_checkpointing,
+            checkpointing=bool(training.gradient_checkpointing),
             eager=model.attn_implementation == "eager",
             optimizer_bytes=2 if "8bit" in str(training.optim) else 8,
             processes=world,
@@ -160,11 +195,25 @@ class Workload:
             save_optimizer=not training.save_only_model,
             precision=base_precision(folder, asked_precision(model)),
             inputs=4 * terms.inputs + (4 if device_type == "cpu" else 1) * terms.dropped,  # CUDA's masks are bytes
+            tokens_per_batch=training.tokens_per_batch,
+            longest=longest[0],
+            lean=kernels.fast,
+            split=kernels.fast and model.attn_implementation in (None, "sdpa") and not shape.score_bias,
+            kept_ffn=2 if kernels.fast and family.feed_forward and family.gates_with_silu(base) else 3,
+            micro_batch_tokens=kernels.micro_batch_tokens,
         )
 
     def with_batch(self, batch: int) -> "Workload":
         """The same effective batch with `batch` rows at a time."""
-        return replace(self, batch=batch, accumulation=self.accumulation * self.batch // batch)
+        tokens = None if self.tokens_per_batch is None else self.tokens_per_batch * batch // self.batch
+        accumulation = self.accumulation * self.batch // batch
+        return replace(self, batch=batch, tokens_per_batch=tokens, accumulation=accumulation)
+
+
+def _rows_of_a_batch(training: TuningArguments, length: int) -> int:
+    """Of rows as long as the longest."""
+    tokens = training.tokens_per_batch
+    return training.per_device_train_batch_size if tokens is None else max(tokens // length, 1)
 
 
 def base_dtype(dtype: str, method: Method | None, trains: bool) -> str:

@@ -15,8 +15,6 @@ import numpy as np
 
 from ptuning.data.formats import Record
 
-TRAINED_LENGTH = 8192  # tokens of context that ChatGLM2-6B's dialogues were trained with
-
 _CONTROL = re.compile(r"\[(?:gMASK|sMASK|MASK)\]|</?s>|<\|\w+\|>|\[Round \d+\]")
 _DAMAGED = re.compile("\ufffd|锟斤拷|烫烫烫")
 _HTML = re.compile(

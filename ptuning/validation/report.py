@@ -9,7 +9,7 @@ from ptuning.data.encode import Lengths
 from ptuning.data.problems import Problem
 from ptuning.language import padded
 from ptuning.messages import note
-from ptuning.validation.lint import TRAINED_LENGTH, Overlap, overlap
+from ptuning.validation.lint import Overlap, overlap
 from ptuning.validation.survey import FileSurvey, Histogram
 from ptuning.validation.words import words
 
@@ -72,7 +72,7 @@ def _notes(survey: FileSurvey) -> list[str]:
         notes.append(words("one_repeat", pairs=shown) if count == 1 else words("repeats", count=count, pairs=shown))
     for kind, found in survey.lint.items():
         places = words(f"several_{unit}", numbers=_some([str(line) for line in found.lines], found.count))
-        meaning = words(kind, limit=TRAINED_LENGTH, example="锟斤拷")
+        meaning = words(kind, limit=survey.trained_length, example="锟斤拷")
         notes.append(words("odd", rows=_rows(found.count), meaning=meaning, places=places))
     for count, line in _frequent_answers(survey):
         notes.append(words("frequent", count=count, place=words(unit, number=line)))

@@ -16,7 +16,7 @@ from ptuning.data.problems import Problem
 from ptuning.data.records import iterate_records
 from ptuning.data.rows import size, unit
 from ptuning.errors import DataError
-from ptuning.validation.lint import TRAINED_LENGTH, RowKeys, lint
+from ptuning.validation.lint import RowKeys, lint
 
 _STEP = 16  # suggested lengths are multiples of this
 _BATCH = 1024  # rows tokenised at once
@@ -96,6 +96,7 @@ class FileSurvey:
         bad_rows: rows with at least one problem.
         turns: rows by the number of their question-answer pairs.
         prompts: lengths in tokens; empty without a tokenizer.
+        trained_length: tokens of context that the model's dialogues were trained with; 0 without a tokenizer.
     """
 
     file: str
@@ -107,6 +108,7 @@ class FileSurvey:
     problems: int = 0
     turns: Counter[int] = field(default_factory=Counter)
     systems: int = 0
+    trained_length: int = 0
     prompts: Histogram = field(default_factory=Histogram)
     answers: Histogram = field(default_factory=Histogram)
     lint: dict[str, LintCount] = field(default_factory=dict)
@@ -131,7 +133,7 @@ def survey_file(
         encoder: measures prompts and answers; None leaves their lengths out.
         tell: is given each problem when it is found.
     """
-    survey = FileSurvey(file)
+    survey = FileSurvey(file, trained_length=0 if encoder is None else encoder.template.trained_length)
     try:
         survey.found, survey.unit = find_format(file, options), unit(file)
         with tqdm(total=size(file), desc=Path(file).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
@@ -181,5 +183,5 @@ def _count(survey: FileSurvey, batch: list[tuple[int, Record]], encoder: Encoder
     for (line, _), (prompt, answer) in zip(batch, lengths, strict=True):
         survey.prompts.add(prompt, line)
         survey.answers.add(answer, line)
-        if prompt + answer > TRAINED_LENGTH:
+        if prompt + answer > survey.trained_length:
             survey.note("very_long", line)

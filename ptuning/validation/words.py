@@ -69,8 +69,8 @@ words = Texts(
         ),
         "html": ("HTML 标签或实体", "HTML tags or entities"),
         "very_long": (
-            "超过 {limit} 个 token，比 ChatGLM2-6B 训练时的长度还长",
-            "more than {limit} tokens, which is longer than what ChatGLM2-6B was trained with",
+            "超过 {limit} 个 token，比模型训练时的长度还长",
+            "more than {limit} tokens, which is longer than what the model was trained with",
         ),
         # what to do
         "suggested": (

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from benchmarks import methods
+from benchmarks import all as every
+from benchmarks import compare, long, methods
 from tests.end_to_end.conftest import BIN, ROOT
 
 TOY = [
@@ -71,3 +72,72 @@ def test_methods_side_by_side(tmp_path, capsys):
     written = (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns
     assert methods.scores(methods.arguments(["--small", "--output_dir", str(tmp_path)]), "prefix", 3)["steps"] == 3
     assert (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns == written  # not trained again
+
+
+def test_long_rows_in_both_ways(capsys):
+    long.main(["--small"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert list(found) == long.ways(long.arguments(["--small"])) and "plain, checkpointing" in found
+    for way in found.values():
+        assert list(way) == ["128", "256"]
+        assert all(figures["seconds"] > 0 and figures["extra_mb"] >= 0 for figures in way.values())
+
+
+def test_a_length_that_would_take_too_much_is_left_out(capsys):
+    assert long.expected({}, 1024) == 0
+    assert long.expected({1024: {"extra_mb": 100}}, 2048) == 400  # with the square, as long as nothing else is known
+    assert long.expected({1024: {"extra_mb": 100}, 2048: {"extra_mb": 200}}, 8192) == pytest.approx(800)
+    long.main(["--small", "--kernels", "plain", "--memory_mb", "0"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert found["plain"]["128"] and found["plain"]["256"] is None
+
+
+def test_every_benchmark_is_run_small_or_left_out_with_a_reason():
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"all", "common", "compare", "__init__"}
+    assert there == set(every.SMALL) | set(every.LEFT_OUT) and not set(every.SMALL) & set(every.LEFT_OUT)
+
+
+def test_all_writes_one_file_and_compare_reads_it(tmp_path, capsys, monkeypatch):
+    script = (
+        "import json, sys; sys.exit('no') if sys.argv[1:] else print(json.dumps({'tokens_per_s': 100, 'layers': 2}))"
+    )
+    (tmp_path / "generate.py").write_text(script)
+    (tmp_path / "serve.py").write_text(script)
+    monkeypatch.setattr(every, "FOLDER", tmp_path)
+    monkeypatch.setattr(every, "SMALL", {"generate": [], "serve": ["fails"]})
+    old = tmp_path / "runs" / "old.json"
+    assert every.main(["--output", str(old), "--only", "generate"]) == 0
+    assert every.main(["--output", str(tmp_path / "both.json"), "--only", "generate", "serve"]) == 1
+    assert "serve: failed: no" in capsys.readouterr().out
+    found = json.loads(old.read_text())
+    assert found["results"]["generate"]["tokens_per_s"] == 100 and found["seconds"] >= 0
+    new = tmp_path / "new.json"
+    found["results"]["generate"]["tokens_per_s"] = 150
+    new.write_text(json.dumps(found))
+    assert compare.main([str(old), str(new)]) == 0
+    *_, line, last = capsys.readouterr().out.splitlines()
+    assert line.split() == ["generate.tokens_per_s", "100", "150", "1.500", "better"]
+    assert json.loads(last) == {"generate.tokens_per_s": 1.5}
+    assert compare.main([str(new), str(old)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].endswith("0.667  worse")
+    new.write_text("[]")
+    with pytest.raises(SystemExit, match=r"new\.json: expected the output of benchmarks/all\.py, found list"):
+        compare.main([str(old), str(new)])
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("train.ours.samples_per_second", 1),
+        ("train.ratio", 1),
+        ("train.ours.peak_rss_mb", -1),
+        ("serve.clients.8.first_token_ms_p99", -1),
+        ("long.results.plain.1024.kb_per_token", -1),
+        ("long.results.plain.1024.seconds", -1),
+        ("size.results.int4.decode.tokens_per_s_at_4", 1),
+        ("full.plain_1.estimate_ratio", 0),
+        ("cpu_serving.int8.rows.4.median", 0),
+    ],
+)
+def test_which_way_a_figure_is_better(name, better):
+    assert compare.direction(name) == better

@@ -55,8 +55,11 @@ def alone(model, attach, one_by_one, kind: str, request: GenerationRequest) -> l
         detach(model)
 
 
-@pytest.mark.parametrize(("max_rows", "cached"), [(64, 0), (5, 4000), (1, 0)])
-def test_any_mixture_equals_one_by_one(model, attach, companions, one_by_one, max_rows, cached):
+@pytest.mark.parametrize(
+    ("max_rows", "cached", "more"),
+    [(64, 0, {}), (5, 4000, {}), (1, 0, {}), (64, 0, {"prefill_tokens": 7, "pause": 1.0})],
+)
+def test_any_mixture_equals_one_by_one(model, attach, companions, one_by_one, max_rows, cached, more):
     draw, names = random.Random(0), list(companions)
     requests = [
         GenerationRequest(
@@ -69,7 +72,7 @@ def test_any_mixture_equals_one_by_one(model, attach, companions, one_by_one, ma
     ]
     found = {request.id: [] for request in requests}
     together = set()
-    with Engine(model, [2], max_rows=max_rows, prefix_cache_tokens=cached) as engine:
+    with Engine(model, [2], max_rows=max_rows, prefix_cache_tokens=cached, **more) as engine:
         for _ in added_at_random(engine, requests, draw, found):
             together.add(len({row.request.prefix for row in engine.rows}))
     expected = {r.id: alone(model, attach, one_by_one, names[r.id % len(names)], r) for r in requests}

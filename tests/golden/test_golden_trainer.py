@@ -7,6 +7,7 @@ from ptuning.config import TuningArguments
 from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.families.chatglm2.template import ChatGLM2Template
+from ptuning.kernels import products, swap
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.training.trainer import TuningTrainer
 from tests.golden.test_golden_training import LEARNING_RATE, STEPS, setup
@@ -30,14 +31,16 @@ class Recording(TuningTrainer):
 
 @pytest.fixture
 def losses(golden, load_tiny, tmp_path):
-    """name and options → (the trainer's losses, the model)"""
+    """name and options → (the trainer's losses, the model); with a product it is that of the fast kernels."""
 
-    def train(name, rows, **options):
+    def train(name, rows, product=None, micro_batch_tokens=0, **options):
         model = setup(load_tiny, name)
         if name == "full":
             model.requires_grad_(True)
         if prefix_of(model) is not None:
             prefix_of(model).dropout.p = 0.0  # the trainer turns on train()
+        if product is not None:
+            swap(model, product)
         settings = {
             "output_dir": str(tmp_path / "run"),
             "learning_rate": LEARNING_RATE[name],
@@ -50,7 +53,13 @@ def losses(golden, load_tiny, tmp_path):
         args = TuningArguments(**settings | options)
         template = ChatGLM2Template(Tokenizer())
         trainer = Recording(
-            model=model, args=args, template=template, method=None, manifest=None, train_dataset=RowDataset(rows)
+            model=model,
+            args=args,
+            template=template,
+            method=None,
+            manifest=None,
+            train_dataset=RowDataset(rows),
+            micro_batch_tokens=micro_batch_tokens,
         )
         return trainer.train(), model
 
@@ -99,6 +108,25 @@ def official(model, rows, learning_rate, batch, accumulation, processes=1):
 def test_golden_losses(golden, losses, name, optim, loss_average):
     options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "loss_average": loss_average}
     found, _ = losses(name, golden_rows(golden), optim=optim, per_device_train_batch_size=4, **options)
+    assert (found - golden[f"train.{name}.losses"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("loss_average", ["tokens", "rows"])
+@pytest.mark.parametrize("tokens", [0, 1, 40])  # in one piece, row by row, two rows and two
+@pytest.mark.parametrize("product", products())
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["prefix_embedding", "prefix_projection"])
+def test_golden_losses_with_fast_kernels(golden, losses, name, product, tokens, checkpointing, loss_average):
+    options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "loss_average": loss_average}
+    options |= {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 4}
+    found, _ = losses(name, golden_rows(golden), product, tokens, **options)
+    assert (found - golden[f"train.{name}.losses"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", LEARNING_RATE)
+def test_pieces_of_plain_kernels_have_the_golden_losses(golden, losses, name):
+    options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "per_device_train_batch_size": 4}
+    found, _ = losses(name, golden_rows(golden), micro_batch_tokens=40, **options)
     assert (found - golden[f"train.{name}.losses"]).abs().max() <= 1e-5
 
 

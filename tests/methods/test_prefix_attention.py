@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from ptuning.families.chatglm2.model import positions_of
+from ptuning.families.positions import positions_of
 from ptuning.methods.prefix import attention as attention_module
 from ptuning.methods.prefix.attach import detach_prefix, prefix_of
 

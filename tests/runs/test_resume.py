@@ -45,13 +45,13 @@ DECIDED_FREE = """
     predict_with_generate prediction_loss_only probe project ptuning_checkpoint push_to_hub report_to resume_from_checkpoint
     run_name save_on_each_node save_only_model save_steps save_strategy save_total_limit skip_memory_metrics test_file
     trackio_bucket_id trackio_space_id trackio_static_space_id val_max_target_length validation_file
-    overwrite_cache preprocessing_num_workers
+    overwrite_cache preprocessing_num_workers kernels micro_batch_tokens
 """.split()  # noqa: SIM905
 
 
 def record(**changes) -> RunRecord:
-    config = {key: value for key, value in changes.items() if key in OPTIONS}
-    rest = {key: value for key, value in changes.items() if key not in OPTIONS}
+    config = {key: value for key, value in changes.items() if key in OPTIONS and not isinstance(value, dict)}
+    rest = {key: value for key, value in changes.items() if key not in config}
     known = {"rows_sha256": "a" * 64, "base_fingerprint": "f" * 16, "data_sha256": {"train": "d" * 64}, "cwd": "/"}
     return RunRecord.of_this_process(OPTIONS | config, **known | rest)
 
@@ -96,6 +96,26 @@ def test_a_changed_option_is_refused(name):
 @pytest.mark.parametrize("name", sorted(set(DECIDED_FREE) & set(OPTIONS)))
 def test_a_free_option_may_change(name):
     assert conflicts(record(), record(**{name: another(OPTIONS[name])})) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ({}, {}, []),
+        ({}, {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}, []),  # a record of 0.0
+        ({}, {"kernels": "fast"}, ["kernels was 'plain', now 'fast'"]),
+        ({"micro_batch_tokens": 512}, {"micro_batch_tokens": 64}, ["micro_batch_tokens was 512, now 64"]),
+        (
+            {"kernels": "fast", "product": "onednn"},
+            {"kernels": "fast", "product": "torch"},
+            [
+                "product was 'onednn', now 'torch' (of the two libraries that multiply, which this machine has only one of)"
+            ],
+        ),
+    ],
+)
+def test_kernels_are_compared_as_what_they_came_to(was, now, said):
+    assert conflicts(record(kernels=was), record(kernels=now)) == said
 
 
 def test_an_option_that_this_test_does_not_know_is_compared():

@@ -19,6 +19,7 @@ from ptuning.families import family_of
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.logits import loss_of
+from ptuning.kernels import products, swap
 from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
@@ -62,6 +63,7 @@ from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.families import family_of
 from ptuning.methods import method_of
 from ptuning.training.estimate import estimate_run
+from ptuning.training.kernels import kernels_of, with_product
 from ptuning.training.machine import peak_rss
 from ptuning.training.run import build_trainer
 
@@ -72,14 +74,16 @@ config, _ = parse(sys.argv[1:])
 method = method_of(config.model, trains=True)
 estimate = estimate_run(config, method)
 estimate.require_fit()
+kernels = with_product(kernels_of(config, method), config)
 draw, length, source = random.Random(0), estimate.work.length, config.data.max_source_length
 rows = []
 for _ in range(16):
     ids = [draw.randrange(3, estimate.work.shape.vocab) for _ in range(length)]
     rows.append(EncodedRow(ids, [IGNORE] * source + ids[source:], ""))
-model = build_model(config, method, print)
+model = build_model(config, method, print, kernels)
 template = family_of(model.config).template(Tokenizer())
-build_trainer(config, model, template, method, {"train": rows}, manifest_of(config, method, model.dtype)).train()
+manifest = manifest_of(config, method, model.dtype)
+build_trainer(config, model, template, method, {"train": rows}, manifest, kernels=kernels).train()
 print(json.dumps({"estimate": estimate.need.host_peak, "peak": peak_rss(), "rss": estimate.process_rss}))
 """
 
@@ -123,19 +127,33 @@ def zero(name: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(("prefix", "bits"), [(16, None), (16, 8), (16, 4), (None, None), ("lora", None)])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kernels", ["fast", "fast in one piece", "plain"])
 @pytest.mark.parametrize("name", ["tiny", "twelve"])
-def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, warm_bin, name, prefix, bits, checkpointing):
+def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, warm_bin, name, prefix, bits, checkpointing, kernels):
+    if prefix is None and kernels != "plain":
+        pytest.skip("a frozen base's alone")
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
     flags += {None: FULL, "lora": ["--method", "lora"]}.get(prefix, ["--pre_seq_len", prefix])
     flags += [] if bits is None else ["--quantization_bit", bits]
+    flags += [] if prefix is None else ["--kernels", kernels.split()[0]]
+    flags += ["--micro_batch_tokens", 0] if kernels == "fast in one piece" else []
     command = [warm_bin / "python", "-c", RUN, *flags]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     ratio = found["estimate"] / found["peak"]
-    print({"name": name, "prefix": prefix, "bits": bits, "checkpointing": checkpointing, "ratio": ratio})
+    print(
+        {
+            "name": name,
+            "prefix": prefix,
+            "bits": bits,
+            "kernels": kernels,
+            "checkpointing": checkpointing,
+            "ratio": ratio,
+        }
+    )
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found
 
 
@@ -182,18 +200,22 @@ def saved_by_autograd(model):
     return sum(size for size, _ in saved.values())
 
 
-@pytest.mark.parametrize("prefix", [None, 16])
+@pytest.mark.parametrize(("prefix", "fast"), [(None, False), (16, False), (16, True)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_autograd_saves(prefix, checkpointing):
+def test_activations_are_what_autograd_saves(prefix, fast, checkpointing):
     config = ChatGLMConfig(**(TWELVE | {"num_layers": 3}), attn_implementation="sdpa")
     model = ChatGLMForConditionalGeneration(config)
     if prefix is not None:
         attach_prefix(model, prefix)
+    if fast:
+        swap(model, products()[-1])
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     measured = saved_by_autograd(model)
     work = replace(small_work(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
+    if fast:
+        work = replace(work, lean=True, split=True, kept_ffn=2)
     counted = activations(work)
     if checkpointing:  # the hook sees neither the layer that is computed again nor what the checkpoints were given
         counted -= layer_activations(work)
@@ -206,11 +228,14 @@ def test_activations_are_what_autograd_saves(prefix, checkpointing):
 
 @pytest.mark.parametrize("given", [{}, {"lora_dropout": 0.0, "lora_rank": 32}, {"lora_target": ["attention"]}])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, checkpointing):
+@pytest.mark.parametrize("fast", [False, True])
+def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, fast, checkpointing):
     ChatGLMForConditionalGeneration(ChatGLMConfig(**(TWELVE | {"num_layers": 3}))).save_pretrained(tmp_path)
     options = ModelArguments(str(tmp_path), method="lora", **given)
     method, model = method_of(options, trains=True), load_base(tmp_path, device="cpu")
     method.start(model)
+    if fast:
+        swap(model, products()[-1])
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -218,6 +243,8 @@ def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, checkpoi
     terms = method.memory(family_of(model.config).dimensions(model.config))
     work = replace(small_work(model.config, None), batch=2, length=100, labels=60, checkpointing=checkpointing)
     work = replace(work, frozen=True, trained=terms.trained, inputs=4 * (terms.inputs + terms.dropped))
+    if fast:
+        work = replace(work, lean=True, split=True, kept_ffn=2)
     counted = activations(work) - (layer_activations(work) if checkpointing else 0)
     # Without dropout query, key and value share one input in fp32, which is counted three times.
     shared = 2 * 512 * 4 * 200 * 3 if given.get("lora_dropout") == 0 and not checkpointing else 0
@@ -341,6 +368,20 @@ def test_a_run_that_fits_says_what_it_takes(tmp_path):
 def test_a_real_longest_row_counts_instead_of_the_limit(tmp_path):
     config = config_of(TINY, tmp_path, "--max_source_length", 4096)
     assert activations(work_of(config, longest=(100, 50))) < activations(work_of(config)) / 10
+
+
+def test_a_batch_in_pieces_takes_the_memory_of_one(tmp_path):
+    flags = ["--pre_seq_len", 16, "--per_device_train_batch_size", 16, "--gradient_accumulation_steps", 1]
+    whole, pieces, plain = (
+        work_of(config_of(TINY, tmp_path, *flags, *more), device_type="cpu")
+        for more in (["--micro_batch_tokens", 0], [], ["--kernels", "plain"])
+    )
+    assert (pieces.lean, pieces.split, pieces.kept_ffn, pieces.micro_batch_tokens) == (True, True, 2, 512)
+    assert (plain.lean, plain.split, plain.kept_ffn, plain.micro_batch_tokens) == (False, False, 3, 0)
+    assert activations(pieces) == pytest.approx(activations(whole) * 512 / (16 * 193), rel=0.01)
+    assert activations(whole) < activations(plain)
+    assert pieces.accumulates and not whole.accumulates
+    assert need(replace(pieces, micro_batch_tokens=10), 0) == need(replace(pieces, batch=1, accumulation=16), 0)
 
 
 def write(path, text):
@@ -490,7 +531,16 @@ def test_docs_say_what_the_estimate_says(official, capsys, monkeypatch, fresh_rs
 @pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
 def test_two_processes_within_15_percent(warm_bin, way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
-    command = [warm_bin / "python", REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    command = [
+        warm_bin / "python",
+        REPO / "benchmarks" / "full.py",
+        "--ways",
+        way,
+        "--processes",
+        "2",
+        "--samples",
+        "8",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -40,7 +40,7 @@ def some_rows(count: int, seed: int = 0) -> list[EncodedRow]:
 
 @pytest.fixture
 def build(golden_dir, tmp_path):
-    def make(rows, *, eval_rows=None, callbacks=(), **options) -> TuningTrainer:
+    def make(rows, *, eval_rows=None, callbacks=(), micro_batch_tokens=0, **options) -> TuningTrainer:
         base = golden_dir / "chatglm2-tiny"
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -65,6 +65,7 @@ def build(golden_dir, tmp_path):
             train_dataset=RowDataset(rows),
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=list(callbacks),
+            micro_batch_tokens=micro_batch_tokens,
         )
 
     return make

@@ -13,6 +13,7 @@ from transformers.core_model_loading import Split, WeightConverter, WeightRenami
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.positions import positions_where_padded
 
 
 class ChatGLMForConditionalGeneration(GlmForCausalLM):
@@ -37,21 +38,8 @@ class ChatGLMForConditionalGeneration(GlmForCausalLM):
         """
         if position_ids is None:
             inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            position_ids = _positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
+            position_ids = positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
-
-
-def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions that count real tokens from 0, whichever side the padding is on: (B, S) mask → (B, S) positions."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _positions_where_padded(mask, length: int, cache) -> torch.Tensor | None:
-    """Positions of the newest `length` tokens, or None where no mask covers them and everything before them."""
-    seen = 0 if cache is None else cache.get_seq_length()
-    if mask is None or mask.ndim != 2 or mask.shape[1] < seen + length:
-        return None
-    return positions_of(mask)[:, seen : seen + length]
 
 
 # official name -> GlmForCausalLM's name, matched anywhere in a key

@@ -6,8 +6,8 @@ Source: THUDM/chatglm2-6b `tokenization_chatglm.py`, `build_prompt`.
 from collections.abc import Sequence
 from functools import cached_property
 
-from ptuning.errors import ConfigError
-from ptuning.families.template import Dialogue, Segment, Template
+from ptuning.families.pieces import PieceTemplate
+from ptuning.families.template import Dialogue, Segment
 
 
 def _opening(number: int) -> str:
@@ -34,10 +34,12 @@ def build_prompt(query: str, history: Sequence[tuple[str, str]] = (), system: st
     return "".join(segment.text for segment in prompt_segments(Dialogue(query, tuple(history), system)))
 
 
-class ChatGLM2Template(Template):
+class ChatGLM2Template(PieceTemplate):
     """The joined text of a prompt is tokenised at once, as the official code does; the answer by itself."""
 
     name = "chatglm2"
+    route = "/chatglm"
+    trained_length = 8192
 
     def render(self, dialogue: Dialogue) -> list[Segment]:
         segments = [Segment(ids=self.begin_ids), *prompt_segments(dialogue)]
@@ -51,38 +53,3 @@ class ChatGLM2Template(Template):
     @cached_property
     def begin_ids(self) -> tuple[int, ...]:
         return tuple(self.tokenizer.prefix_ids())
-
-    def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer.encode_text(texts)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids))
-
-    def token_bytes(self, token: int) -> bytes:
-        pieces = self.tokenizer.sp_model
-        if token >= pieces.get_piece_size():
-            names = {i: text for text, i in self.tokenizer.control_ids.items()}
-            return names.get(token, "<unk>").encode()
-        piece = pieces.id_to_piece(token)
-        return bytes([int(piece[3:5], 16)]) if pieces.is_byte(token) else piece.replace("▁", " ").encode()
-
-    @cached_property
-    def longest_token(self) -> int:
-        pieces = self.tokenizer.sp_model
-        return max(len(pieces.id_to_piece(i)) for i in range(pieces.get_piece_size()))
-
-    def token_spans(self, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-        spans, at = [], 0
-        for index, piece in enumerate(self.tokenizer.sp_model.id_to_piece(list(ids))):
-            is_byte = len(piece) == 6 and piece.startswith("<0x")
-            surface = piece.replace("▁", " ")
-            if index == 0:
-                surface = surface.removeprefix(" ")  # the dummy prefix stands for no text, also before a real space
-            width = 1 if is_byte else len(surface.encode())
-            spans.append((at, at + width))
-            at += width
-        if at != len(text.encode()):
-            raise ConfigError(
-                "loss_on=all needs a tokenizer that keeps the text as it is, and this one normalises it; use loss_on=last"
-            )
-        return spans

@@ -1,4 +1,4 @@
-"""Writes a LoRA for peft on the family's own code, where several layers of the model are one layer of its files.
+"""Writes a LoRA for peft on the family's own code, where several layers of the model are one layer of its files, and for vLLM.
 
 Shapes: I and O widths of a linear layer, r rank.
 """
@@ -25,6 +25,7 @@ from ptuning.methods.lora.checkpoint import (
     for_base,
 )
 from ptuning.methods.lora.targets import linears_of, shortened, sources
+from ptuning.methods.store import Stored, digest, save_readable
 from ptuning.runs.files import write_atomically
 
 
@@ -80,6 +81,52 @@ def export_official_lora(
     write_atomically(folder / WEIGHTS[1], lambda path: torch.save(named, path))
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return folder
+
+
+def export_vllm(checkpoint: LoraCheckpoint, base_config: PreTrainedConfig, store: Path, base_name: str) -> Stored:
+    """peft's folder with one rank and scale 1 for all layers, because vLLM reads neither patterns nor a rank of each layer.
+
+    Args:
+        base_config: of the base the LoRA belongs to.
+        store: may hold others; the folder's name there is that of its content.
+        base_name: written as `base_model_name_or_path`.
+
+    Raises:
+        CheckpointError: the LoRA belongs to another base, or is a DoRA.
+        OSError: it can't be written.
+    """
+    if checkpoint.settings.use_dora:
+        raise CheckpointError(
+            f"{checkpoint.folder}: is a DoRA, which vLLM can't compute; merge it into its base (ptuning export --merge)"
+        )
+    arguments, tensors = for_base(checkpoint, linears_of(base_config), base_config)
+    scales = _scales(arguments, tensors)
+    rank = max(len(tensors[layer + FACTOR_A]) for layer in scales)
+    named: dict[str, torch.Tensor] = {}
+    for layer, scale in sorted(scales.items()):
+        first, second = tensors[layer + FACTOR_A], tensors[layer + FACTOR_B]
+        missing = rank - len(first)
+        named[f"{PEFT}{layer}{FACTOR_A}"] = nn.functional.pad(first, (0, 0, 0, missing)).contiguous()
+        named[f"{PEFT}{layer}{FACTOR_B}"] = nn.functional.pad(second * scale, (0, missing)).contiguous()
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": arguments["target_modules"],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+    name = f"lora-{digest(named.values())}"
+    folder, text = store / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if not (folder / CONFIG).is_file():  # written last, so that a folder with it is whole
+        write_atomically(folder / WEIGHTS[0], lambda path: save_readable(named, path))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    return Stored(lora=name)
 
 
 def _scales(arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:

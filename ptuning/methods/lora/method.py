@@ -24,11 +24,13 @@ from ptuning.methods.lora.attach import (
     without_lora,
 )
 from ptuning.methods.lora.checkpoint import LORA, LoraCheckpoint, for_base, is_lora, read_lora, save_lora
+from ptuning.methods.lora.export import export_vllm
 from ptuning.methods.lora.served import ServedLora
 from ptuning.methods.lora.settings import ALPHA, DROPOUT, RANK, TARGET, LoraSettings
 from ptuning.methods.lora.targets import choose, linears, linears_of, shortened
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, check_belongs
 from ptuning.methods.registry import add_method
+from ptuning.methods.store import Stored
 from ptuning.packages import require
 from ptuning.quantization import Precision, precision_in
 
@@ -138,6 +140,13 @@ class LoraMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> ServedLora:
         return ServedLora.of(name, model)
+
+    @classmethod
+    def store(cls, folder: Path, base: str | Path, store: Path) -> Stored:
+        config, checkpoint = read_config(resolve_base(base)), read_lora(folder)
+        if checkpoint.manifest is not None:
+            check_belongs(checkpoint.manifest, checkpoint.folder, base, family_of(config).template_name)
+        return export_vllm(checkpoint, config, store, str(base))
 
     @classmethod
     def merge(cls, model: PreTrainedModel) -> None:

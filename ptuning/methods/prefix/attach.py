@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-from ptuning.methods.prefix.attention import PREFIXED, prefixed_name, register
+from ptuning.methods.prefix.attention import PREFIXED, prefixed_name, register, seeing_prefix
 from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
 
 NAME = "prefix_encoder"  # of the submodule, as in the official code
@@ -35,7 +35,7 @@ def attach_encoder(model: PreTrainedModel, encoder: PrefixEncoder) -> PrefixEnco
     detach_prefix(model)
     model.requires_grad_(False)
     setattr(model, NAME, encoder.to(model.device).train(model.training).requires_grad_(True))
-    model.config._attn_implementation = prefixed_name(model.config._attn_implementation)
+    model.config._attn_implementation = seeing_prefix(model.config._attn_implementation)
     # A left-over prefix tensor in a base's folder would make vLLM and the official loader stumble.
     model._keys_to_ignore_on_save = {
         *(model._keys_to_ignore_on_save or ()),

@@ -21,6 +21,8 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, flex_at
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 from ptuning.families import family_of
+from ptuning.kernels.attention import split_attention, splits
+from ptuning.kernels.swap import SPLIT
 from ptuning.methods.prefix.encoder import PrefixKeyValues
 
 PREFIXED = "prefix_"
@@ -29,6 +31,15 @@ PREFIXED = "prefix_"
 def prefixed_name(implementation: str) -> str:
     """The registered name of an attention implementation that sees the prefix, e.g. `sdpa` → `prefix_sdpa`."""
     return implementation if implementation.startswith(PREFIXED) else PREFIXED + implementation
+
+
+def seeing_prefix(implementation: str) -> str:
+    """As `prefixed_name`; an implementation that a family has added gets its form that sees the prefix first."""
+    name = prefixed_name(implementation)
+    if name not in AttentionInterface().valid_keys():
+        AttentionInterface.register(name, _with_prefix(AttentionInterface()[implementation]))
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[implementation])
+    return name
 
 
 def _flash_attention(implementation: str) -> Callable:
@@ -60,7 +71,12 @@ def _pad_mask(mask: torch.Tensor | BlockMask | None, query: torch.Tensor, prefix
         return ones.tril(prefix_length + key_length - query.shape[2])
     if isinstance(mask, BlockMask):
         return _pad_block_mask(mask, prefix_length)
-    return nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    padded = getattr(mask, "_with_prefix", None)  # all layers share one mask, as below
+    if padded is None or padded.shape[-1] != prefix_length + mask.shape[-1]:
+        padded = nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+        if not torch.compiler.is_compiling():
+            mask._with_prefix = padded  # type: ignore[attr-defined]
+    return padded
 
 
 def _pad_block_mask(mask: BlockMask, prefix_length: int) -> BlockMask:
@@ -122,8 +138,33 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     return attention
 
 
+def _with_prefix_beside(masked: Callable) -> Callable:
+    """Attention that leaves the prefix apart while whole rows are trained on; for the rest `masked`, which puts it in front."""
+
+    def attention(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        prefix: PrefixKeyValues | None = None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs,
+    ):
+        if not module.training or prefix is None or not splits(query, key, value, attention_mask, dropout):
+            return masked(
+                module, query, key, value, attention_mask, prefix=prefix, dropout=dropout, scaling=scaling, **kwargs
+            )
+        first, second = (part.to(key.dtype).expand(query.shape[0], -1, -1, -1) for part in prefix[module.layer_idx])
+        return split_attention(query, key, value, first, second, scaling).transpose(1, 2), None
+
+    return attention
+
+
 def register() -> None:
-    """Adds `prefix_eager`, `prefix_sdpa`, `prefix_flex_attention` and `prefix_flash_attention_{2,3}` to transformers."""
+    """Adds `prefix_eager`, `prefix_sdpa`, `prefix_flex_attention` and `prefix_flash_attention_{2,3}` to transformers;
+    and `prefix_sdpa_split`, which needs no mask while whole rows are trained on."""
     implementations = {
         "eager": (_with_prefix(_eager), eager_mask),
         "sdpa": (_with_prefix(sdpa_attention_forward), sdpa_mask),
@@ -131,6 +172,7 @@ def register() -> None:
     }
     for name in ("flash_attention_2", "flash_attention_3"):
         implementations[name] = (_with_prefix(_flash_attention(name), mask_is_2d=True), flash_attention_mask)
+    implementations["sdpa" + SPLIT] = (_with_prefix_beside(implementations["sdpa"][0]), sdpa_mask)
     for name, (forward, mask) in implementations.items():
         AttentionInterface.register(prefixed_name(name), forward)
         AttentionMaskInterface.register(prefixed_name(name), mask)

@@ -8,9 +8,11 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
 from ptuning.checkpoint.model_folder import new_folder
+from ptuning.errors import ConfigError
 from ptuning.families import family_of
 from ptuning.methods.prefix.checkpoint import OFFICIAL_PREFIX, PrefixCheckpoint, for_base, materialise, rotate_rows
 from ptuning.methods.prefix.encoder import PrefixShape
+from ptuning.methods.store import Stored, store_prefix
 from ptuning.packages import require
 from ptuning.runs.files import write_atomically
 
@@ -27,9 +29,12 @@ def export_official(checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig,
 
     Raises:
         CheckpointError: the folder isn't empty, or the prefix belongs to another base.
+        ConfigError: the base's official code reads no prefix.
     """
+    if not (family := family_of(base_config)).prefix_in_official_code:
+        raise ConfigError(f"--format official: the official code of {family.name} reads no prefix; use --format peft")
     raw, folder = for_base(checkpoint, base_config), new_folder(folder)
-    config = family_of(base_config).config_values(base_config)
+    config = family.config_values(base_config)
     config |= {"pre_seq_len": raw.pre_seq_len, "prefix_projection": raw.prefix_projection}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     state = {OFFICIAL_PREFIX + name: tensor.contiguous() for name, tensor in raw.tensors.items()}
@@ -82,3 +87,21 @@ def export_peft(
     )
     config.save_pretrained(str(folder))
     return folder
+
+
+def export_vllm(checkpoint: PrefixCheckpoint, base_config: PreTrainedConfig, store: Path) -> Stored:
+    """A file in the folder that vLLM's workers read prefixes from (`ptuning_vllm`); a projection is computed once.
+
+    Args:
+        base_config: of the base the prefix belongs to.
+        store: may hold others.
+
+    Raises:
+        CheckpointError: the prefix belongs to another base.
+        OSError: it can't be written.
+    """
+    raw, shape = for_base(checkpoint, base_config), PrefixShape.of(base_config)
+    rows_TW = rotate_rows(materialise(raw), raw.pre_seq_len, base_config)
+    both_TLGD = rows_TW.view(-1, shape.num_layers, 2, shape.num_key_value_heads, shape.head_dim)
+    keys_LTGD, values_LTGD = (both_TLGD[:, :, part].transpose(0, 1) for part in (0, 1))
+    return store_prefix(keys_LTGD, values_LTGD, store)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from ptuning.checkpoint.base import resolve_base
 from ptuning.checkpoint.manifest import Manifest
 from ptuning.checkpoint.partitioned import gathered, whole_shape
 from ptuning.errors import CheckpointError, ConfigError
-from ptuning.families import Dimensions, family_of
+from ptuning.families import Dimensions, family_of, read_config
 from ptuning.messages import message
 from ptuning.methods.method import MemoryTerms, Method, SaveTarget, check_belongs
 from ptuning.methods.prefix.attach import (
@@ -24,8 +25,10 @@ from ptuning.methods.prefix.attach import (
 )
 from ptuning.methods.prefix.checkpoint import for_base, save_prefix
 from ptuning.methods.prefix.encoder import DROPOUT, Prefix, PrefixShape
+from ptuning.methods.prefix.export import export_vllm
 from ptuning.methods.prefix.read import PREFIX, read_prefix
 from ptuning.methods.registry import add_method
+from ptuning.methods.store import Stored
 
 
 @add_method
@@ -124,6 +127,13 @@ class PrefixMethod(Method):
     @classmethod
     def served(cls, model: PreTrainedModel, name: str) -> Prefix:
         return Prefix.of(name, attached_prefix(model), model.dtype)
+
+    @classmethod
+    def store(cls, folder: Path, base: str | Path, store: Path) -> Stored:
+        config, checkpoint = read_config(resolve_base(base)), read_prefix(folder)
+        if checkpoint.manifest is not None:
+            check_belongs(checkpoint.manifest, checkpoint.folder, base, family_of(config).template_name)
+        return export_vllm(checkpoint, config, store)
 
     @classmethod
     def parameters(cls, model: PreTrainedModel) -> Iterable[nn.Parameter]:

@@ -1,0 +1,70 @@
+"""The Baichuan family: what config.json, files and attention of Baichuan-7B, -13B, Baichuan2-7B and -13B are like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from ptuning.errors import ModelError
+from ptuning.families.baichuan import alibi
+from ptuning.families.baichuan.config import SUPPORTED, BaichuanConfig, check_architecture
+from ptuning.families.baichuan.model import BaichuanForCausalLM, official_sources, register_weight_names
+from ptuning.families.baichuan.template import BaichuanTemplate
+from ptuning.families.baichuan.tokenizer import BaichuanTokenizer
+from ptuning.families.family import Dimensions, Family
+
+
+class Baichuan(Family):
+    name = "baichuan"
+    model_type = BaichuanConfig.model_type
+    template_name = BaichuanTemplate.name
+    supported = SUPPORTED
+    example = "baichuan-inc/Baichuan2-13B-Chat"
+    port = 7010
+    tokenizer_files = ("tokenizer.model",)
+
+    def check(self, values: Mapping[str, Any], folder: Path) -> None:
+        check_architecture(values, str(folder))
+
+    def register(self) -> None:
+        alibi.register()
+        AutoConfig.register(BaichuanConfig.model_type, BaichuanConfig, exist_ok=True)
+        AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
+        AutoModel.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
+        AutoTokenizer.register(BaichuanConfig, slow_tokenizer_class=BaichuanTokenizer, exist_ok=True)
+        register_weight_names(BaichuanConfig.model_type)
+
+    def template(self, tokenizer) -> BaichuanTemplate:
+        return BaichuanTemplate(tokenizer)
+
+    def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        return official_sources(names)
+
+    def dimensions(self, config: BaichuanConfig) -> Dimensions:
+        return replace(super().dimensions(config), output_copy=config.has_norm_head, score_bias=not config.is_rotary)
+
+    def native_config(self, config: BaichuanConfig) -> LlamaConfig:
+        """A rotary one is Llama, its output layer's rows divided by their lengths once and for all."""
+        if not config.is_rotary:
+            raise ModelError(
+                "a Baichuan with ALiBi can't be written for vLLM: it has had no class for it since 0.24, and transformers has "
+                "none; `ptuning serve` serves it"
+            )
+        own = LlamaConfig().to_dict().keys() - {"model_type", "transformers_version"}
+        values = {name: getattr(config, name) for name in own} | {"architectures": ["LlamaForCausalLM"]}
+        return LlamaConfig(**values)
+
+    def rotate_keys(self, keys: torch.Tensor, offset: int, config: BaichuanConfig) -> torch.Tensor:
+        """With ALiBi keys don't say where they are."""
+        if not config.is_rotary:
+            return keys
+        angle = offset * LlamaRotaryEmbedding(config).inv_freq.to(torch.float64)
+        cos, sin = angle.cos(), angle.sin()
+        first, second = keys.to(torch.float64).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(keys.dtype)

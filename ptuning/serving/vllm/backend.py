@@ -1,0 +1,286 @@
+"""The Backend on vLLM: it computes, and everything that is text or a name stays here."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Any
+
+import httpx
+
+from ptuning.errors import PTuningError
+from ptuning.families import Template
+from ptuning.generation import GenerationRequest, Token
+from ptuning.methods import Stored
+from ptuning.serving.access import Metrics
+from ptuning.serving.backend import (
+    BackendError,
+    Busy,
+    NameTaken,
+    Refused,
+    Served,
+    Stats,
+    TooLate,
+    Unavailable,
+)
+from ptuning.serving.models import Registry
+from ptuning.serving.options import ServeOptions
+from ptuning.serving.scheduler import AnswerStream, call
+from ptuning.serving.vllm.names import NameTable, put
+from ptuning.serving.vllm.replicas import Replica, Replicas
+from ptuning.serving.vllm.stream import NoSuchLora, ReplicaFailed, RequestRefused, body, tokens
+
+log = logging.getLogger("ptuning.serving")
+
+_STOPPED = "the server is shutting down"
+_BARE = Stored()
+
+
+class VllmBackend:
+    """Answers by vLLM's token endpoint.
+
+    Args:
+        options: of the command.
+        template: of the base.
+        registry: the names, over `names`.
+        names: shared with other servers.
+        replicas: looked at, not yet watched.
+        lengths: tokens of prompt and answer, and those that vLLM takes, prefix included.
+        metrics: is told of tokens.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        template: Template,
+        registry: Registry,
+        names: NameTable,
+        replicas: Replicas,
+        lengths: tuple[int, int],
+        metrics: Metrics,
+    ):
+        self.options, self.template, self.registry, self.names = options, template, registry, names
+        self.replicas, self.metrics = replicas, metrics
+        self.context, self.most = lengths
+        self.places = options.max_concurrent * len(replicas.all)
+        self.capacity = self.places + options.max_queue
+        self._draining = False
+        self._change = threading.Condition()  # guards what follows
+        self._live = self._running = 0
+        self._seconds = 1.0  # an answer's usual time
+        self._streams: dict[AnswerStream, dict[int, asyncio.Task]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which requests come, with what belongs to it:
+        self._client: httpx.AsyncClient
+        self._free: asyncio.Semaphore
+
+    # --- the interface ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.replicas.start()
+
+    def served(self) -> list[Served]:
+        return list(self.registry)
+
+    def find(self, name: str) -> Served:
+        return self.registry.find(name)
+
+    def submit(self, model: str, requests: Sequence[GenerationRequest]) -> AnswerStream:
+        served = self.registry.find(model)
+        self._check_open()
+        if any(request.sampling.constraint is not None for request in requests):
+            raise Refused(
+                "an answer's form (response_format, guided_choice) is kept by --engine continuous alone; leave it out"
+            )
+        if served.pre_seq_len + self.context > self.most:
+            raise Refused(self._too_long(served.name, served.pre_seq_len))
+        with self._change:
+            if self._live + len(requests) > self.capacity:
+                raise Busy(
+                    f"{self._live} answers run or wait and {len(requests)} more are asked for, the limit is {self.capacity} "
+                    "(--max_concurrent for each --vllm_url, + --max_queue); ask again later",
+                    retry_after=int(min(max(self._seconds * self._live / self.places / 2, 1), 60)),
+                )
+            self._live += len(requests)
+        self._here()
+        stream = AnswerStream(served, requests, self._drop)
+        self._streams[stream] = {}
+        for index, request in enumerate(requests):
+            task = asyncio.ensure_future(self._answer(stream, index, request))
+            # A task that is cancelled before its first step runs none of its own code.
+            task.add_done_callback(partial(self._ended, stream, index))
+            self._streams[stream][index] = task
+        self.metrics.prompt_tokens(served.name, sum(len(request.ids) for request in requests))
+        return stream
+
+    async def add_prefix(self, name: str, folder: str) -> Served:
+        self._check_open()
+        return await asyncio.to_thread(self._add, name, folder)
+
+    async def remove_prefix(self, name: str) -> None:
+        await asyncio.to_thread(self.registry.remove, name)
+
+    def stats(self) -> Stats:
+        return Stats(self._running, max(self._live - self._running, 0), self.replicas.alive, self._draining)
+
+    def drain(self) -> None:
+        self._draining = True
+
+    def wait_idle(self, seconds: float) -> bool:
+        with self._change:
+            return self._change.wait_for(lambda: not self._live, timeout=seconds)
+
+    def close(self) -> None:
+        self._draining = True
+        self.replicas.close()
+        if self._loop is not None:
+            call(self._loop, self._fail_all)
+
+    # --- in the event loop ------------------------------------------------------------------------------------------------
+
+    def _here(self) -> None:
+        """What belongs to the event loop that serves; made in it."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._free = loop, asyncio.Semaphore(self.places)
+            # The time of a whole answer is bounded by --request_timeout; between two tokens vLLM may well take long.
+            self._client = httpx.AsyncClient(
+                headers=self.replicas.headers,
+                timeout=httpx.Timeout(None, connect=5.0),
+                # An idle connection is given up before vLLM closes it, after 5 s.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.places, keepalive_expiry=2.0),
+            )
+
+    async def _answer(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
+        """Puts one answer's tokens, or why there are none, into its stream."""
+        seconds = self.options.request_timeout
+        try:
+            async with asyncio.timeout(seconds), self._free:
+                self._running += 1
+                try:
+                    await self._from_any(stream, index, request)
+                finally:
+                    self._running -= 1
+        except TimeoutError:
+            text = f"not finished within {seconds:g} s (--request_timeout); ask for fewer tokens, or later"
+            stream.events.put_nowait(TooLate(text))
+        except BackendError as error:
+            stream.events.put_nowait(error)
+        except Exception:
+            log.exception("an answer of vLLM's can't be read")
+            stream.events.put_nowait(Unavailable("an error of the server's; its log says more"))
+
+    async def _from_any(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
+        """Asks one replica after the other until one has begun to answer."""
+        stored = stream.model.prefix or _BARE
+        posted, latest, sent = body(request, stored, self.template.stop_ids), stream.submitted, 0
+        tried: list[Replica] = []
+        while True:
+            replica = self.replicas.choose(stored.prefix or stored.lora, tried)
+            if replica is None:
+                raise Unavailable("no vLLM can answer at the moment; ask again later" if tried else self._down())
+            tried.append(replica)
+            try:
+                async for token in self._from_one(replica, posted, request):
+                    stream.events.put_nowait((index, token))
+                    if token.token is not None:
+                        now = time.monotonic()
+                        self.metrics.token(stream.model.name, now - latest, first=not sent)
+                        sent, latest = sent + 1, now
+                return
+            except RequestRefused as error:
+                log.error("vLLM refuses a request", extra={"fields": {"url": replica.url, "reason": str(error)}})
+                raise Refused("vLLM refuses this request; the server's log says why") from None
+            except ReplicaFailed as error:
+                fields = {"url": replica.url, "reason": str(error), "tokens": sent}
+                log.warning("vLLM failed", extra={"fields": fields})
+                if isinstance(error.__cause__, httpx.TransportError):
+                    self.replicas.lost(replica)
+                if sent:
+                    raise Unavailable(f"vLLM failed after {sent} tokens of this answer; ask again") from None
+
+    async def _from_one(
+        self, replica: Replica, posted: dict[str, Any], request: GenerationRequest
+    ) -> AsyncGenerator[Token]:
+        replica.running += 1
+        try:
+            for again in (True, False):
+                answer = tokens(self._client, replica.url, posted, request, self.template.stop_ids)
+                try:
+                    async for token in answer:
+                        yield token
+                    return
+                except NoSuchLora as error:
+                    if not again:
+                        raise ReplicaFailed(str(error)) from error
+                    await self._load_lora(replica, posted["model"])
+                finally:
+                    await answer.aclose()
+        finally:
+            replica.running -= 1
+
+    async def _load_lora(self, replica: Replica, name: str) -> None:
+        """Has a replica load a LoRA, which it has to be allowed to (VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)."""
+        asked = {"lora_name": name, "lora_path": str((self.names.store / name).absolute())}
+        try:
+            reply = await self._client.post(f"{replica.url}/v1/load_lora_adapter", json=asked)
+        except httpx.HTTPError as error:
+            raise ReplicaFailed(repr(error)) from error
+        if reply.status_code != 200 and "already" not in reply.text:
+            raise ReplicaFailed(f"LoRA {name} can't be loaded: HTTP {reply.status_code}: {reply.text[:500]}")
+
+    def _drop(self, stream: AnswerStream, indices: set[int]) -> None:
+        """Called in the event loop: closing the connection frees the place in vLLM."""
+        for index in indices:
+            if (task := self._streams.get(stream, {}).get(index)) is not None:
+                task.cancel()
+
+    def _fail_all(self) -> None:
+        for stream, tasks in list(self._streams.items()):
+            stream.events.put_nowait(Unavailable(_STOPPED))
+            for task in tasks.values():
+                task.cancel()
+        self._closing = asyncio.ensure_future(self._client.aclose())
+
+    def _ended(self, stream: AnswerStream, index: int, task: asyncio.Task) -> None:
+        tasks = self._streams[stream]
+        del tasks[index]
+        if not tasks:
+            del self._streams[stream]
+        with self._change:
+            self._live -= 1
+            self._seconds += 0.1 * (time.monotonic() - stream.submitted - self._seconds)
+            self._change.notify_all()
+
+    # --- names ------------------------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, folder: str) -> Served:
+        self.registry.check_name(name)
+        try:
+            served = put(name, folder, self.options.model, self.names.store)
+        except PTuningError as error:
+            raise Refused(str(error)) from error
+        except Exception as error:  # whatever a strange path or file leads to
+            raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__})") from error
+        if served.pre_seq_len + self.context > self.most:
+            raise Refused(self._too_long(name, served.pre_seq_len))
+        if not self.names.claim(served):
+            raise NameTaken(f"there is a prefix {name!r} already; remove it first, or use another name")
+        return served
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Unavailable(_STOPPED)
+        if not self.replicas.alive:
+            raise Unavailable(self._down())
+
+    def _down(self) -> str:
+        return f"vLLM is down ({len(self.replicas.all)} tried); it is asked every second whether it is back"
+
+    def _too_long(self, name: str, length: int) -> str:
+        left = self.most - self.context
+        return (
+            f"prefix {name!r} has {length} positions, and vLLM's --max-model-len {self.most} leaves {left} beside the "
+            f"context of {self.context}; start vLLM with --max-model-len {self.context + length}"
+        )

@@ -1,0 +1,128 @@
+"""One request to vLLM's token endpoint: its body, and the tokens in what comes back."""
+
+import json
+from collections.abc import AsyncGenerator, Collection
+from typing import Any
+
+import httpx
+
+from ptuning.generation import GenerationRequest, SamplingParams, Token
+from ptuning.methods import Stored
+
+ENDPOINT = "/inference/v1/generate"  # with --enable-scale-out
+_LEAST_TOP_P = 1e-9  # vLLM refuses 0, which means the likeliest token alone
+
+
+class ReplicaFailed(Exception):
+    """This replica can't answer, and another may."""
+
+
+class RequestRefused(Exception):
+    """vLLM finds the request wrong, as every replica would."""
+
+
+class NoSuchLora(Exception):
+    """This replica hasn't loaded the LoRA yet."""
+
+
+def body(request: GenerationRequest, stored: Stored, stop_ids: Collection[int]) -> dict[str, Any]:
+    """What is posted.
+
+    Args:
+        stored: what it is answered with.
+        stop_ids: of the base.
+    """
+    # Placeholders are id 0, whatever the prefix: penalties that look at the prompt would else count them as words.
+    made: dict[str, Any] = {
+        "token_ids": [0] * stored.length + list(request.ids),
+        "sampling_params": _sampling(request.sampling)
+        | {"max_tokens": request.max_new_tokens, "stop_token_ids": sorted(stop_ids), "detokenize": False}
+        | ({} if request.logprobs is None else {"logprobs": request.logprobs}),
+        "stream": True,
+    }
+    if stored.prefix:
+        made["kv_transfer_params"] = {"prefix": stored.prefix, "length": stored.length}
+        # Without it vLLM would take the blocks that another prefix has computed for the same placeholders.
+        made["cache_salt"] = stored.prefix
+    if stored.lora:
+        made["model"] = stored.lora
+    return made
+
+
+def _sampling(rule: SamplingParams) -> dict[str, Any]:
+    return {
+        "temperature": rule.temperature,
+        "top_p": max(rule.top_p, _LEAST_TOP_P),
+        "top_k": rule.top_k,
+        "seed": None if rule.seed is None else rule.seed % 2**63,
+        "frequency_penalty": rule.frequency_penalty,
+        "presence_penalty": rule.presence_penalty,
+        "min_p": rule.min_p,
+        "repetition_penalty": rule.repetition_penalty,
+    }
+
+
+async def tokens(
+    client: httpx.AsyncClient, url: str, posted: dict[str, Any], request: GenerationRequest, stop_ids: Collection[int]
+) -> AsyncGenerator[Token]:
+    """The answer, token by token; closing the iterator frees its place in vLLM.
+
+    Args:
+        url: of the replica.
+        posted: of `body`.
+
+    Raises:
+        ReplicaFailed, RequestRefused, NoSuchLora.
+    """
+    done = False
+    try:
+        async with client.stream("POST", url + ENDPOINT, json=posted) as reply:
+            if reply.status_code != 200:
+                raise _problem(
+                    reply.status_code, (await reply.aread())[:500].decode(errors="replace"), "model" in posted
+                )
+            async for line in reply.aiter_lines():
+                if done or not line.startswith("data: {"):
+                    continue  # read to its end, so that the connection can be used again
+                data = json.loads(line.removeprefix("data: "))
+                if "error" in data:
+                    raise ReplicaFailed(f"vLLM reports {data['error']}")
+                for choice in data["choices"]:
+                    for token in _tokens(choice, request, stop_ids):
+                        yield token
+                        done = token.finish is not None
+    except httpx.HTTPError as error:
+        if not done:
+            raise ReplicaFailed(repr(error)) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ReplicaFailed(f"an event that isn't vLLM's: {error!r}") from error
+    if not done:
+        raise ReplicaFailed("the answer broke off")
+
+
+def _problem(status: int, text: str, with_lora: bool) -> Exception:
+    if status == 404 and with_lora:
+        return NoSuchLora(text)
+    said = f"HTTP {status}: {text}"
+    return RequestRefused(said) if status in (400, 413, 422) else ReplicaFailed(said)
+
+
+def _tokens(choice: dict[str, Any], request: GenerationRequest, stop_ids: Collection[int]) -> list[Token]:
+    ids, finish = list(choice.get("token_ids") or ()), choice.get("finish_reason")
+    if finish not in (None, "stop", "length"):
+        raise ReplicaFailed(f"vLLM ended the answer: {finish}")
+    reports = (choice.get("logprobs") or {}).get("content") or []
+    made = []
+    for place, token in enumerate(ids):
+        last = finish if place == len(ids) - 1 else None
+        report: dict[str, Any] = {}
+        if request.logprobs is not None:
+            top = reports[place]["top_logprobs"][: request.logprobs]
+            report = {
+                "logprob": reports[place]["logprob"],
+                "top": tuple((one["token_id"], one["logprob"]) for one in top),
+            }
+        made.append(Token(request.id, None if token in stop_ids else token, last, **report))
+    if finish is not None and not ids:
+        made.append(Token(request.id, None, finish))
+    return made

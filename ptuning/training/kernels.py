@@ -1,0 +1,137 @@
+"""With which kernels a run trains: by its options, where it runs, and the run that it continues."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ptuning.config import Config
+from ptuning.distributed import of_main_process
+from ptuning.errors import ConfigError
+from ptuning.kernels import ONEDNN, TORCH, fastest_product, products
+from ptuning.loading import resolve_dtype
+from ptuning.messages import message
+from ptuning.methods import Method
+from ptuning.quantization import asked_precision
+from ptuning.runs import RunRecord
+
+FAST, PLAIN = "fast", "plain"
+MICRO_BATCH_TOKENS = 512  # where neither speed nor memory gains from fewer or more (docs/benchmarks.md)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a run computes with, as its record holds it: another choice rounds otherwise.
+
+    Args:
+        kernels: fast: those of `ptuning.kernels`; plain: transformers' own.
+        product: of the frozen linear layers, one of `ptuning.kernels.products()`.
+        micro_batch_tokens: a step's batch is taken in pieces of so many tokens at most; 0: in one piece.
+    """
+
+    kernels: str = PLAIN
+    product: str = TORCH
+    micro_batch_tokens: int = 0
+
+    @property
+    def fast(self) -> bool:
+        return self.kernels == FAST
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a run's record holds."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        pieces = message("pieces", tokens=self.micro_batch_tokens) if self.micro_batch_tokens else ""
+        if not self.fast:
+            return message("plain_kernels", pieces=pieces)
+        library = message("by_onednn" if self.product == ONEDNN else "by_torch")
+        return message("fast_training", library=library, pieces=pieces)
+
+
+def kernels_of(
+    config: Config,
+    method: Method | None,
+    before: RunRecord | None = None,
+    *,
+    device_type: str | None = None,
+    deepspeed: bool | None = None,
+) -> Kernels:
+    """What a run's options mean; which library multiplies is left to `with_product`.
+
+    Args:
+        before: the run that is continued, which says what isn't given; a record without a word of it is of plain kernels.
+        device_type: "cpu" or "cuda"; default: this machine's.
+        deepspeed: whether there is a DeepSpeed file; default: from the options.
+    """
+    training = config.training
+    if not training.do_train:
+        return Kernels()
+    known = Kernels() if before is None else _of_record(before.kernels)
+    applies = why_not(config, method, device_type=device_type, deepspeed=deepspeed) is None
+    wish = training.kernels or (known.kernels if before is not None else FAST)
+    kernels = FAST if applies and wish == FAST else PLAIN
+    tokens = training.micro_batch_tokens
+    if tokens is None:
+        tokens = known.micro_batch_tokens if before is not None else MICRO_BATCH_TOKENS if kernels == FAST else 0
+    return Kernels(kernels, known.product, tokens)
+
+
+def with_product(kernels: Kernels, config: Config, before: RunRecord | None = None) -> Kernels:
+    """The same with the library that multiplies: that of the run that is continued, where this machine has it, else the faster
+    one by a short measurement of the first process."""
+    numbers = resolve_dtype(config.model.dtype, torch.device("cpu"))
+    if not kernels.fast or numbers != torch.float32 or asked_precision(config.model) is not None:
+        return replace(kernels, product=TORCH)
+    if before is not None:
+        return kernels if kernels.product in products() else replace(kernels, product=TORCH)
+    return replace(kernels, product=of_main_process(fastest_product()))
+
+
+def why_not(
+    config: Config, method: Method | None, *, device_type: str | None = None, deepspeed: bool | None = None
+) -> str | None:
+    """Why the fast kernels can't train this run; None: they can. Arguments as `kernels_of`."""
+    training = config.training
+    if method is None or not method.keeps_base:
+        return "they are for a frozen base (--method prefix or lora), and all weights train"
+    if device_type == "cuda" or (device_type is None and not training.use_cpu):
+        return "they are for CPUs, and this run is on a GPU"
+    if training.deepspeed is not None if deepspeed is None else deepspeed:
+        return "DeepSpeed handles weights and gradients in its own way"
+    if training.bf16 or training.fp16:
+        return "--bf16 and --fp16 convert weights at each product"
+    if training.torch_compile:
+        return "--torch_compile makes kernels of its own"
+    return None
+
+
+def check_kernels(config: Config, method: Method | None) -> list[str]:
+    """What about --kernels and --micro_batch_tokens can't be done: one sentence each, with the fix."""
+    training, problems = config.training, []
+    if not training.do_train:
+        given = [name for name in ("kernels", "micro_batch_tokens") if getattr(training, name) is not None]
+        return [f"--{name} is for training; leave it out" for name in given]
+    if training.kernels == FAST and (why := why_not(config, method)) is not None:
+        problems.append(f"--kernels fast: {why}; leave it out")
+    if training.micro_batch_tokens and training.deepspeed is not None:
+        problems.append(
+            f"--micro_batch_tokens {training.micro_batch_tokens}: DeepSpeed's engine counts backward passes, one a batch; leave it "
+            "out, and give fewer rows a batch with --per_device_train_batch_size and --gradient_accumulation_steps"
+        )
+    return problems
+
+
+def _of_record(values: Mapping[str, Any]) -> Kernels:
+    """
+    Raises:
+        ConfigError: of another version.
+    """
+    try:
+        return Kernels(**values)
+    except TypeError:
+        raise ConfigError(
+            f"the record of the run has kernels {dict(values)}, which this version doesn't know; continue it with the version that "
+            "wrote it"
+        ) from None
