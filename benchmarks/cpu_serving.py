@@ -61,6 +61,8 @@ def main() -> None:
     if args.worker:
         print(json.dumps(worker(args)))
         return
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = args.folder or Path(temporary)
         require_disk(folder, args)

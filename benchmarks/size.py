@@ -45,6 +45,8 @@ def main() -> None:
         kind, base = args.part
         print(json.dumps(answering(args, base) if kind == "decode" else training(args, base, kind)))
         return
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         args.folder = args.folder or Path(temporary)
         needed = 0.1e9 if args.small else 13e9

@@ -288,7 +288,7 @@ def _short(cause: Exception, most: int = 500) -> str:
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return torch.device(device)
 
 

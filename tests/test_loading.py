@@ -147,6 +147,16 @@ def test_auto_dtype_on_cuda(monkeypatch, supported, expected):
     assert resolve_dtype("auto", torch.device("cuda")) == expected
 
 
+def test_a_torch_for_gpus_on_a_machine_without_one(golden_base, monkeypatch):
+    """What pip installs on Linux by default: it names CUDA as its accelerator, driver or not."""
+
+    def of_a_cuda_build(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", of_a_cuda_build)
+    assert load_base(golden_base).device.type == "cpu"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu(complete_base, checkpoint):

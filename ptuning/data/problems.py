@@ -132,7 +132,7 @@ def bad_json(file: str, error: json.JSONDecodeError, first_line: int = 1, column
         first_line: the number that line 1 of that text has in the file.
         columns_before: characters that stand before the text on that line.
     """
-    text, position = error.doc, error.pos
+    text, (position, message) = error.doc, _in_every_python(error)
     line_start = text.rfind("\n", 0, position) + 1
     line_end = text.find("\n", position)
     line_end = len(text) if line_end < 0 else line_end
@@ -143,9 +143,19 @@ def bad_json(file: str, error: json.JSONDecodeError, first_line: int = 1, column
         file,
         first_line + text.count("\n", 0, position),
         JSON_FIELD,
-        f"{error.msg.removesuffix(' at')} at column {column}, {place}",
-        _fix(text, position, error.msg),
+        f"{message.removesuffix(' at')} at column {column}, {place}",
+        _fix(text, position, message),
     )
+
+
+def _in_every_python(error: json.JSONDecodeError) -> tuple[int, str]:
+    """Position and message as Python 3.13 has them: of a comma too many earlier ones speak only at the bracket behind it."""
+    before = error.doc[: error.pos].rstrip(" \t\r\n")
+    expected = {"]": ("array", "Expecting value"), "}": ("object", "Expecting property name")}
+    kind, said = expected.get(error.doc[error.pos : error.pos + 1], ("", " "))
+    if before.endswith(",") and error.msg.startswith(said):
+        return len(before) - 1, f"Illegal trailing comma before end of {kind}"
+    return error.pos, error.msg
 
 
 def _fix(text: str, position: int, message: str) -> str:

@@ -256,8 +256,8 @@ def rows(file):
 """
 
 
-def run(code: str, *argv: object, launcher: tuple[str, ...] = ()) -> str:
-    command = [sys.executable, *launcher] + ([] if launcher else ["-c", code])
+def run(code: str, *argv: object, launcher: tuple[object, ...] = ()) -> str:
+    command = [*map(str, launcher)] or [sys.executable, "-c", code]
     done = subprocess.run([*command, *map(str, argv)], text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -289,8 +289,8 @@ for file in sys.argv[2:]:
     assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 150 MB
 
 
-def test_one_process_of_a_machine_encodes_for_all(tmp_path, file, template, monkeypatch, free_port):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "own"))
+def test_one_process_of_a_machine_encodes_for_all(tmp_path, template, monkeypatch, warm_bin, free_port):
+    file = write(tmp_path / "own.jsonl", [{"prompt": f"只在这里 {i}", "response": f"答案 {i}"} for i in range(50)])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     script = tmp_path / "both.py"
     script.write_text(
@@ -316,7 +316,7 @@ dist.destroy_process_group()
         encoding="utf-8",
     )
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "", "response": "b"}])
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}", str(script))
+    launcher = (warm_bin / "torchrun", "--nproc_per_node=2", f"--master_port={free_port}", script)
     lines = sorted(run("", template.tokenizer.vocab_file, file, bad, launcher=launcher).splitlines())
     sha = encode_split(load(file), Encoder(template, Lengths(60, 20))).rows.sha256
     assert lines == [f"0 ['_encode', 'valid_records'] {sha} True", f"1 ['valid_records'] {sha} True"]

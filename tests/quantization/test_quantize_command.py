@@ -64,7 +64,7 @@ def test_it_is_what_quantizing_at_load_makes(tmp_path, bits):
     assert len(tokenizer) <= written.config.vocab_size
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
+def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch, new_objects_only):
     seen: list[weakref.ref] = []
     read, quantize = TensorFiles.read, type(precision_of(4)).quantize
 

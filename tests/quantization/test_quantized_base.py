@@ -127,7 +127,7 @@ def test_a_cast_of_the_model_leaves_the_scales(half, bits):
     assert model.model.norm.weight.dtype == torch.bfloat16
 
 
-def test_one_matrix_at_a_time_is_whole_in_memory(half, bits, monkeypatch):
+def test_one_matrix_at_a_time_is_whole_in_memory(half, bits, monkeypatch, new_objects_only):
     """Quantising at load never holds the 16-bit model: each matrix is gone before the next is quantised."""
     seen: list[weakref.ref] = []
     convert = _Quantize.convert

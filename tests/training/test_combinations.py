@@ -211,7 +211,8 @@ def test_the_deepspeed_file_itself(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"zero_3.json: no such file; did you mean .*zero3.json"):
         check_deepspeed_file(["--do_train", "--deepspeed", str(tmp_path / "zero_3.json")])
     (tmp_path / "bad.json").write_text('{\n  "a": 1,\n}')
-    with pytest.raises(ConfigError, match=r"bad.json: not valid JSON .*line 3.*no comma after the last entry"):
+    # Python 3.13 points at the comma, earlier ones at the bracket behind it.
+    with pytest.raises(ConfigError, match=r"bad.json: not valid JSON .*line [23].*no comma after the last entry"):
         read_deepspeed(str(tmp_path / "bad.json"))
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ConfigError, match="expected an object"):

@@ -129,7 +129,7 @@ def zero(name: str) -> dict:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kernels", ["fast", "fast in one piece", "plain"])
 @pytest.mark.parametrize("name", ["tiny", "twelve"])
-def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, bits, checkpointing, kernels):
+def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, warm_bin, name, prefix, bits, checkpointing, kernels):
     if prefix is None and kernels != "plain":
         pytest.skip("a frozen base's alone")
     flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
@@ -139,7 +139,8 @@ def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, name, prefix, 
     flags += [] if bits is None else ["--quantization_bit", bits]
     flags += [] if prefix is None else ["--kernels", kernels.split()[0]]
     flags += ["--micro_batch_tokens", 0] if kernels == "fast in one piece" else []
-    done = subprocess.run([sys.executable, "-c", RUN, *map(str, flags)], capture_output=True, text=True, timeout=600)
+    command = [warm_bin / "python", "-c", RUN, *flags]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     ratio = found["estimate"] / found["peak"]
@@ -528,9 +529,18 @@ def test_docs_say_what_the_estimate_says(official, capsys, monkeypatch, fresh_rs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["plain", "zero2", "zero3", "offload"])
-def test_two_processes_within_15_percent(way):
+def test_two_processes_within_15_percent(warm_bin, way):
     """All weights of the 12-layer model on two processes, through the benchmark, whose last line says estimate / measured."""
-    command = [sys.executable, REPO / "benchmarks" / "full.py", "--ways", way, "--processes", "2", "--samples", "8"]
+    command = [
+        warm_bin / "python",
+        REPO / "benchmarks" / "full.py",
+        "--ways",
+        way,
+        "--processes",
+        "2",
+        "--samples",
+        "8",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--batch", "8"], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
