@@ -1,6 +1,9 @@
 """Which kernels a run trains with: the default, what refuses, the record, and the run that goes on."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from ptuning.training import kernels
 from ptuning.training.combinations import check_combinations
 from ptuning.training.kernels import MICRO_BATCH_TOKENS, Kernels, kernels_of, with_product
 from tests.conftest import REPO
+from tests.training.two_ranks import SCRIPT
 
 BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
 DEMO = REPO / "models" / "chatglm2-tiny"
@@ -194,15 +198,10 @@ def test_a_resumed_run_is_the_run_to_the_last_bit(tmp_path, monkeypatch, capsys,
     assert "kernels was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_average", ["tokens", "rows"])
 def test_two_processes_add_up_in_the_last_piece(tmp_path, loss_average):
     """Ranks with different numbers of pieces: the losses and the prefix of whole batches."""
-    import os
-    import subprocess
-    import sys
-
-    from tests.training.two_ranks import SCRIPT
-
     found = {}
     for tokens in (0, 40):
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
