@@ -333,10 +333,10 @@ def test_a_stream_that_is_cut_is_no_200(gated):
 
 def test_further_figures(gated):
     with gated() as (server, gate), ExitStack() as stack:
-        asked = [Ask(stack, server, body("你好", max_tokens=3)) for _ in range(2)]
+        asked = [Ask(stack, server, body("你好", max_tokens=8)) for _ in range(2)]
         wait_until(lambda: server.worker.stats().waiting == 2, "both wait")
-        gate.let(2)
-        wait_until(lambda: gate.asked >= 3, "they run")
+        gate.let(3)  # of the first prompt, of its row, of both
+        wait_until(lambda: gate.asked >= 4, "they run")
         text = server.get("/metrics").text
         assert 'ptuning_queue_seconds_count{model="chatglm2-tiny"} 2.0' in text
         used = float(text.split("\nptuning_cache_use ")[1].split()[0])
