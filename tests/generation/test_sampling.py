@@ -79,7 +79,7 @@ def test_penalties_are_openais():
 def test_the_repetition_penalty_is_that_of_transformers():
     torch.manual_seed(0)
     logits = torch.randn(1, 20)
-    chooser = Chooser(SamplingParams(repetition_penalty=1.7, prompt=(3, 5, 5)))
+    chooser = Chooser(SamplingParams(repetition_penalty=1.7), prompt=(3, 5, 5))
     ids = [3, 5, 5]
     for _ in range(6):
         expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), logits.clone())

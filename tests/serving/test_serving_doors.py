@@ -331,19 +331,23 @@ def test_a_stream_that_is_cut_is_no_200(gated):
         wait_until(lambda: line in server.get("/metrics").text, "it is counted as cut")
 
 
+def figure(server, name: str) -> float:
+    return float(server.get("/metrics").text.split(f"\nptuning_{name} ")[1].split()[0])
+
+
 def test_further_figures(gated):
+    queued = 'queue_seconds_count{model="chatglm2-tiny"}'
     with gated() as (server, gate), ExitStack() as stack:
-        asked = [Ask(stack, server, body("你好", max_tokens=8)) for _ in range(2)]
+        asked = [Ask(stack, server, body("你好", max_tokens=12)) for _ in range(2)]
         wait_until(lambda: server.worker.stats().waiting == 2, "both wait")
-        gate.let(3)  # of the first prompt, of its row, of both
-        wait_until(lambda: gate.asked >= 4, "they run")
-        text = server.get("/metrics").text
-        assert 'ptuning_queue_seconds_count{model="chatglm2-tiny"} 2.0' in text
-        used = float(text.split("\nptuning_cache_use ")[1].split()[0])
-        assert 0 < used < 0.01
+        assert figure(server, "cache_use") == figure(server, "cached_tokens") == 0
+        gate.let(1)
+        wait_until(lambda: "_queue_seconds_count{" in server.get("/metrics").text, "one has begun")
+        assert 0 < figure(server, "cache_use") < 0.01
         gate.open()
         assert [ask.result().status_code for ask in asked] == [200, 200]
-        wait_until(lambda: "ptuning_cached_tokens 0.0" not in server.get("/metrics").text, "turns are kept")
+        assert figure(server, queued) == 2
+        wait_until(lambda: figure(server, "cached_tokens") > 0, "turns are kept")
 
 
 def test_a_flood_of_one_line_is_braked():
