@@ -25,9 +25,11 @@ def test_shipped_config_parses(path, monkeypatch):
     given = ["--model_name_or_path", "m", "--train_file", "t.json"] if "\nmodel_name" not in path.read_text() else []
     config, notes = parse(["--config", str(path), *given], defaults=defaults_of)
     assert config.training.do_train and not notes
-    assert config.model.method == {"ptuning": "prefix", "lora": "lora", "full": "full"}[path.stem.split("_")[0]]
+    methods = {"ptuning": "prefix", "prefix": "prefix", "lora": "lora", "full": "full"}
+    (method,) = (methods[word] for word in path.stem.split("_") if word in methods)
+    assert config.model.method == method
     batch = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
-    if path.stem.startswith("full"):
+    if method == "full":
         assert config.model.pre_seq_len is None and config.training.save_total_limit == 2
         unset_hf_deepspeed_config()
     else:

@@ -251,7 +251,7 @@ def client(prefixes):
     )
     worker, metrics = build(options)
     worker.start()
-    with TestClient(create_app(worker, options, metrics)) as client:
+    with TestClient(create_app(worker, options, metrics), base_url="http://127.0.0.1") as client:
         yield client
     worker.close()
 
