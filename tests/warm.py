@@ -162,6 +162,10 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
     import threading
     import traceback
 
+    import torch
+
+    # After a fork torch makes its pool of threads anew when it is next needed; two threads that need it at once would fail.
+    torch.set_num_threads(1)
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
     for number, file in enumerate(files):
