@@ -70,6 +70,38 @@ def test_the_probe_takes_what_is_clearly_faster(monkeypatch, faster, expected):
     assert fastest_product() == expected
 
 
+@pytest.mark.parametrize(
+    ("plain", "other", "expected"),
+    [
+        ([2.0, 2.1, 2.0], [1.0, 1.1, 1.0], True),
+        ([1.2, 1.1, 1.2], [1.0, 1.0, 1.1], False),
+        ([2.0, 9.0, 8.0], [1.0, 1.0, 1.0], None),  # the one was interrupted
+        ([2.0, 2.0, 2.0], [0.5, 1.0, 1.0], None),  # the other was
+        ([1.31, 1.5, 1.5], [1.1, 1.1, 1.1], False),  # by the median alone
+    ],
+)
+def test_times_that_vary_say_nothing(plain, other, expected):
+    assert product._is_clearly_faster({TORCH: plain, ONEDNN: other}) is expected
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([True, True], ONEDNN),
+        ([True, False], TORCH),  # one of two isn't enough
+        ([None, True, None, None, True], ONEDNN),  # what isn't steady is measured again
+        ([None, None, None, None, None, True], TORCH),
+        ([None] * 6, TORCH),  # a busy machine
+    ],
+)
+def test_two_steady_measurements_have_to_agree(monkeypatch, said, expected):
+    rest = iter(said)
+    monkeypatch.setattr(product, "_is_clearly_faster", lambda seconds: next(rest))
+    assert fastest_product() == expected
+    assert list(rest) == []
+
+
 def test_without_the_operator_it_is_torchs(monkeypatch):
     def missing(*args):
         raise AttributeError("no such operator")
