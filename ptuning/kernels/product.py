@@ -30,8 +30,9 @@ def products() -> tuple[str, ...]:
 def fastest_product() -> str:
     """oneDNN where the first two steady ones of a few short measurements both find it clearly faster, else torch's own.
 
-    Beside other work times vary several-fold and their ratio says nothing: where it is 1.1, medians were 0.7 to 3.1 at load 8, and the
-    fastest of 15 runs said more than 1.3 in 4 of 40 starts beside three busy processes. About 80 ms; more where nothing is steady.
+    Beside other work times vary several-fold and their ratio says nothing: where it is 1.1, medians were 0.7 to 3.1 at load 8, and
+    the fastest of 15 runs said more than 1.3 in 4 of 40 starts beside three busy processes. About 80 ms; more where nothing is
+    steady.
     """
     if not _has_onednn():
         return TORCH
