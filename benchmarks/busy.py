@@ -11,14 +11,14 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
+
+from common import stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,9 +85,7 @@ def main() -> None:
                 rates[str(spins)] = max(rate, rates.get(str(spins), 0.0))
                 print(f"{count} busy processes, {spins} spins: {rate:.1f} samples/s", flush=True)
     summary = {
-        "benchmark": "busy",
-        "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        **stamp("busy"),
         "cores": os.cpu_count(),
         "steps": args.steps,
         "results": results,

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import platform
 import random
 import time
 import types
+from datetime import date
 from pathlib import Path
 
 SHARED_LENGTHS = Path(__file__).resolve().parents[2] / "shared" / "adgen" / "lengths.json"
@@ -19,6 +21,12 @@ class Template:
 
     pad_id = 0
     tokenizer = types.SimpleNamespace(pad_token_id=0, model_input_names=("input_ids",))
+
+
+def stamp(benchmark: str) -> dict[str, str]:
+    """What a summary begins with."""
+    machine = platform.processor() or platform.machine()
+    return {"benchmark": benchmark, "date": date.today().isoformat(), "machine": machine}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

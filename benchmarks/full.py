@@ -10,12 +10,10 @@ the longest row divided by the measured peak. The last line of the output is JSO
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +27,7 @@ from benchmarks.common import (
     model_config,
     random_rows,
     sample_lengths,
+    stamp,
     wait,
 )
 
@@ -178,9 +177,7 @@ def main() -> None:
         if alone is not None and result["processes"] > 1:
             result["scaling"] = round(result["samples_per_second"] / alone["samples_per_second"], 2)
     summary = {
-        "benchmark": "full",
-        "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        **stamp("full"),
         "device": args.device,
         "dtype": args.dtype,
         "parameters": parameters,

@@ -3,7 +3,7 @@
     python benchmarks/long.py [--tokens 1024 … 32768] [--kernels plain fast] [--memory_mb 2500]
 
 The tiny model with a prefix of 128, one row a step, fp32; each way in a process of its own: with and without gradient
-checkpointing, for each of --kernels where this version has that option. A length whose step would take more than --memory_mb,
+checkpointing, for each of --kernels. A length whose step would take more than --memory_mb,
 going by how memory has grown before, is left out (null). Memory is what a step takes at its peak beside the model.
 """
 
@@ -12,40 +12,32 @@ import ctypes
 import gc
 import json
 import math
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import TINY
-from ptuning.config.parse import option_parser
+from benchmarks.common import TINY, stamp
 
 PREFIX = 128
+KERNELS = ["plain", "fast"]
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", help="run one way in this process (used internally)")
     parser.add_argument("--tokens", type=int, nargs="+", help="default: 1,024 to 32,768; with --small 128 and 256")
-    parser.add_argument("--kernels", nargs="+", default=kernels(), help="default: all that this version has")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--memory_mb", type=int, default=2500, help="of a step at most")
     parser.add_argument("--small", action="store_true", help="all ways in one process")
     args = parser.parse_args(argv)
     if args.tokens is None:
         args.tokens = [128, 256] if args.small else [1024 << n for n in range(6)]
     return args
-
-
-def kernels() -> list[str]:
-    """The values of --kernels, "plain" alone where there is no such option."""
-    found = next((action for action in option_parser()._actions if action.dest == "kernels"), None)
-    return ["plain"] if found is None else [value for value in ("plain", "fast") if value in (found.choices or ())]
 
 
 def ways(args: argparse.Namespace) -> list[str]:
@@ -129,14 +121,13 @@ def train(args: argparse.Namespace, kernel: str, checkpointing: bool) -> dict[in
             "max_steps": len(rows),
             "per_device_train_batch_size": 1,
             "gradient_checkpointing": checkpointing,
+            "kernels": kernel,
             "train_sampling_strategy": "sequential",
             "save_strategy": "no",
             "report_to": "none",
             "logging_steps": 1000,
             "disable_tqdm": True,
         }
-        if kernels() != ["plain"]:
-            options["kernels"] = kernel
         config, _ = parse(
             ["--do_train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
         )
@@ -188,9 +179,7 @@ def main(argv: list[str] | None = None) -> None:
             results[way] = json.loads(output.splitlines()[-1])
         print(way, results[way], flush=True)
     summary = {
-        "benchmark": "long",
-        "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        **stamp("long"),
         "prefix": PREFIX,
         "results": results,
     }

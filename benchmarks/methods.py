@@ -12,7 +12,6 @@ first method's steps take. A finished run with the same options that is in --out
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -20,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Template, add_model_arguments, random_rows, sample_lengths, wait
+from benchmarks.common import Template, add_model_arguments, random_rows, sample_lengths, stamp, wait
 from benchmarks.serve import TINY, make_base, measure, server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,9 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = measured(args, Path(folder))
     summary = {
-        "benchmark": "methods",
-        "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        **stamp("methods"),
         "device": args.device,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "steps": args.steps,

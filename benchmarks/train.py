@@ -20,12 +20,10 @@ matrix product rate is that of the faster of torch's two CPU libraries. The last
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +37,7 @@ from benchmarks.common import (
     model_config,
     random_rows,
     sample_lengths,
+    stamp,
     wait,
 )
 
@@ -99,8 +98,9 @@ def run_way(args: argparse.Namespace) -> dict:
         model = ChatGLMForConditionalGeneration(model_config(args))
     torch.set_default_dtype(torch.float32)
     clock = _clock(args.device, WARMUP // 16)
-    trainer = (_peft_trainer if args.way.startswith("peft") else _our_trainer)(args, model, lengths, clock)
-    trainer.train()
+    made = _peft_trainer if args.way.startswith("peft") else _our_trainer
+    with tempfile.TemporaryDirectory() as folder:
+        made(args, model, lengths, clock, folder).train()
     peak = peak_rss()
     result = {
         "samples_per_second": round(args.samples / (clock.ended[0] - clock.started[0]), 3),
@@ -117,7 +117,7 @@ def run_way(args: argparse.Namespace) -> dict:
     return result
 
 
-def _our_trainer(args, model, lengths, clock):
+def _our_trainer(args, model, lengths, clock, folder):
     """Of this package, in our ways and in the official one."""
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
@@ -154,6 +154,7 @@ def _our_trainer(args, model, lengths, clock):
             learning_rate=2e-2,
             gradient_checkpointing=official,
             train_sampling_strategy="random" if official else "group_by_length",
+            output_dir=folder,
             **_SHARED,
         ),
         method=None,
@@ -166,7 +167,7 @@ def _our_trainer(args, model, lengths, clock):
     )
 
 
-def _peft_trainer(args, model, lengths, clock):
+def _peft_trainer(args, model, lengths, clock, folder):
     """peft's wrapper and transformers' Trainer, as their own examples have it."""
     import torch
     from peft import LoraConfig, PrefixTuningConfig, get_peft_model
@@ -203,7 +204,7 @@ def _peft_trainer(args, model, lengths, clock):
     }
     return Trainer(
         model=get_peft_model(model, config),
-        args=TrainingArguments(**batch, **_SHARED),
+        args=TrainingArguments(output_dir=folder, **batch, **_SHARED),
         data_collator=collate,
         train_dataset=rows,
         callbacks=[clock],
@@ -211,7 +212,6 @@ def _peft_trainer(args, model, lengths, clock):
 
 
 _SHARED = {
-    "output_dir": tempfile.mkdtemp(prefix="benchmark-train-"),
     "num_train_epochs": 1,
     "save_strategy": "no",
     "report_to": "none",
@@ -249,9 +249,7 @@ def main() -> None:
         results[way] = json.loads(output.splitlines()[-1])
         print(way, results[way], flush=True)
     summary = {
-        "benchmark": "train",
-        "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        **stamp("train"),
         "device": args.device,
         "dtype": args.dtype,
         "real_lengths": args.lengths.exists(),

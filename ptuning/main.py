@@ -49,7 +49,8 @@ from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
 from ptuning.training.kernels import Kernels, kernels_of, with_product
 from ptuning.training.progress import LiveReport
-from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, run_to_continue, train
+from ptuning.training.resume import run_to_continue
+from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, train
 from ptuning.training.trainer import TuningTrainer
 from ptuning.training.workload import base_dtype
 
@@ -106,13 +107,13 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
         encoded = encode(config, template, splits)
         for name, rows_of_split in encoded.items():
             say(message("encoded", name=name, report=rows_of_split.report))
-        before = run_to_continue(config, folder) if training.do_train else None
+        before = run_to_continue(training) if training.do_train else None
         kernels = with_product(kernels_of(config, method, before), config, before)
         if training.do_train:
             assert method is not None  # of a run that trains
             rows = encoded["train"].rows
             estimate = estimate_run(config, method, rows=(rows.lengths, rows.label_counts), kernels=kernels)
-            estimate = choose_checkpointing(training, estimate, say)
+            estimate = choose_checkpointing(training, before, estimate, say)
         record, resume_from = recorded_run(config, method, splits, encoded, kernels), None
         if training.do_train:
             resume_from = checkpoint_to_resume(config, folder, record, rows.lengths, say)

@@ -10,13 +10,12 @@ texts are the repo's own data sets.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import sentencepiece
 import torch
+from train_tokenizer import trained
 
 from ptuning.families.baichuan.config import BaichuanConfig
 from ptuning.families.baichuan.model import BaichuanForCausalLM
@@ -43,29 +42,9 @@ def sentences() -> Iterator[str]:
 
 
 def train_tokenizer(folder: Path) -> None:
-    model = io.BytesIO()
     unused = [f"<unused_{i}>" for i in range(FIRST_RESERVED - 3)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences(),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=PIECES,
-        user_defined_symbols=[*unused, *(f"<reserved_{i}>" for i in range(108))],
-        character_coverage=1.0,
-        byte_fallback=True,
-        add_dummy_prefix=True,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        max_sentencepiece_length=4,
-        split_digits=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=1,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    names = [*unused, *(f"<reserved_{i}>" for i in range(108))]
+    (folder / "tokenizer.model").write_bytes(trained(sentences(), PIECES, user_defined_symbols=names))
     BaichuanTokenizer(str(folder / "tokenizer.model")).save_pretrained(folder)
 
 

@@ -41,14 +41,18 @@ def sentences(corpus: Path, rows: int = ROWS) -> Iterator[str]:
                 yield from f"问：{ask}\n答：{answer}".split("\n")
 
 
-def train(corpus: Path, out: Path) -> None:
-    """Write tokenizer.model and tokenizer_config.json."""
+def trained(texts: Iterator[str], pieces: int, **more: object) -> bytes:
+    """A SentencePiece file over the texts, with the properties above.
+
+    Args:
+        more: further settings of the trainer.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences(corpus),
+        sentence_iterator=texts,
         model_writer=model,
         model_type="bpe",
-        vocab_size=PIECES,
+        vocab_size=pieces,
         character_coverage=1.0,
         byte_fallback=True,
         add_dummy_prefix=True,
@@ -62,9 +66,15 @@ def train(corpus: Path, out: Path) -> None:
         pad_id=-1,
         num_threads=1,
         minloglevel=1,
+        **more,
     )
+    return model.getvalue()
+
+
+def train(corpus: Path, out: Path) -> None:
+    """Write tokenizer.model and tokenizer_config.json."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(model.getvalue())
+    (out / "tokenizer.model").write_bytes(trained(sentences(corpus), PIECES))
     (out / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
 
 

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES, new_folder
-from ptuning.checkpoint.native import write_native_config
-from ptuning.checkpoint.shards import ShardWriter
-from ptuning.families import family_of
+from ptuning.checkpoint.model_folder import MAX_SHARD_BYTES
+from ptuning.checkpoint.native import plain_tensors, write_native
 from ptuning.quantization import SCALE, QuantizedLinear
 
 FORMAT = "compressed-tensors"
@@ -31,29 +29,21 @@ def save_compressed(model: PreTrainedModel, folder: str | Path, max_shard_bytes:
         CheckpointError: the folder isn't empty.
         ModelError: the model's family has no form that other programs read.
     """
-    family_of(model.config).native_config(model.config)  # first: there may be no such form
-    folder = new_folder(folder)
-    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _tensors(model)}
-    writer = ShardWriter(folder, layout, max_shard_bytes)
-    for name, tensor in _tensors(model):
-        writer.write(name, tensor)
     layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     (bits,) = {part.precision.bits for part in layers.values() if isinstance(part, QuantizedLinear)}
     kept = [name for name, part in layers.items() if not isinstance(part, QuantizedLinear)]
-    write_native_config(model, folder, {"quantization_config": _scheme(bits, kept)})
-    writer.finish()
-    return folder
+    scheme = {"quantization_config": _scheme(bits, kept)}
+    return write_native(model, lambda: _tensors(model), folder, scheme, max_shard_bytes)
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in model.named_parameters():
+    for name, tensor in plain_tensors(model):
         layer, _, last = name.rpartition(".")
         module = model.get_submodule(layer)
         if not isinstance(module, QuantizedLinear) or last == "bias":
-            # An output layer that multiplies by something else than what is stored is a plain one for other programs.
-            yield name, getattr(module, "effective_weight", parameter)
+            yield name, tensor
         elif last == f"weight{SCALE}":
-            yield name, parameter[:, None]
+            yield name, tensor[:, None]
         else:
             yield f"{name}_packed", _packed(module)
             yield f"{name}_shape", torch.tensor([module.out_features, module.in_features])

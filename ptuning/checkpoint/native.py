@@ -6,7 +6,7 @@ package's side.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,43 @@ def save_native(model: PreTrainedModel, folder: str | Path, max_shard_bytes: int
         CheckpointError: the folder isn't empty.
         ModelError: the model's family has no form that other programs read.
     """
-    family_of(model.config).native_config(model.config)  # first: there may be no such form
-    folder = new_folder(folder)
-    parameters = dict(_parameters(model))
-    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
-    writer = ShardWriter(folder, layout, max_shard_bytes)
-    for name, tensor in parameters.items():
-        writer.write(name, tensor)
-    write_native_config(model, folder, {})
-    writer.finish()
-    return folder
+    return write_native(model, lambda: plain_tensors(model), folder, {}, max_shard_bytes)
 
 
-def _parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+def plain_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters as other programs need them: an output layer that multiplies by something else than what is stored is a
+    plain one there."""
     for name, parameter in model.named_parameters():
-        # An output layer that multiplies by something else than what is stored is a plain one for other programs.
-        module = model.get_submodule(name.rpartition(".")[0])
-        yield name, parameter if name.endswith(".bias") else getattr(module, "effective_weight", parameter)
+        layer, _, last = name.rpartition(".")
+        yield name, parameter if last == "bias" else getattr(model.get_submodule(layer), "effective_weight", parameter)
 
 
-def write_native_config(model: PreTrainedModel, folder: Path, more: Mapping[str, Any]) -> None:
-    """config.json and generation_config.json.
+def write_native(
+    model: PreTrainedModel,
+    tensors: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+    folder: str | Path,
+    more: Mapping[str, Any],
+    max_shard_bytes: int,
+) -> Path:
+    """A folder in transformers' own form.
 
     Args:
         model: of `load_base`.
+        tensors: gives what is written, one after the other; called twice, because shards are divided first.
+        folder: new or empty.
         more: further entries of config.json.
+        max_shard_bytes: of a file.
+
+    Raises:
+        CheckpointError: the folder isn't empty.
+        ModelError: the model's family has no form that other programs read.
     """
-    config = family_of(model.config).native_config(model.config)
+    config = family_of(model.config).native_config(model.config)  # first: there may be no such form
+    folder = new_folder(folder)
+    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors()}
+    writer = ShardWriter(folder, layout, max_shard_bytes)
+    for name, tensor in tensors():
+        writer.write(name, tensor)
     values = config.to_diff_dict() | {FINGERPRINT: base_fingerprint(model.config.name_or_path)} | dict(more)
     # Rotary positions are computed for each one anew, so that a larger number changes nothing but the limit.
     values["max_position_embeddings"] = config.max_position_embeddings + PREFIX_ROOM
@@ -69,3 +79,5 @@ def write_native_config(model: PreTrainedModel, folder: Path, more: Mapping[str,
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     model.generation_config.save_pretrained(folder)
+    writer.finish()
+    return folder

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from ptuning.errors import ModelError
@@ -149,6 +149,14 @@ class Family(ABC):
     def config_values(self, config: PreTrainedConfig) -> dict[str, Any]:
         """config.json as it is written."""
         return config.to_diff_dict()
+
+    @staticmethod
+    def register_classes(config: type, model: type, tokenizer: type) -> None:
+        """Makes transformers' Auto classes take them for configurations of this `model_type`."""
+        AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoTokenizer.register(config, slow_tokenizer_class=tokenizer, exist_ok=True)
 
     def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """The same for a folder under the model's own names, which transformers and vLLM read without this package.

@@ -41,7 +41,7 @@ FREE_OPTIONS = (
 # Compared together with the number of processes (ptuning.training.resume).
 BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # What a record without a word of its kernels means.
-PLAIN_KERNELS = {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}
+PLAIN_KERNELS: dict[str, Any] = {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}
 # May go up: the run gets longer.
 LENGTH_OPTIONS = ("max_steps", "num_train_epochs")
 # Another spelling of the same path is no change.

@@ -18,6 +18,7 @@ from ptuning.language import speaking
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import BackendError, Busy, Refused, Served, Stats, Unavailable
 from ptuning.serving.models import LoadedModel, Registry
+from ptuning.serving.places import Places
 from ptuning.serving.scheduler import AnswerStream, Scheduler, call, deliver
 
 log = logging.getLogger("ptuning.serving")
@@ -56,14 +57,13 @@ class Worker:
     ):
         self.loaded, self.registry, self.engine = loaded, registry, engine
         self.template, self.context = loaded.template, loaded.context
-        self.capacity = engine.max_rows + max_queue
-        self._scheduler = Scheduler(engine, timeout, metrics, self._ended)
+        self.places = Places(engine.max_rows, max_queue, "--max_concurrent + --max_queue")
+        self.capacity = self.places.capacity
+        self._scheduler = Scheduler(engine, timeout, metrics, self.places.give_back)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._loading: set[str] = set()
         self._draining = self._closing = False
-        self._change = threading.Condition()  # guards what follows
-        self._live = 0  # answers between submit and their end
-        self._seconds = 1.0  # an answer's usual time
+        self._change = threading.Lock()  # guards what follows, and what is posted
         self._dead: str | None = None  # why, once no commands are taken any more
         self._thread = threading.Thread(target=self._run, name="ptuning-worker", daemon=True)
 
@@ -80,15 +80,8 @@ class Worker:
 
     def submit(self, model: str, requests: Sequence[GenerationRequest]) -> AnswerStream:
         served = self.registry.find(model)
-        with self._change:
-            self._check_open()
-            if self._live + len(requests) > self.capacity:
-                raise Busy(
-                    f"{self._live} answers run or wait and {len(requests)} more are asked for, the limit is {self.capacity} "
-                    "(--max_concurrent + --max_queue); ask again later",
-                    retry_after=int(min(max(self._seconds * self._live / self.engine.max_rows / 2, 1), 60)),
-                )
-            self._live += len(requests)
+        self._check_open()
+        self.places.take(len(requests))
         stream = AnswerStream(served, requests, self._forget)
         self._post(lambda: self._scheduler.begin(stream), lambda error: self._fail(stream, error))
         return stream
@@ -112,15 +105,14 @@ class Worker:
         rows = list(self.engine.rows)
         reserved = min(sum(row.request.room for row in rows) / self.engine.batch_tokens, 1.0)
         kept = self.engine.prefix_cache.tokens
-        waiting = max(self._live - len(rows), 0)
+        waiting = max(self.places.live - len(rows), 0)
         return Stats(len(rows), waiting, self._dead is None, self._draining, reserved, kept)
 
     def drain(self) -> None:
         self._draining = True
 
     def wait_idle(self, seconds: float) -> bool:
-        with self._change:
-            return self._change.wait_for(lambda: not self._live, timeout=seconds)
+        return self.places.wait_until_free(seconds)
 
     def close(self) -> None:
         self._draining = True
@@ -161,12 +153,6 @@ class Worker:
         self._scheduler.fail(Unavailable(reason))
         while not self._commands.empty():
             self._commands.get().fail(Unavailable(reason))
-
-    def _ended(self, seconds: float) -> None:
-        with self._change:
-            self._live -= 1
-            self._seconds += 0.1 * (seconds - self._seconds)
-            self._change.notify_all()
 
     def _load(self, name: str, folder: str) -> Served:
         try:
@@ -221,7 +207,7 @@ class Worker:
     def _fail(self, stream: AnswerStream, error: BackendError) -> None:
         """A stream that never began, because the thread has died."""
         for _ in stream.requests:
-            self._ended(0.0)
+            self.places.give_back(0.0)
         deliver({stream: [error]})
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from ptuning.config import TuningArguments
 from ptuning.distributed import most_anywhere
 from ptuning.messages import message
-from ptuning.runs import RunFolder
-from ptuning.runs.folder import step_of
-from ptuning.runs.resume import chosen_checkpoint
+from ptuning.runs import RunRecord
 from ptuning.training.estimate import Estimate
 
 
-def choose_checkpointing(training: TuningArguments, estimate: Estimate, say: Callable[[str], None]) -> Estimate:
+def choose_checkpointing(
+    training: TuningArguments, before: RunRecord | None, estimate: Estimate, say: Callable[[str], None]
+) -> Estimate:
     """Settles --gradient_checkpointing in the options, so that the run's record holds what was done.
 
     What was said is obeyed, and a resumed run goes on as it began. Else it is on where any process's memory is tight or too small
@@ -20,19 +20,17 @@ def choose_checkpointing(training: TuningArguments, estimate: Estimate, say: Cal
 
     Args:
         training: the options; changed where nothing was said.
+        before: the run that is continued.
         estimate: of the run as the options have it.
         say: gets a line where it is switched on.
 
     Returns:
         The estimate of the run as it will be.
-
-    Raises:
-        ConfigError: the checkpoint to resume from isn't there.
     """
     if training.checkpointing_given:
         return estimate
     other = estimate.with_work(replace(estimate.work, checkpointing=True))
-    kept = _of_resumed_run(training)
+    kept = None if before is None else before.config.get("gradient_checkpointing")
     needed = bool(most_anywhere(int(_helps(estimate, other)))) if kept is None else kept
     training.gradient_checkpointing = training.activation_checkpointing = needed
     if not needed:
@@ -46,12 +44,3 @@ def _helps(without: Estimate, checkpointed: Estimate) -> bool:
     if without.short:
         return not checkpointed.short
     return without.tight and not checkpointed.tight
-
-
-def _of_resumed_run(training: TuningArguments) -> bool | None:
-    """What the run that is resumed did; None for a new one, and where its record doesn't say."""
-    checkpoint = chosen_checkpoint(RunFolder(training.output_dir), training.resume_from_checkpoint)
-    if checkpoint is None:
-        return None
-    record = RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0)
-    return None if record is None else record.config.get("gradient_checkpointing")

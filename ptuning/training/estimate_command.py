@@ -12,6 +12,7 @@ from ptuning.training.checkpointing import choose_checkpointing
 from ptuning.training.deepspeed_file import read_deepspeed
 from ptuning.training.estimate import estimate_run
 from ptuning.training.machine import Machine
+from ptuning.training.resume import run_to_continue
 
 _ABOUT = f"{__doc__} Besides these it takes the options of `ptuning train`."
 
@@ -98,7 +99,7 @@ def estimate_command(argv: list[str]) -> int:
     )
     if own.disk_gb is not None:
         estimate = replace(estimate, machine=replace(estimate.machine, disk=_bytes(own.disk_gb)))
-    estimate = choose_checkpointing(config.training, estimate, print)
+    estimate = choose_checkpointing(config.training, run_to_continue(config.training), estimate, print)
     print(estimate)
     estimate.require_fit()
     return 0

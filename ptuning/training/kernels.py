@@ -15,8 +15,9 @@ from ptuning.messages import message
 from ptuning.methods import Method
 from ptuning.quantization import asked_precision
 from ptuning.runs import RunRecord
+from ptuning.runs.resume import PLAIN_KERNELS
 
-FAST, PLAIN = "fast", "plain"
+FAST, PLAIN = "fast", PLAIN_KERNELS["kernels"]
 MICRO_BATCH_TOKENS = 512  # where neither speed nor memory gains from fewer or more (docs/benchmarks.md)
 
 
@@ -30,9 +31,9 @@ class Kernels:
         micro_batch_tokens: a step's batch is taken in pieces of so many tokens at most; 0: in one piece.
     """
 
-    kernels: str = PLAIN
-    product: str = TORCH
-    micro_batch_tokens: int = 0
+    kernels: str = PLAIN_KERNELS["kernels"]
+    product: str = PLAIN_KERNELS["product"]
+    micro_batch_tokens: int = PLAIN_KERNELS["micro_batch_tokens"]
 
     @property
     def fast(self) -> bool:

@@ -6,7 +6,7 @@ from ptuning.checkpoint.zero_files import UNIVERSAL
 from ptuning.config import TuningArguments
 from ptuning.runs import RunFolder, RunRecord
 from ptuning.runs.folder import step_of
-from ptuning.runs.resume import BATCH_OPTIONS, conflicts, notes, refusal
+from ptuning.runs.resume import BATCH_OPTIONS, chosen_checkpoint, conflicts, notes, refusal
 
 
 def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments) -> list[str]:
@@ -36,6 +36,17 @@ def require_same_run(checkpoint: Path, now: RunRecord, training: TuningArguments
 def record_of(checkpoint: Path) -> RunRecord:
     """The record of the run that wrote a checkpoint. Raises DataError where it can't be read."""
     return RunFolder(checkpoint.parent).record_at(step_of(checkpoint) or 0) or RunRecord()
+
+
+def run_to_continue(training: TuningArguments) -> RunRecord | None:
+    """The record of the run that this one goes on with; None for a new run.
+
+    Raises:
+        ConfigError: there is nothing to resume.
+        DataError: the record can't be read.
+    """
+    checkpoint = chosen_checkpoint(RunFolder(training.output_dir), training.resume_from_checkpoint)
+    return None if checkpoint is None else record_of(checkpoint)
 
 
 def deepspeed_conflicts(checkpoint: Path, training: TuningArguments) -> list[str]:

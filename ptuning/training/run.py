@@ -24,7 +24,7 @@ from ptuning.runs.resume import chosen_checkpoint, is_finished
 from ptuning.training.batches import planned_steps, steps_an_epoch
 from ptuning.training.kernels import Kernels
 from ptuning.training.progress import LiveReport, LossCurve
-from ptuning.training.resume import record_of, require_same_run
+from ptuning.training.resume import require_same_run
 from ptuning.training.trainer import TuningTrainer
 
 
@@ -55,12 +55,6 @@ def make_room(config: Config, folder: RunFolder, delete: bool) -> None:
     folder.require_room(config.training.overwrite_output_dir, sources)
     if delete:
         folder.clear()
-
-
-def run_to_continue(config: Config, folder: RunFolder) -> RunRecord | None:
-    """The record of the run that this one goes on with; None for a new run. Raises ConfigError as `checkpoint_to_resume`."""
-    checkpoint = chosen_checkpoint(folder, config.training.resume_from_checkpoint)
-    return None if checkpoint is None else record_of(checkpoint)
 
 
 def checkpoint_to_resume(

@@ -279,6 +279,6 @@ def test_200_at_once_with_random_disconnects(prefix_folders):
 
         asyncio.run(crowd())
         assert set(counts) == {200, "left"} and sum(counts.values()) == 200 and counts["left"] > 5
-        wait_until(lambda: server.worker._live == 0, "every place is free")
+        wait_until(lambda: server.worker.places.live == 0, "every place is free")
         assert not server.worker.engine.has_work and not server.worker._scheduler._answers
         assert server.chat().json()["choices"][0]["message"]["content"].startswith("你好！")

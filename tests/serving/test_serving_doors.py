@@ -151,7 +151,7 @@ def test_keys_with_names_and_limits(keys, gated):
     web, batch = ({"Authorization": f"Bearer key-of-{name}"} for name in ("web", "batch"))
     with gated(api_keys=str(keys)) as (server, gate), ExitStack() as stack:
         first = Ask(stack, server, body("你好", max_tokens=2, n=2), headers=web)
-        wait_until(lambda: server.worker._live == 2, "both run")
+        wait_until(lambda: server.worker.places.live == 2, "both run")
         refused = chat(server, web)
         assert refused.status_code == 429 and refused.headers["retry-after"]
         assert "2 answers of key 'web' run or wait and 1 more are asked for, its limit is 2" in refused.text
@@ -174,7 +174,7 @@ def test_places_of_a_client_that_goes_away_come_back(keys, gated):
                     "POST", server.url + "/v1/chat/completions", json=body("a", n=2, stream=stream)
                 )
                 client.send(request, stream=True).close()
-            wait_until(lambda: gate.let(1) or server.worker._live == 0, "the client is noticed")
+            wait_until(lambda: gate.let(1) or server.worker.places.live == 0, "the client is noticed")
         gate.open()
         wait_until(lambda: chat(server, web, n=2).status_code == 200, "the places are free")
 
@@ -229,7 +229,7 @@ def test_idle_connections_make_room(prefix_folders):
 def test_answers_under_way_are_never_what_makes_room(gated):
     with gated(max_connections=8) as (server, gate), ExitStack() as stack:
         asked = [Ask(stack, server, body("你好", max_tokens=2)) for _ in range(8)]
-        wait_until(lambda: server.worker._live == 8, "eight are being answered")
+        wait_until(lambda: server.worker.places.live == 8, "eight are being answered")
         refused = httpx.get(server.url + "/health")
         assert refused.status_code == 503 and "too many connections" in refused.text
         gate.open()

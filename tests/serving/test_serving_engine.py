@@ -133,7 +133,7 @@ def test_a_stop_string_frees_the_place(server):
 def test_a_full_queue_is_a_429_with_retry_after(gated):
     with gated(max_concurrent=1, max_queue=2) as (server, gate), contextlib.ExitStack() as stack:
         waiting = [Ask(stack, server, body("你好", max_tokens=2)) for _ in range(3)]
-        wait_until(lambda: server.worker._live == 3, "three are there")
+        wait_until(lambda: server.worker.places.live == 3, "three are there")
         refused = server.chat()
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -149,7 +149,7 @@ def test_a_full_queue_is_a_429_with_retry_after(gated):
 def test_openai_client_sees_a_rate_limit(gated):
     with gated(max_concurrent=1, max_queue=0) as (server, gate), contextlib.ExitStack() as stack:
         first = Ask(stack, server, body("你好", max_tokens=1))
-        wait_until(lambda: server.worker._live == 1, "one runs")
+        wait_until(lambda: server.worker.places.live == 1, "one runs")
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.RateLimitError):
             client.chat.completions.create(**body("你好"))
@@ -227,7 +227,7 @@ def test_a_dialogue_computes_only_what_is_new(prefix_folders):
 def test_the_workers_death_is_told_to_everybody(gated):
     with gated(max_concurrent=2) as (server, gate), contextlib.ExitStack() as stack:
         asked = [Ask(stack, server, body("你好", stream=i == 1)) for i in range(4)]
-        wait_until(lambda: server.worker._live == 4, "all are there")
+        wait_until(lambda: server.worker.places.live == 4, "all are there")
 
         def broken():
             raise RuntimeError("a bug")
@@ -273,7 +273,7 @@ def test_a_request_that_does_not_fit_into_memory_fails_alone(gated):
 def test_sequential_answers_one_at_a_time(gated):
     with gated(engine="sequential", max_concurrent=8, max_queue=8) as (server, gate), contextlib.ExitStack() as stack:
         asked = [Ask(stack, server, body("你好", max_tokens=3)) for _ in range(4)]
-        wait_until(lambda: server.worker._live == 4, "all are there")
+        wait_until(lambda: server.worker.places.live == 4, "all are there")
         gate.open()
         assert [ask.result().status_code for ask in asked] == [200] * 4
         assert gate.steps == 12 and server.worker.engine.prefix_cache.capacity == 0

@@ -52,7 +52,7 @@ def test_a_prefix_served_late_answers_as_one_served_early(server, prefix_folders
 def test_what_runs_finishes_when_its_prefix_is_removed(gated):
     with gated() as (server, gate), contextlib.ExitStack() as stack:
         asked = [Ask(stack, server, body("你好", name, max_tokens=10)) for name in ("ads", "ads", "base", "talk")]
-        wait_until(lambda: server.worker._live == 4, "all are there")
+        wait_until(lambda: server.worker.places.live == 4, "all are there")
         assert delete(server, "ads").status_code == 200
         assert server.chat(model="ads").status_code == 404
         gate.open()

@@ -268,7 +268,8 @@ def test_a_lora_is_loaded_with_its_first_request(vllm, tmp_path):
         assert "cache_salt" not in vllm.bodies[-1]
 
 
-def test_the_context_leaves_room_for_the_prefix(template, tmp_path, prefix_folders):
+def test_the_context_leaves_room_for_the_prefix(template, tmp_path, prefix_folders, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no prefixes are
     context = template.tokenizer.model_max_length
     with FakeVllm(template, max_model_len=300) as small:
         with front([small], tmp_path, {"ads": prefix_folders["ads"]}) as server:

@@ -12,6 +12,7 @@ from ptuning.training import checkpointing
 from ptuning.training.checkpointing import choose_checkpointing
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine
+from ptuning.training.resume import run_to_continue
 from ptuning.training.trainer import TuningTrainer
 from tests.conftest import REPO
 from tests.training.test_estimate import GB, OFFICIAL, ChatGLMConfig
@@ -42,7 +43,11 @@ def choose(tmp_path):
         method, machine = method_of(config.model, trains=True), Machine(400 * GB, 10**13, int(gpu_gb * GB))
         estimate = estimate_run(config, method, machine, device_type="cuda", processes=(1, 1))
         said: list[str] = []
-        return config.training, choose_checkpointing(config.training, estimate, said.append), said
+        return (
+            config.training,
+            choose_checkpointing(config.training, run_to_continue(config.training), estimate, said.append),
+            said,
+        )
 
     return of
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from ptuning.errors import ModelError
 from ptuning.families.baichuan.alibi import alibi_name
+from ptuning.families.official import check_sizes
 from ptuning.quantization import METHOD
 
 SUPPORTED = "Baichuan-7B, Baichuan-13B-Base and -Chat, Baichuan2-7B and Baichuan2-13B-Base and -Chat"
@@ -125,13 +126,7 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
     Raises:
         ModelError: with what was seen and what is supported.
     """
-    for key in _SIZES:
-        size = values.get(key, 1)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ModelError(
-                f"{where}: {key} is {json.dumps(size)} in config.json and must be a whole number of at least 1; copy "
-                "config.json again from the official model"
-            )
+    check_sizes(values, _SIZES, where)
     heads, hidden = values.get("num_attention_heads", 1), values.get("hidden_size", 0)
     if hidden % heads:
         raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ptuning.errors import ModelError
@@ -18,6 +18,7 @@ from ptuning.families.baichuan.model import BaichuanForCausalLM, official_source
 from ptuning.families.baichuan.template import BaichuanTemplate
 from ptuning.families.baichuan.tokenizer import BaichuanTokenizer
 from ptuning.families.family import Dimensions, Family
+from ptuning.families.official import as_parent
 
 
 class Baichuan(Family):
@@ -34,10 +35,7 @@ class Baichuan(Family):
 
     def register(self) -> None:
         alibi.register()
-        AutoConfig.register(BaichuanConfig.model_type, BaichuanConfig, exist_ok=True)
-        AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
-        AutoModel.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
-        AutoTokenizer.register(BaichuanConfig, slow_tokenizer_class=BaichuanTokenizer, exist_ok=True)
+        self.register_classes(BaichuanConfig, BaichuanForCausalLM, BaichuanTokenizer)
         register_weight_names(BaichuanConfig.model_type)
 
     def template(self, tokenizer) -> BaichuanTemplate:
@@ -56,9 +54,7 @@ class Baichuan(Family):
                 "a Baichuan with ALiBi can't be written for vLLM: it has had no class for it since 0.24, and transformers has "
                 "none; `ptuning serve` serves it"
             )
-        own = LlamaConfig().to_dict().keys() - {"model_type", "transformers_version"}
-        values = {name: getattr(config, name) for name in own} | {"architectures": ["LlamaForCausalLM"]}
-        return LlamaConfig(**values)
+        return as_parent(config, LlamaConfig, "LlamaForCausalLM")
 
     def rotate_keys(self, keys: torch.Tensor, offset: int, config: BaichuanConfig) -> torch.Tensor:
         """With ALiBi keys don't say where they are."""

@@ -5,17 +5,15 @@ network is written again here.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptuning.families.baichuan.config import BaichuanConfig
-from ptuning.families.positions import positions_where_padded
+from ptuning.families.positions import CountsRealTokens
 
 _FUSED = ".self_attn.W_pack."  # rows of q, k and v stacked
 _PARTS = tuple(f".self_attn.{part}_proj." for part in "qkv")
@@ -46,8 +44,9 @@ class _NoRotary(nn.Module):
         return x.new_ones(shape), x.new_zeros(shape)
 
 
-class BaichuanForCausalLM(LlamaForCausalLM):
-    """The official class name, so that `architectures` in config.json means the same on both sides."""
+class BaichuanForCausalLM(CountsRealTokens, LlamaForCausalLM):
+    """The official class name, so that `architectures` in config.json means the same on both sides. ALiBi counts positions by
+    the mask alone."""
 
     config_class = BaichuanConfig
     config: BaichuanConfig
@@ -61,26 +60,6 @@ class BaichuanForCausalLM(LlamaForCausalLM):
         if config.has_norm_head:
             self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
             self.post_init()
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """LlamaForCausalLM.forward, in which padding on the left doesn't shift positions.
-
-        Args:
-            input_ids: (B, S).
-            attention_mask: (B, S) or with the cache's length, 1 = real token.
-            position_ids: (B, S); real tokens count from 0. Derived from the mask where left out and there is padding. ALiBi
-                counts by the mask alone.
-        """
-        if position_ids is None:
-            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            position_ids = positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
 
 def register_weight_names(model_type: str) -> None:

@@ -3,7 +3,6 @@
 Source of the names and defaults: THUDM/chatglm2-6b `configuration_chatglm.py` and `config.json`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -12,6 +11,7 @@ from transformers import GlmConfig
 from transformers.utils import logging
 
 from ptuning.errors import ModelError
+from ptuning.families.official import check_sizes
 from ptuning.quantization import METHOD, precision_in
 
 logger = logging.get_logger(__name__)
@@ -179,13 +179,7 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
     if named_relative(values.get("_name_or_path")):
         refuse_relative(where, f"config.json says _name_or_path {values['_name_or_path']}")
-    for key in _SIZES:
-        size = values.get(key, 1)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ModelError(
-                f"{where}: {key} is {json.dumps(size)} in config.json and must be a whole number of at least 1; copy "
-                "config.json again from the official model"
-            )
+    check_sizes(values, _SIZES, where)
     heads, groups = values.get("num_attention_heads"), values.get("multi_query_group_num")
     if values.get("multi_query_attention", True) and heads and groups and heads % groups:
         raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GlmConfig
+from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
 from ptuning.families.chatglm2.config import (
@@ -22,6 +22,7 @@ from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, off
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.families.family import Family
+from ptuning.families.official import as_parent
 
 INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
 
@@ -60,10 +61,7 @@ class ChatGLM2(Family):
                 refuse_relative(folder, f"{file} says name_or_path {name}")
 
     def register(self) -> None:
-        AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
-        AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-        AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-        AutoTokenizer.register(ChatGLMConfig, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+        self.register_classes(ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer)
         register_weight_names(ChatGLMConfig.model_type)
 
     def template(self, tokenizer) -> ChatGLM2Template:
@@ -76,9 +74,7 @@ class ChatGLM2(Family):
         return values.get("quantization_bit") or None  # official 16-bit files say 0
 
     def native_config(self, config: ChatGLMConfig) -> GlmConfig:
-        own = GlmConfig().to_dict().keys() - {"model_type", "transformers_version"}
-        values = {name: getattr(config, name) for name in own} | {"architectures": ["GlmForCausalLM"]}
-        return GlmConfig(**values)
+        return as_parent(config, GlmConfig, "GlmForCausalLM")
 
     def vllm_refusal(self, config: ChatGLMConfig) -> str | None:
         # Measured with vllm 0.32.0: 0 of 20 and 1 of 4 answers right.

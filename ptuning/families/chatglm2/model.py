@@ -6,40 +6,19 @@ network is written again here.
 
 from collections.abc import Iterable
 
-import torch
 from transformers import GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
-from ptuning.families.positions import positions_where_padded
+from ptuning.families.positions import CountsRealTokens
 
 
-class ChatGLMForConditionalGeneration(GlmForCausalLM):
+class ChatGLMForConditionalGeneration(CountsRealTokens, GlmForCausalLM):
     """The official class name, so that `architectures` in config.json means the same on both sides."""
 
     config_class = ChatGLMConfig
     _keys_to_ignore_on_load_unexpected = (r"rotary_pos_emb\.inv_freq", r"prefix_encoder\.")
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        """GlmForCausalLM.forward, in which padding on the left doesn't shift positions.
-
-        Args:
-            input_ids: (B, S).
-            attention_mask: (B, S) or with the cache's length, 1 = real token.
-            position_ids: (B, S); real tokens count from 0. Derived from the mask where left out and there is padding.
-        """
-        if position_ids is None:
-            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            position_ids = positions_where_padded(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
 
 # official name -> GlmForCausalLM's name, matched anywhere in a key

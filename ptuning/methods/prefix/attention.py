@@ -106,6 +106,12 @@ def _eager(module: nn.Module, *args, **kwargs):
     return family_of(module.config).eager_attention(module, *args, **kwargs)
 
 
+def _of_layer(prefix: PrefixKeyValues, module: Any, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's prefix, (B, G, T, D) each, in the dtype of the keys (B, G, K, D)."""
+    own_key, own_value = (part.to(key.dtype).expand(len(key), -1, -1, -1) for part in prefix[module.layer_idx])
+    return own_key, own_value
+
+
 def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     def attention(
         module: Any,  # an attention layer of any model
@@ -118,10 +124,8 @@ def _with_prefix(kernel: Callable, *, mask_is_2d: bool = False) -> Callable:
     ):
         """query (B, H, S, D), key and value (B, G, K, D); `prefix` holds this layer's (B or 1, G, T, D) pair."""
         if prefix is not None:
-            batch, _, q_length, _ = query.shape
-            prefix_key, prefix_value = (
-                part.to(key.dtype).expand(batch, -1, -1, -1) for part in prefix[module.layer_idx]
-            )
+            q_length = query.shape[2]
+            prefix_key, prefix_value = _of_layer(prefix, module, key)
             if not mask_is_2d and attention_mask is None and q_length > 1 and key.shape[2] > q_length:
                 # Prefill of a static cache without a mask: what lies behind the query is empty cache. (A flash kernel
                 # gets no mask either when tokens are added to a filled cache, whose keys all count.)
@@ -156,8 +160,7 @@ def _with_prefix_beside(masked: Callable) -> Callable:
             return masked(
                 module, query, key, value, attention_mask, prefix=prefix, dropout=dropout, scaling=scaling, **kwargs
             )
-        first, second = (part.to(key.dtype).expand(query.shape[0], -1, -1, -1) for part in prefix[module.layer_idx])
-        return split_attention(query, key, value, first, second, scaling).transpose(1, 2), None
+        return split_attention(query, key, value, *_of_layer(prefix, module, key), scaling).transpose(1, 2), None
 
     return attention
 

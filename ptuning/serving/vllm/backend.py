@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
@@ -17,7 +16,6 @@ from ptuning.methods import Stored
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import (
     BackendError,
-    Busy,
     NameTaken,
     Refused,
     Served,
@@ -27,6 +25,7 @@ from ptuning.serving.backend import (
 )
 from ptuning.serving.models import Registry
 from ptuning.serving.options import ServeOptions
+from ptuning.serving.places import Places
 from ptuning.serving.scheduler import AnswerStream, call
 from ptuning.serving.vllm.names import NameTable, put
 from ptuning.serving.vllm.replicas import Replica, Replicas
@@ -64,12 +63,11 @@ class VllmBackend:
         self.options, self.template, self.registry, self.names = options, template, registry, names
         self.replicas, self.metrics = replicas, metrics
         self.context, self.most = lengths
-        self.places = options.max_concurrent * len(replicas.all)
-        self.capacity = self.places + options.max_queue
+        together = options.max_concurrent * len(replicas.all)
+        self.places = Places(together, options.max_queue, "--max_concurrent for each --vllm_url, + --max_queue")
+        self.capacity = self.places.capacity
         self._draining = False
-        self._change = threading.Condition()  # guards what follows
-        self._live = self._running = 0
-        self._seconds = 1.0  # an answer's usual time
+        self._running = 0
         self._streams: dict[AnswerStream, dict[int, asyncio.Task]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # in which requests come, with what belongs to it:
         self._client: httpx.AsyncClient
@@ -95,14 +93,7 @@ class VllmBackend:
             )
         if served.pre_seq_len + self.context > self.most:
             raise Refused(self._too_long(served.name, served.pre_seq_len))
-        with self._change:
-            if self._live + len(requests) > self.capacity:
-                raise Busy(
-                    f"{self._live} answers run or wait and {len(requests)} more are asked for, the limit is {self.capacity} "
-                    "(--max_concurrent for each --vllm_url, + --max_queue); ask again later",
-                    retry_after=int(min(max(self._seconds * self._live / self.places / 2, 1), 60)),
-                )
-            self._live += len(requests)
+        self.places.take(len(requests))
         self._here()
         stream = AnswerStream(served, requests, self._drop)
         self._streams[stream] = {}
@@ -122,14 +113,13 @@ class VllmBackend:
         await asyncio.to_thread(self.registry.remove, name)
 
     def stats(self) -> Stats:
-        return Stats(self._running, max(self._live - self._running, 0), self.replicas.alive, self._draining)
+        return Stats(self._running, max(self.places.live - self._running, 0), self.replicas.alive, self._draining)
 
     def drain(self) -> None:
         self._draining = True
 
     def wait_idle(self, seconds: float) -> bool:
-        with self._change:
-            return self._change.wait_for(lambda: not self._live, timeout=seconds)
+        return self.places.wait_until_free(seconds)
 
     def close(self) -> None:
         self._draining = True
@@ -143,13 +133,15 @@ class VllmBackend:
         """What belongs to the event loop that serves; made in it."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop, self._free = loop, asyncio.Semaphore(self.places)
+            self._loop, self._free = loop, asyncio.Semaphore(self.places.together)
             # The time of a whole answer is bounded by --request_timeout; between two tokens vLLM may well take long.
             self._client = httpx.AsyncClient(
                 headers=self.replicas.headers,
                 timeout=httpx.Timeout(None, connect=5.0),
                 # An idle connection is given up before vLLM closes it, after 5 s.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.places, keepalive_expiry=2.0),
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=self.places.together, keepalive_expiry=2.0
+                ),
             )
 
     async def _answer(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
@@ -248,10 +240,7 @@ class VllmBackend:
         del tasks[index]
         if not tasks:
             del self._streams[stream]
-        with self._change:
-            self._live -= 1
-            self._seconds += 0.1 * (time.monotonic() - stream.submitted - self._seconds)
-            self._change.notify_all()
+        self.places.give_back(time.monotonic() - stream.submitted)
 
     # --- names ------------------------------------------------------------------------------------------------------------
 
