@@ -213,6 +213,10 @@ message = Texts(
             "{rows} 条时内存不足；现在一批最多 {batch_tokens} 个 token，继续进行",
             "memory ran out with {rows} rows; the batch is now at most {batch_tokens} tokens, and goes on",
         ),
+        "memory_is_back": (
+            "内存又够用了；现在一批最多又是 {batch_tokens} 个 token",
+            "memory suffices again; the batch is at most {batch_tokens} tokens as before",
+        ),
         "seconds": ("  {seconds:.1f} 秒", "  {seconds:.1f} s"),
         "answered_before": (
             "{file}：{rows} 条中的 {done} 条以前已回答，继续回答其余的",

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ptuning.errors import GenerationError
-from ptuning.generation.engine import inference, is_out_of_memory, ran_out
+from ptuning.generation.budget import is_out_of_memory, ran_out
+from ptuning.generation.forward import inference
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.methods import attached, bare
 

@@ -6,42 +6,32 @@ different prefixes, or none, side by side.
 
 A long prompt is computed in pieces against what is in the cache, so that memory grows with its length, not with the square, and
 so that rows that are being answered can take turns with it (pace.py).
+
+Rows get room for what they have and a step more, not for the longest answer that they may give. When all have grown and the
+batch is too large, the one that came last goes back to the front of the queue, with its text (row.py).
 """
 
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
+from itertools import count
 
 import torch
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import GenerationError
 from ptuning.families import family_of
-from ptuning.families.logits import logits_at
+from ptuning.generation.budget import Budget, is_out_of_memory
+from ptuning.generation.forward import Forward, inference
 from ptuning.generation.pace import PIECE_TOKENS, Pace
-from ptuning.generation.prefix_cache import PrefixCache
+from ptuning.generation.prefix_cache import LEAST, PrefixCache, in_common
 from ptuning.generation.protocol import GenerationRequest, Token
-from ptuning.generation.sampling import Chooser, choose
+from ptuning.generation.row import Row
+from ptuning.generation.sampling import choose
 from ptuning.generation.slots import SlotCache
 from ptuning.generation.together import allow_together
-from ptuning.messages import message
 from ptuning.methods import Companion, bare
-
-
-class _Row:
-    """A request while it runs."""
-
-    def __init__(self, request: GenerationRequest):
-        self.request, self.chooser = request, Chooser(request.sampling, request.ids)
-        self.ids = list(request.ids)  # prompt and answer so far
-        self.cached = 0  # of these, how many have their keys and values in the cache
-
-    @property
-    def start(self) -> int:
-        """Columns in use."""
-        return (self.request.prefix.length if self.request.prefix else 0) + self.cached
 
 
 class Engine:
@@ -53,13 +43,13 @@ class Engine:
     Args:
         model: in eval mode.
         stop_ids: each of them ends an answer; without any, answers end only at max_new_tokens.
-        batch_tokens: rows times cache columns at most; a request that needs more by itself still runs, alone.
+        batch_tokens: rows times cache columns in use at most; a request that needs more by itself still runs, alone.
         max_rows: of the batch.
         prefill_tokens: prompt tokens of one step at most; a longer prompt takes several.
         pause: how long running rows wait for prompts, see Pace; None: until there are none.
         prefix_cache_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their
             dialogue.
-        notify: gets a sentence when the batch is made smaller because memory ran out.
+        notify: gets a sentence when the batch is made smaller because memory ran out, and when it is whole again.
     """
 
     def __init__(
@@ -75,14 +65,17 @@ class Engine:
         notify: Callable[[str], None] = warnings.warn,
     ):
         self.model, self.stop_ids = model, frozenset(stop_ids)
-        self.batch_tokens, self.max_rows = batch_tokens, max_rows
+        self.budget, self.max_rows = Budget(batch_tokens, notify), max_rows
         self.pace = Pace(prefill_tokens, pause)
-        self.prefix_cache, self.notify = PrefixCache(prefix_cache_tokens), notify
-        self.rows: list[_Row] = []  # being answered; row i has slot i
-        self.partial: _Row | None = None  # whose prompt is computed in part; it has the slot behind them
-        self.waiting: deque[_Row] = deque()
+        self.prefix_cache = PrefixCache(prefix_cache_tokens)
+        self.rows: list[Row] = []  # being answered; row i has slot i
+        self.partial: Row | None = None  # whose prompt is computed in part; it has the slot behind them
+        self.waiting: deque[Row] = deque()  # by arrival
+        self.set_back = 0  # how often a row went back into the queue for lack of room
+        self._arrivals = count()
         sizes = family_of(model.config).dimensions(model.config)
         self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
+        self._compute = Forward(model, self.cache)
 
     def __enter__(self) -> "Engine":
         self._entered = ExitStack()
@@ -122,20 +115,15 @@ class Engine:
             raise ValueError(f"request {request.id}: tokens must be from 0 to {vocabulary - 1}, and at least one")
         if request.max_new_tokens < 1:
             raise ValueError(f"request {request.id}: max_new_tokens is {request.max_new_tokens}, the least is 1")
-        self.waiting.append(_Row(request))
+        self.waiting.append(Row(request, next(self._arrivals)))
 
     def cancel(self, id: Hashable) -> bool:
         """Takes a request out, at once. Returns whether it was there."""
-        for index, row in enumerate(self.rows):
+        for row in self._placed:
             if row.request.id == id:
                 with inference():
-                    self._leave(index)
+                    self._take_out(row)
                 return True
-        if self.partial is not None and self.partial.request.id == id:
-            with inference():
-                self._keep(self.partial, len(self.rows))
-            self.partial = None
-            return True
         for row in self.waiting:
             if row.request.id == id:
                 self.waiting.remove(row)
@@ -157,37 +145,55 @@ class Engine:
         Raises:
             GenerationError: a single row doesn't fit into memory. That row is taken out; the engine can go on.
         """
-        tokens = self.pace.tokens(bool(self.rows))
-        joining = [] if self.rows and self.pace.rows_turn() else self._prompts(tokens)
-        if not joining and not self.rows:
-            return []
+        joining: list[Row] = []
         try:
             with inference():
-                return self._forward(joining, tokens) if joining else self._next_tokens()
+                self._make_room()
+                tokens = self.pace.tokens(bool(self.rows))
+                if not (self.rows and self.pace.rows_turn()):
+                    joining = self._prompts(tokens)
+                if not joining and not self.rows:
+                    return []
+                answers = self._forward(joining, tokens) if joining else self._next_tokens()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             self._shrink(joining, error)
             return []
+        self.budget.went_well()
+        return answers
 
     def idle_step(self) -> None:
         """A forward call without a request: under ZeRO-3 all processes gather each layer together."""
         with inference():
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.model.device))
+            self._compute.idle()
 
-    def _prompts(self, tokens: int) -> list[_Row]:
+    def _make_room(self) -> None:
+        """Sets rows back, those that came last first, until the others have room for their next token and the prompt that is
+        computed in part for the rest of it."""
+        while True:
+            rows = self._placed
+            columns = max((row.columns for row in rows), default=0)
+            if self.budget.fits(len(rows), columns):
+                return
+            last = max(rows, key=lambda row: row.number)
+            self._take_out(last)
+            last.cached = 0
+            self.waiting.appendleft(last)
+            self.set_back += 1
+
+    def _prompts(self, tokens: int) -> list[Row]:
         """The prompt that is computed in part; else takes from the queue, in order, what fits beside the running rows."""
         if self.partial is not None:
             return [self.partial]
-        joining: list[_Row] = []
-        widest = max((row.request.room for row in self.rows), default=0)
+        joining: list[Row] = []
+        widest = max((row.reach for row in self.rows), default=0)
         prompts = 0
         while self.waiting and len(self.rows) + len(joining) < self.max_rows:
             row = self.waiting[0]
-            wider = max(widest, row.request.room)
+            wider = max(widest, row.reach)
             longest = max(prompts, len(row.ids))
-            others = len(self.rows) + len(joining)
-            if others and (others + 1) * wider > self.batch_tokens:
+            if not self.budget.fits(len(self.rows) + len(joining) + 1, wider):
                 break
             if joining and (len(joining) + 1) * longest > tokens:
                 break
@@ -197,11 +203,12 @@ class Engine:
 
     def _next_tokens(self) -> list[Token]:
         """Of every running row."""
+        self._reserve()
         with self.pace.measured(rows=True, prompt_tokens=0):
-            logits_NV = self._logits(self.rows, 0, [row.ids[row.cached :] for row in self.rows])
+            logits_NV = self._compute.logits(self.rows, 0, [row.ids[row.cached :] for row in self.rows])
             return self._chosen(list(self.rows), logits_NV)
 
-    def _forward(self, prompts: list[_Row], tokens: int) -> list[Token]:
+    def _forward(self, prompts: list[Row], tokens: int) -> list[Token]:
         """Computes prompts as far as this step goes, behind the running rows.
 
         Args:
@@ -211,101 +218,74 @@ class Engine:
         first = len(self.rows)
         if self.partial is None:
             self._place(prompts, first, tokens)
+        else:
+            self._reserve()
         new = [row.ids[row.cached :][:tokens] for row in prompts]
         rows = list(self.rows) if self._together and len(prompts) == 1 else []
         with self.pace.measured(rows=bool(rows), prompt_tokens=len(new) * max(map(len, new))):
-            together = self._logits_together(rows, prompts[0], new[0]) if rows else None
-            logits_NV = self._logits(prompts, first, new) if together is None else together
+            together = self._compute.logits_together(rows, prompts[0], new[0]) if rows else None
+            logits_NV = self._compute.logits(prompts, first, new) if together is None else together
             self.partial = prompts[0] if prompts[0].cached < len(prompts[0].ids) else None
             if self.partial is None:
                 self.rows += prompts
                 rows += prompts
             return self._chosen(rows, logits_NV[: len(rows)]) if rows else []
 
-    def _logits(self, rows: list[_Row], first: int, new: list[list[int]]) -> torch.Tensor:
-        """Computes tokens that aren't in the cache yet.
-
-        Args:
-            rows: whose.
-            first: the slot of the first one; the others follow.
-            new: the tokens of each.
-
-        Returns:
-            (rows, V) in fp32: of each row's last token.
-        """
-        longest, device = max(map(len, new)), self.model.device
-        starts = torch.tensor([row.start for row in rows], device=device)
-        positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
-        newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
-        with (
-            _companions(self.model, rows),
-            logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]),
-        ):
-            logits_NV = self.model(
-                input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
-                attention_mask=self.cache.begin(first, starts, longest),
-                position_ids=positions.to(device),
-                past_key_values=self.cache,
-            ).logits.float()
-        for row, ids in zip(rows, new, strict=True):
-            row.cached += len(ids)
-        return logits_NV
-
-    def _logits_together(self, rows: list[_Row], prompt: _Row, piece: list[int]) -> torch.Tensor:
-        """Computes every running row's newest token and a piece of the prompt behind them.
-
-        Returns:
-            (rows + 1, V) in fp32: of each row's token, and of the piece's last one.
-        """
-        device, count = self.model.device, len(rows)
-        ids = [row.ids[-1] for row in rows] + piece
-        positions = [row.cached for row in rows] + list(range(prompt.cached, prompt.cached + len(piece)))
-        starts = torch.tensor([row.start for row in rows], device=device)
-        layout = self.cache.begin_together(starts, prompt.start, len(piece))
-        wanted = torch.arange(len(ids), device=device)
-        with (
-            _companions(self.model, [*rows, *([prompt] * len(piece))]),
-            logits_at(self.model, ((wanted < count) | (wanted == len(ids) - 1))[:, None]),
-        ):
-            logits_NV = self.model(
-                input_ids=torch.tensor(ids, device=device)[:, None],
-                attention_mask=layout.rows_mask,
-                position_ids=torch.tensor(positions, device=device)[:, None],
-                past_key_values=self.cache,
-                layout=layout,
-            ).logits.float()
-        for row in rows:
-            row.cached += 1
-        prompt.cached += len(piece)
-        return logits_NV
-
-    def _chosen(self, rows: list[_Row], logits_NV: torch.Tensor) -> list[Token]:
+    def _chosen(self, rows: list[Row], logits_NV: torch.Tensor) -> list[Token]:
         """Chooses each row's next token and reports it."""
         asked = [index for index, row in enumerate(rows) if row.request.logprobs is not None]
         logprobs = dict(zip(asked, logits_NV[asked].log_softmax(-1), strict=True))
         return self._report(rows, choose(logits_NV, [row.chooser for row in rows]), logprobs)
 
-    def _place(self, rows: list[_Row], first: int, tokens: int) -> None:
+    def _place(self, rows: list[Row], first: int, tokens: int) -> None:
         """Fills the slots of joining rows with their prefix and what is known of their past; of a single one's prompt the next
         step computes so many tokens."""
-        known = [self.prefix_cache.longest(row.request.prefix, row.ids) for row in rows]
+        known = [self._known(row) for row in rows]
         for row, past in zip(rows, known, strict=True):
             row.cached = 0 if past is None else past.shape[3]
+            if row.reused is None:
+                row.reused = row.cached
         padded = max(row.start for row in rows) + max(min(len(row.ids) - row.cached, tokens) for row in rows)
-        columns = max(padded, *(row.request.room for row in [*self.rows, *rows]))
-        self.cache.reserve(first + len(rows), columns, keep=first, budget=self.batch_tokens)
+        columns = max(padded, *(row.reach for row in [*self.rows, *rows]))
+        self.cache.reserve(first + len(rows), columns, keep=first, budget=self.budget.tokens)
         for slot, (row, past) in enumerate(zip(rows, known, strict=True), start=first):
             if row.request.prefix is not None and row.request.prefix.key_values is not None:
                 self.cache.put(slot, 0, row.request.prefix.key_values)
             if past is not None:
                 self.cache.put(slot, row.start - row.cached, past)
 
-    def _report(self, rows: list[_Row], chosen: list[int], logprobs: dict[int, torch.Tensor]) -> list[Token]:
+    def _known(self, row: Row) -> torch.Tensor | None:
+        """Keys and values (L, 2, G, n, D) of the first n of a row's tokens, from rows that ended or run and begin alike."""
+        known = self.prefix_cache.longest(row.request.prefix, row.ids)
+        if not self.prefix_cache.capacity:
+            return known
+        best, found = 0 if known is None else known.shape[3], None
+        for slot, other in enumerate(self.rows):
+            if other.request.prefix is row.request.prefix:
+                alike = in_common(other.ids[: other.cached], row.ids[:-1])
+                if alike > max(best, LEAST - 1):
+                    best, found = alike, slot
+        before = row.request.before
+        return known if found is None else self.cache.take(found, before, before + best)
+
+    def _reserve(self) -> None:
+        """For the tokens of the rows that have slots."""
+        slots, columns = len(self._placed), max(row.columns for row in self._placed)
+        self.cache.reserve(slots, columns, keep=slots, budget=self.budget.tokens)
+
+    @property
+    def _placed(self) -> list[Row]:
+        """Those that have slots, in their order."""
+        return self.rows if self.partial is None else [*self.rows, self.partial]
+
+    def _report(self, rows: list[Row], chosen: list[int], logprobs: dict[int, torch.Tensor]) -> list[Token]:
         """Appends the chosen tokens to their rows, and takes out the rows that end with them."""
         answers, ended = [], []
         for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             request = row.request
             extra = _likeliest(logprobs[index], token, request.logprobs or 0) if index in logprobs else {}
+            if not row.begun:
+                extra["reused"] = row.reused
             if token in self.stop_ids:
                 answers.append(Token(request.id, None, "stop", **extra))
                 ended.append(row)
@@ -316,12 +296,16 @@ class Engine:
             if full:
                 ended.append(row)
         for row in ended:
-            self._leave(self.rows.index(row))
+            self._take_out(row)
         return answers
 
-    def _leave(self, index: int) -> None:
-        """Frees a slot. The last row moves into it, so that the rows in use stay the first ones."""
-        row = self.rows[index]
+    def _take_out(self, row: Row) -> None:
+        """Frees a row's slot. The last row moves into it, so that the rows in use stay the first ones."""
+        if row is self.partial:
+            self._keep(row, len(self.rows))
+            self.partial = None
+            return
+        index = self.rows.index(row)
         self._keep(row, index)
         last = self.rows.pop()
         if last is not row:
@@ -330,7 +314,7 @@ class Engine:
         if self.partial is not None:
             self.cache.move(len(self.rows) + 1, len(self.rows), self.partial.start)
 
-    def _keep(self, row: _Row, slot: int) -> None:
+    def _keep(self, row: Row, slot: int) -> None:
         """What was computed, for the next turn of its dialogue."""
         if self.prefix_cache.capacity and row.cached:
             start = row.start - row.cached
@@ -338,11 +322,11 @@ class Engine:
                 row.request.prefix, row.ids[: row.cached], self.cache.take(slot, start, start + row.cached)
             )
 
-    def _shrink(self, joining: list[_Row], error: Exception) -> None:
+    def _shrink(self, joining: list[Row], error: Exception) -> None:
         """Halves the batch and puts all rows back into the queue; what they have generated stays."""
-        others = [*joining, *([] if self.partial is None else [self.partial])]
-        rows = self.rows + [row for row in dict.fromkeys(others) if row not in self.rows]
-        before = len(rows) * max(row.request.room for row in rows)
+        rows = sorted({*self._placed, *joining}, key=lambda row: row.number)
+        for row in rows:
+            row.cached = 0
         self.rows, self.partial = [], None
         self.cache.clear()
         self.prefix_cache.clear()
@@ -356,21 +340,7 @@ class Engine:
                 request.id,
             ) from error
         self.waiting.extendleft(reversed(rows))
-        self.batch_tokens = max(min(self.batch_tokens, before) // 2, 1)
-        self.notify(ran_out(len(rows), self.batch_tokens))
-
-
-@contextmanager
-def _companions(model: PreTrainedModel, rows: Sequence[_Row]) -> Iterator[None]:
-    """Inside, each row is computed with what its request brings along."""
-    places: dict[Companion, list[int]] = {}
-    for index, row in enumerate(rows):
-        if row.request.prefix is not None:
-            places.setdefault(row.request.prefix, []).append(index)
-    with ExitStack() as stack:
-        for companion, indices in places.items():
-            stack.enter_context(companion.on(model, indices))
-        yield
+        self.budget.ran_out(len(rows), max(row.reach for row in rows))
 
 
 def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
@@ -378,23 +348,3 @@ def _likeliest(logprobs_V: torch.Tensor, token: int, count: int) -> dict:
     values, tokens = logprobs_V.topk(count)
     top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
     return {"logprob": float(logprobs_V[token]), "top": top}
-
-
-def inference() -> AbstractContextManager:
-    """Inside, no gradients are kept. ZeRO-3 keeps gathered weights for training, where inference tensors can't be used."""
-    return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of a forward call says that memory ran out, on an accelerator or on the CPU."""
-    text = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    )
-
-
-def ran_out(rows: int, batch_tokens: int) -> str:
-    """The sentence for the user: with how many rows it happened, and the new bound."""
-    return message("memory_ran_out", rows=rows, batch_tokens=batch_tokens)

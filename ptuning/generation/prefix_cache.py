@@ -7,7 +7,7 @@ import torch
 
 from ptuning.methods import Companion
 
-_LEAST = 16  # tokens in common that are worth a copy
+LEAST = 16  # tokens in common that are worth a copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,9 @@ class PrefixCache:
         """
         best, best_key = 0, None
         for key, entry in self._entries.items():
-            if entry.prefix is prefix and (common := _common(entry.ids, ids[:-1])) > best:
+            if entry.prefix is prefix and (common := in_common(entry.ids, ids[:-1])) > best:
                 best, best_key = common, key
-        if best_key is None or best < _LEAST:
+        if best_key is None or best < LEAST:
             return None
         self._entries.move_to_end(best_key)
         return self._entries[best_key].key_values[:, :, :, :best]
@@ -72,7 +72,8 @@ class PrefixCache:
         self.tokens -= len(self._entries.pop(key).ids)
 
 
-def _common(left: list[int], right: list[int]) -> int:
+def in_common(left: list[int], right: list[int]) -> int:
+    """How many tokens two texts begin with alike."""
     limit = min(len(left), len(right))
     if left[:limit] == right[:limit]:
         return limit

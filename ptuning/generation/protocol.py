@@ -86,9 +86,14 @@ class GenerationRequest:
     logprobs: int | None = None
 
     @property
+    def before(self) -> int:
+        """Cache columns in front of the prompt."""
+        return self.prefix.length if self.prefix else 0
+
+    @property
     def room(self) -> int:
         """Cache columns the row may need: prefix, prompt and answer."""
-        return (self.prefix.length if self.prefix else 0) + len(self.ids) + self.max_new_tokens
+        return self.before + len(self.ids) + self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class Token:
         finish: None while it goes on; stop: the model ended it; length: max_new_tokens are there.
         logprob: of the chosen token under the model, before temperature and the like; only where asked for.
         top: (token, log probability) of the likeliest; only where asked for.
+        reused: with an answer's first token: how many tokens of its prompt weren't computed, because their keys and values were
+            there from another request that begins alike.
     """
 
     id: Hashable
@@ -108,6 +115,7 @@ class Token:
     finish: str | None = None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = field(default=())
+    reused: int = 0
 
 
 class Generator(AbstractContextManager, Protocol):

@@ -69,12 +69,15 @@ class SlotCache(Cache):
 
         Args:
             keep: the first rows, whose contents stay.
-            budget: spare rows, so that growing is rare, stay within this many tokens.
+            budget: spare rows and columns, so that growing is rare, stay within this many tokens.
         """
         layers, two, had_rows, groups, had_columns, head_dim = self.store.shape
         if rows <= had_rows and columns <= had_columns:
             return
         columns = -(-columns // _COLUMNS) * _COLUMNS
+        if had_columns < columns and keep:  # by a fifth at least, so that a long answer isn't copied too often
+            spare = min(had_columns * 6 // 5, budget // rows) // _COLUMNS * _COLUMNS
+            columns = max(columns, spare)
         rows = max(rows, min(2 * rows, budget // columns))
         kept = self.store[:, :, :keep, :, :columns]
         # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.

@@ -20,6 +20,7 @@ from ptuning.serving.backend import BackendError, Busy, Refused, Served, Stats, 
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.places import Places
 from ptuning.serving.scheduler import AnswerStream, Scheduler, call, deliver
+from ptuning.serving.watchdog import Watchdog
 
 log = logging.getLogger("ptuning.serving")
 
@@ -42,6 +43,7 @@ class Worker:
         engine: not yet entered.
         max_queue: answers that may wait beside the engine's max_rows.
         timeout: seconds that a request may take, waiting included.
+        step_timeout: seconds that a step may take; one that takes longer is told of.
         metrics: is told what happens.
     """
 
@@ -53,6 +55,7 @@ class Worker:
         *,
         max_queue: int,
         timeout: float,
+        step_timeout: float,
         metrics: Metrics,
     ):
         self.loaded, self.registry, self.engine = loaded, registry, engine
@@ -60,6 +63,7 @@ class Worker:
         self.places = Places(engine.max_rows, max_queue, "--max_concurrent + --max_queue")
         self.capacity = self.places.capacity
         self._scheduler = Scheduler(engine, timeout, metrics, self.places.give_back)
+        self._watchdog = Watchdog(step_timeout, self._scheduler.tell_late)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._loading: set[str] = set()
         self._draining = self._closing = False
@@ -71,6 +75,7 @@ class Worker:
 
     def start(self) -> None:
         self._thread.start()
+        self._watchdog.start()
 
     def served(self) -> list[Served]:
         return list(self.registry)
@@ -103,10 +108,12 @@ class Worker:
 
     def stats(self) -> Stats:
         rows = list(self.engine.rows)
-        reserved = min(sum(row.request.room for row in rows) / self.engine.batch_tokens, 1.0)
+        columns = max((row.columns for row in rows), default=0)
+        reserved = min(len(rows) * columns / self.engine.budget.most, 1.0)
         kept = self.engine.prefix_cache.tokens
         waiting = max(self.places.live - len(rows), 0)
-        return Stats(len(rows), waiting, self._dead is None, self._draining, reserved, kept)
+        alive, stuck = self._dead is None, self._watchdog.stuck
+        return Stats(len(rows), waiting, alive, self._draining, reserved, kept, stuck)
 
     def drain(self) -> None:
         self._draining = True
@@ -119,6 +126,7 @@ class Worker:
         self._post(self._stop, _ignore)
         if self._thread.is_alive():
             self._thread.join(timeout=_PATIENCE)
+        self._watchdog.stop()
 
     # --- inside the thread ----------------------------------------------------------------------------------------------
 
@@ -129,7 +137,8 @@ class Worker:
                     self._run_commands()
                     self._scheduler.expire()
                     if self.engine.has_work and not self._closing:
-                        self._scheduler.step()
+                        with self._watchdog.step():
+                            self._scheduler.step()
         except BaseException as error:
             log.exception("the worker died")
             self._die(f"the worker died ({type(error).__name__}: {error}); restart the server")
@@ -199,6 +208,10 @@ class Worker:
             raise Unavailable(self._dead)
         if self._draining:
             raise Unavailable(_STOPPED)
+        if seconds := self._watchdog.stuck:
+            raise Unavailable(
+                f"the model has computed one step for {seconds:.0f} s and answers nobody; ask again later"
+            )
 
     def _forget(self, stream: AnswerStream, indices: set[int]) -> None:
         """These answers are no longer wanted; their places are free before the next step."""

@@ -49,7 +49,8 @@ def test_any_mixture_equals_one_by_one(model, prefixes, one_by_one, max_rows, ba
         for _ in added_at_random(engine, requests, draw, found):
             widest = max(widest, len(engine.rows))
             assert len(engine.rows) <= max_rows
-            assert len(engine.rows) * max((row.request.room for row in engine.rows), default=0) <= batch_tokens
+            used = len(engine.rows) * max((row.start for row in engine.rows), default=0)
+            assert used <= batch_tokens
     assert found == {request.id: one_by_one(request) for request in requests}
     assert widest == 1 if max_rows == 1 else widest > 1
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ptuning.config.options import ModelArguments
-from ptuning.generation import BeamSearch, Engine, GenerationRequest
+from ptuning.generation import BeamSearch, Engine, GenerationRequest, row
 from ptuning.methods import attached, bare, detach, method_of
 from tests.generation.conftest import added_at_random, answers
 from tests.methods.test_lora import randomise
@@ -85,6 +85,29 @@ def test_any_mixture_equals_one_by_one(model, attach, companions, one_by_one, ma
             for name in names
         }
     ) == len(names)
+
+
+@pytest.mark.parametrize(("pause", "past"), [(None, 0), (2.0, 0), (None, 100)])
+def test_rows_that_are_set_back_go_on_where_they_were(model, attach, companions, one_by_one, monkeypatch, pause, past):
+    """In room for two or three of them when they have grown."""
+    monkeypatch.setattr(row, "STEP", 8)
+    draw, names = random.Random(3), list(companions)
+    requests = [
+        GenerationRequest(
+            number,
+            [draw.randrange(3, 320) for _ in range(draw.randrange(1, 30))],
+            draw.randrange(30, 60),
+            prefix=companions[names[number % len(names)]],
+        )
+        for number in range(14)
+    ]
+    found = {request.id: [] for request in requests}
+    with Engine(model, [2], batch_tokens=140, pause=pause, prefill_tokens=20, prefix_cache_tokens=past) as engine:
+        for _ in added_at_random(engine, requests, draw, found):
+            used = max((one.start for one in engine.rows), default=0)
+            assert len(engine.rows) <= 1 or len(engine.rows) * used <= 140
+        assert engine.set_back > 3
+    assert found == {r.id: alone(model, attach, one_by_one, names[r.id % len(names)], r) for r in requests}
 
 
 def test_a_dialogue_goes_on_with_its_own_lora(model, companions):
