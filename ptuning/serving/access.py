@@ -35,6 +35,9 @@ class Metrics:
         self._requests = counter("requests", "HTTP requests", "route", "model", "status")
         self._errors = counter("errors", "Requests that failed, by the error's code", "code")
         self._tokens = counter("tokens", "Tokens of prompts and of answers", "model", "kind")
+        self._hits = counter("prefix_cache_hits", "Answers whose prompt begins like one before it", "model")
+        self._reused = counter("prefix_cache_tokens", "Tokens of prompts that weren't computed again", "model")
+        self._set_back = counter("set_back", "Running answers that went back into the queue for lack of room")
         self._first = histogram("first_token_seconds", "From the request to its first token, waiting included")
         self._between = histogram("between_tokens_seconds", "Between two tokens of an answer")
         self._queued = histogram("queue_seconds", "From the request to the step in which its prompt is computed")
@@ -55,6 +58,15 @@ class Metrics:
     def queued(self, model: str, seconds: float) -> None:
         """An answer has found its place."""
         self._queued.labels(model).observe(seconds)
+
+    def reused(self, model: str, tokens: int) -> None:
+        """So many of a prompt's tokens weren't computed, because keys and values of the same beginning were there."""
+        self._hits.labels(model).inc()
+        self._reused.labels(model).inc(tokens)
+
+    def set_back(self, count: int) -> None:
+        """Running answers went back into the queue."""
+        self._set_back.inc(count)
 
     def token(self, model: str, seconds: float, first: bool) -> None:
         """One token of an answer.

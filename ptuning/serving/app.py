@@ -41,7 +41,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     metrics.watch("running", "Answers in the running batch", lambda: backend.stats().running)
     metrics.watch("queue", "Answers that wait for a place", lambda: backend.stats().waiting)
     rest_paths = rest_routes(backend.template)
-    metrics.watch("cache_use", "Share of the cache that running answers hold", lambda: backend.stats().reserved)
+    metrics.watch("cache_use", "Share of the cache that running answers use", lambda: backend.stats().reserved)
     metrics.watch("cached_tokens", "Tokens of earlier turns that are kept", lambda: backend.stats().kept)
     app = FastAPI(title="ptuning", version=ptuning.__version__, docs_url=None, redoc_url=None)
     app.include_router(rest.router(services))
@@ -50,9 +50,10 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 while requests are answered, 503 when the worker has died or the server is stopping."""
+        """200 while requests are answered, 503 when the worker has died, its step doesn't end, or the server is stopping."""
         stats = backend.stats()
-        state = "worker died" if not stats.alive else "stopping" if stats.draining else "ok"
+        state = "stopping" if stats.draining else "stuck" if stats.stuck else "ok"
+        state = state if stats.alive else "worker died"
         content = {"status": state, "running": stats.running, "waiting": stats.waiting}
         return JSONResponse(content, 200 if state == "ok" else 503)
 

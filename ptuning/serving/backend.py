@@ -45,8 +45,9 @@ class Stats:
         waiting: answers that wait.
         alive: whether it still answers.
         draining: whether it refuses what is new.
-        reserved: share of the cache that running answers hold, 0 to 1.
+        reserved: share of the cache that running answers use, 0 to 1.
         kept: tokens of earlier turns whose keys and values are kept.
+        stuck: seconds that the step under way has taken, where these are more than it may; else 0.
     """
 
     running: int
@@ -55,6 +56,7 @@ class Stats:
     draining: bool
     reserved: float = 0.0
     kept: int = 0
+    stuck: float = 0.0
 
 
 class BackendError(ApiError):

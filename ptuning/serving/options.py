@@ -18,7 +18,15 @@ from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
 # What says how this process computes.
-_OWN_ENGINE = ("dtype", "quantization_bit", "quantization", "double_quantization", "cpu_kernels", "batch_tokens")
+_OWN_ENGINE = (
+    "dtype",
+    "quantization_bit",
+    "quantization",
+    "double_quantization",
+    "cpu_kernels",
+    "batch_tokens",
+    "step_timeout",
+)
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
 _HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
@@ -100,6 +108,7 @@ class ServeOptions:
     max_queue: int = option(64, "answers that may wait; beyond that 429")
     batch_tokens: int = option(65536, "prefix, prompt and answer tokens of all running answers")
     request_timeout: float = option(300.0, "seconds a request may take, waiting included")
+    step_timeout: float = option(300.0, "seconds a step of the model may take; beyond that /health says stuck")
     grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
     log_prompts: bool = option(False, "write prompts and answers into the log")
     lang: Language | None = language_option("greeting, and of the page until another is chosen there")
@@ -120,7 +129,7 @@ class ServeOptions:
         for name in ("port", "web_port"):
             if (value := getattr(self, name)) is not None and value > 65535:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; the largest is 65535")
-        for name in ("request_timeout", "grace_seconds"):
+        for name in ("request_timeout", "step_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
         self._check_engine()

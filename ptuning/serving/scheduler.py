@@ -111,6 +111,7 @@ class Scheduler:
         self._answers: dict[Hashable, _Answer] = {}
         self._numbers = itertools.count()
         self._retired: set[Companion] = set()
+        self._set_back = 0  # rows that went back into the queue so far
 
     def begin(self, stream: AnswerStream) -> None:
         """Queues what is asked."""
@@ -136,10 +137,14 @@ class Scheduler:
             if not (answer := self._answers[number]).placed:
                 answer.placed = True
                 self.metrics.queued(answer.stream.model.name, began - answer.stream.submitted)
+        self.metrics.set_back(self.engine.set_back - self._set_back)
+        self._set_back = self.engine.set_back
         events: dict[AnswerStream, list] = {}
         for token in tokens:
             answer = self._answers[token.id]
             events.setdefault(answer.stream, []).append((answer.index, token))
+            if token.reused:
+                self.metrics.reused(answer.stream.model.name, token.reused)
             if token.token is not None:
                 self.metrics.token(answer.stream.model.name, now - answer.latest, first=not answer.tokens)
                 answer.tokens, answer.latest = answer.tokens + 1, now
@@ -149,12 +154,20 @@ class Scheduler:
 
     def expire(self) -> None:
         """Ends what has taken too long."""
+        for number, _ in self._late():
+            self.engine.cancel(number)
+            self._refuse(number, self._too_late())
+
+    def tell_late(self) -> None:
+        """Tells those whose time is over, from any thread, while a step doesn't end; their places are freed when it does."""
+        deliver({answer.stream: [self._too_late()] for _, answer in self._late()})
+
+    def _late(self) -> list[tuple[Hashable, _Answer]]:
         now = time.monotonic()
-        for number, answer in list(self._answers.items()):
-            if now - answer.stream.submitted > self.timeout:
-                self.engine.cancel(number)
-                message = f"not finished within {self.timeout:g} s (--request_timeout); ask for fewer tokens, or later"
-                self._refuse(number, TooLate(message))
+        return [each for each in list(self._answers.items()) if now - each[1].stream.submitted > self.timeout]
+
+    def _too_late(self) -> TooLate:
+        return TooLate(f"not finished within {self.timeout:g} s (--request_timeout); ask for fewer tokens, or later")
 
     def drop(self, stream: AnswerStream, indices: set[int]) -> None:
         """Takes out answers that are no longer wanted."""

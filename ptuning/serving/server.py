@@ -91,8 +91,8 @@ def build(options: ServeOptions) -> tuple[Backend, Metrics]:
     )
     metrics = Metrics()
     queue = options.max_queue + (options.max_concurrent - 1 if options.sequential else 0)
-    timeout = options.request_timeout
-    return Worker(loaded, registry, engine, max_queue=queue, timeout=timeout, metrics=metrics), metrics
+    limits = {"timeout": options.request_timeout, "step_timeout": options.step_timeout}
+    return Worker(loaded, registry, engine, max_queue=queue, metrics=metrics, **limits), metrics
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:

@@ -221,6 +221,47 @@ def test_a_dialogue_computes_only_what_is_new(prefix_folders):
             assert again["response"] == answer["response"]
 
 
+def test_what_begins_alike_is_computed_once(server):
+    """Also by another client; and it is counted."""
+
+    def counted() -> list[float]:
+        lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if line[0] != "#")
+        names = ("hits", "tokens")
+        return [float(lines.get(f'ptuning_prefix_cache_{name}_total{{model="talk"}}', 0)) for name in names]
+
+    text = "请把下面的话改写得更短：" * 6
+    before = counted()
+    server.chat(text + "今天天气很好", "talk")
+    once = counted()
+    server.chat(text + "我们明天再见", "talk")
+    twice = counted()
+    server.chat(text + "我们明天再见", "base")
+    assert counted() == twice  # keys and values of another prefix are others
+    known = len(server.worker.template.encode_text([text])[0])
+    assert once == before and twice[0] == once[0] + 1 and twice[1] - once[1] >= known - 2
+
+
+# --- a step that doesn't end --------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_does_not_end_is_noticed(gated, caplog):
+    with gated(step_timeout=0.1, request_timeout=0.4) as (server, gate), contextlib.ExitStack() as stack:
+        waits = Ask(stack, server, body("你好", max_tokens=2))
+        wait_until(lambda: server.get("/health").json()["status"] == "stuck", "/health says so")
+        assert server.get("/health").status_code == 503
+        refused = server.chat()
+        assert refused.status_code == 503 and "has computed one step for" in refused.json()["error"]["message"]
+        answer = waits.result()  # although the step still hasn't ended
+        assert answer.status_code == 504 and gate.steps == 0
+        told = [record for record in caplog.records if "--step_timeout" in record.getMessage()]
+        assert len(told) == 1 and "a step has not ended after 0.1 s" in told[0].getMessage()
+        assert "self._permits.acquire()" in told[0].fields["stack"]
+        gate.open()
+        wait_until(lambda: server.get("/health").status_code == 200, "it goes on")
+        wait_until(lambda: not server.worker.places.live, "the place is free")
+        assert server.chat(max_tokens=2).status_code == 200
+
+
 # --- death --------------------------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ def test_this_machine_needs_none(host):
         ("--max_concurrent 0", "--max_concurrent is 0; the least is 1"),
         ("--max_queue -1", "--max_queue is -1"),
         ("--request_timeout 0", "--request_timeout is 0"),
+        ("--step_timeout 90000", "--step_timeout is 90000.0; use seconds above 0 and up to 86400"),
         ("--api_key é", "ASCII"),
         ("--prefix =x", "expected NAME=DIR"),
         ("--prefix x=", "expected NAME=DIR"),
