@@ -8,7 +8,8 @@ does: the next request waits until the one before it is answered. Random weights
 
 "arrivals", without HTTP: --streams answers are under way when --arriving prompts of --prompt_tokens come at once. The time
 between two tokens of a stream before, while these prompts are computed, and after that, when all are answered side by side; and the
-seconds until all is done; as the server does it, and with prompts first.
+seconds until all is done; as the server does it, and with prompts first. `--arrivals_only --clock cpu --threads 1` measures this
+alone, in the thread's own seconds of processor time, for a machine that has other work.
 """
 
 import argparse
@@ -38,13 +39,14 @@ from ptuning.checkpoint.manifest import describe
 from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.generation import Engine, GenerationRequest
-from ptuning.generation.pace import PAUSE
+from ptuning.generation.pace import PAUSE, PIECE_TOKENS, Pace
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
 MODELS = ("base", *PREFIXES)  # a client asks one of them
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
 
 
@@ -60,12 +62,22 @@ def main() -> None:
     parser.add_argument("--stream_tokens", type=int, default=600)
     parser.add_argument("--arriving", type=int, default=20)
     parser.add_argument("--prompt_tokens", type=int, default=1400)
+    parser.add_argument("--arrivals_only", action="store_true", help="without the servers")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="of the arrivals")
+    parser.add_argument("--threads", type=int, help="of torch, for the arrivals")
     args = parser.parse_args()
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu needs --threads 1: threads that wait for each other use processor time")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.vocab = 2048  # the small tokenizer's
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), args)
         arrived = {name: arrivals(model, args, pause) for name, pause in (("served", PAUSE), ("prompts_first", None))}
         del model
+        if args.arrivals_only:
+            print(json.dumps({"benchmark": "serve", "clock": args.clock, "arrivals": arrived}))
+            return
         results = {}
         base, prefixes = Path(folder) / "base", {name: Path(folder) / name for name in PREFIXES}
         with server(base, prefixes, "continuous", max(args.clients)) as (url, process):
@@ -107,24 +119,26 @@ def arrivals(model: ChatGLMForConditionalGeneration, args: argparse.Namespace, p
     """Gaps of streams before and while many prompts are computed, and after that, when all are answered side by side; and the
     seconds from their arrival to the last answer."""
     draw, latest, gaps = random.Random(0), {}, {"before": [], "while": [], "after": []}
+    clock = CLOCKS[args.clock]
 
     def request(name: str, tokens: int, new: int) -> GenerationRequest:
         return GenerationRequest(name, [draw.randrange(3, args.vocab) for _ in range(tokens)], new)
 
     names = {f"new {number}" for number in range(args.arriving)}
     with Engine(model, [], batch_tokens=1 << 20, pause=pause) as engine:
+        engine.pace = Pace(PIECE_TOKENS, pause, clock)
         for number in range(args.streams):
             engine.add(request(f"stream {number}", 60, args.stream_tokens))
         began, started = 0.0, 0.0
         for step in range(10**9):
             if step == 60:
-                started = time.perf_counter()
+                started = clock()
                 for name in sorted(names):
                     engine.add(request(name, args.prompt_tokens, args.max_tokens))
             if not engine.has_work:
                 break
             for token in engine.step():
-                now = time.perf_counter()
+                now = clock()
                 if token.id in names:
                     began = (
                         now if token.id not in latest else began
@@ -133,7 +147,7 @@ def arrivals(model: ChatGLMForConditionalGeneration, args: argparse.Namespace, p
                     waited = latest[token.id] < began or not names <= latest.keys()
                     gaps["before" if step < 60 else "while" if waited else "after"].append(now - latest[token.id])
                 latest[token.id] = now
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
     result = {"seconds": round(seconds, 2)}
     for phase, values in gaps.items():
         result[f"{phase}_ms_p50"] = round(float(np.median(values or [0])) * 1000, 1)

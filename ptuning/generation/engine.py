@@ -82,7 +82,8 @@ class Engine:
         self._entered.enter_context(bare(self.model))
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
-        self._together = self.pace.pause is not None and allow_together(self.model.config)
+        self._compute.apart = allow_together(self.model.config)
+        self._together = self.pace.pause is not None and self._compute.apart
         return self
 
     def __exit__(self, *exc) -> None:

@@ -21,6 +21,8 @@ class Forward:
         cache: where the rows have their slots.
     """
 
+    apart = False  # whether the model's attention knows of layouts (together.py)
+
     def __init__(self, model: PreTrainedModel, cache: SlotCache):
         self.model, self.cache = model, cache
 
@@ -39,15 +41,18 @@ class Forward:
         starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
         newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
+        layout = self.cache.begin_apart(starts) if self.apart and longest == 1 and first == 0 else None
+        mask = self.cache.begin(first, starts, longest) if layout is None else layout.rows_mask
         with (
             _companions(self.model, rows),
             logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]),
         ):
             logits_NV = self.model(
                 input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=device),
-                attention_mask=self.cache.begin(first, starts, longest),
+                attention_mask=mask,
                 position_ids=positions.to(device),
                 past_key_values=self.cache,
+                **({} if layout is None else {"layout": layout}),
             ).logits.float()
         for row, ids in zip(rows, new, strict=True):
             row.cached += len(ids)

@@ -6,10 +6,13 @@ that each step works on one dense slice.
 Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new tokens a row.
 """
 
+import math
+
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ptuning.generation.together import Layout
+from ptuning.generation.together import Layout, spans
 
 _COLUMNS = 128  # columns are added in steps of this many
 
@@ -81,7 +84,7 @@ class SlotCache(Cache):
         rows = max(rows, min(2 * rows, budget // columns))
         kept = self.store[:, :, :keep, :, :columns]
         # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.
-        self.store = self.store.new_zeros(layers, two, rows, groups, columns, head_dim)
+        self.store = _zeros(self.store, (layers, two, rows, groups, columns, head_dim))
         self.store[:, :, :keep, :, : kept.shape[4]] = kept
 
     def clear(self) -> None:
@@ -106,6 +109,16 @@ class SlotCache(Cache):
         self.index = columns[:, None, :, None].expand(count, self.store.shape[3], new_tokens, self.store.shape[5])
         return (torch.arange(self.width, device=starts.device) <= columns[:, :, None])[:, None]
 
+    def begin_apart(self, starts: torch.Tensor) -> Layout | None:
+        """Prepares a forward call of the first rows' next tokens whose lengths differ so much that short ones are better
+        computed apart from long ones; None where they don't.
+
+        Args:
+            starts: (n,) columns in use of each row.
+        """
+        apart = spans([start + 1 for start in starts.tolist()], starts.device)
+        return Layout(len(starts), self.begin(0, starts, 1), apart) if len(apart) > 1 else None
+
     def begin_together(self, starts: torch.Tensor, start: int, new_tokens: int) -> Layout:
         """Prepares a forward call of the first rows' next tokens and a piece of the prompt in the slot behind them, which takes
         and gives keys and values of N = n + new_tokens single tokens.
@@ -120,7 +133,8 @@ class SlotCache(Cache):
         self.rows, self.piece = slice(0, len(starts) + 1), (start, stop)
         self.width = max(self.width, stop)
         piece_mask = torch.arange(stop, device=device) <= torch.arange(start, stop, device=device)[:, None]
-        return Layout(len(starts), rows_mask, piece_mask[None, None])
+        apart = spans([start + 1 for start in starts.tolist()], device)
+        return Layout(len(starts), rows_mask, apart, piece_mask[None, None])
 
     def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
         """Writes (L, 2, G, n, D) into a row from column `start` on."""
@@ -133,3 +147,12 @@ class SlotCache(Cache):
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first columns of one row over another."""
         self.store[:, :, target, :, :columns] = self.store[:, :, source, :, :columns]
+
+
+def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros of another tensor's kind. On a CPU by calloc, whose pages of zeros come when they are first written: torch writes them
+    at once; half a gigabyte of that is a third of a second in which no answer goes on, for spare rows that may never be used."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    pages = np.zeros(math.prod(shape) * like.element_size(), np.uint8)
+    return torch.from_numpy(pages).view(like.dtype).view(shape)

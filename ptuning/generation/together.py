@@ -1,11 +1,13 @@
-"""Attention of a step in which running rows take their next tokens and a prompt takes a piece, in one forward call.
+"""Attention of a step in which running rows take their next tokens, and perhaps a prompt takes a piece, in one forward call.
 
 All matrix products see one batch of N single tokens: those of r rows, then p of the prompt. Only attention tells them apart:
-rows look at their own slots, the piece at the slot behind them, by two calls of the plain kernel.
+rows look at their own slots, the piece at the slot behind them, by calls of the plain kernel of their own. Short rows beside
+long ones have a call of their own too, so that they aren't computed as wide as these.
 
 Shapes: N = r + p tokens, H heads, G key/value groups, C columns, D head dimension.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "together_sdpa"  # in transformers' registry
+_CALL = {"cpu": 256}  # columns that take as long as a call of the kernel; on an accelerator that is many:
+_CALL_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,41 @@ class Layout:
     Args:
         rows: r.
         rows_mask: (r, 1, 1, columns of the rows).
-        piece_mask: (1, 1, p, columns of the prompt).
+        spans: of rows that are computed in one call: first, end, columns.
+        piece_mask: (1, 1, p, columns of the prompt); None without one.
     """
 
     rows: int
     rows_mask: torch.Tensor
-    piece_mask: torch.Tensor
+    spans: Sequence[tuple[int, int, int]]
+    piece_mask: torch.Tensor | None = None
+
+
+def spans(widths: Sequence[int], device: torch.device) -> list[tuple[int, int, int]]:
+    """Splits rows, in their order, into spans (first, end, columns) so that all calls together take the least.
+
+    Args:
+        widths: columns of each row.
+        device: where they are computed.
+    """
+    call, count = _CALL.get(device.type, _CALL_ELSEWHERE), len(widths)
+    if count * max(widths) - sum(widths) <= call:
+        return [(0, count, max(widths))]
+    best: list[tuple[int, int, int]] = [
+        (0, 0, 0)
+    ]  # of the first n rows: what they cost, and their last span's first and width
+    for end in range(1, count + 1):
+        width, choices = 0, []
+        for first in range(end - 1, -1, -1):
+            width = max(width, widths[first])
+            choices.append((best[first][0] + call + width * (end - first), first, width))
+        best.append(min(choices))
+    found, end = [], count
+    while end:
+        _, first, width = best[end]
+        found.append((first, end, width))
+        end = first
+    return found[::-1]
 
 
 def _attention(
@@ -44,12 +77,15 @@ def _attention(
     """query (N, H, 1, D), key and value (r + 1, G, C, D), all slots in use. Without a layout: the plain kernel."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    r, outputs = layout.rows, []
-    piece = query[r:, :, 0].transpose(0, 1)[None]  # (1, H, p, D)
-    for part, slots, mask in (
-        (query[:r], slice(0, r), layout.rows_mask),
-        (piece, slice(r, r + 1), layout.piece_mask),
-    ):
+    r = layout.rows
+    parts = [
+        (query[first:end], slice(first, end), layout.rows_mask[first:end, :, :, :width])
+        for first, end, width in layout.spans
+    ]
+    if layout.piece_mask is not None:
+        parts.append((query[r:, :, 0].transpose(0, 1)[None], slice(r, r + 1), layout.piece_mask))  # (1, H, p, D)
+    outputs = []
+    for part, slots, mask in parts:
         width = mask.shape[3]
         found, _ = sdpa_attention_forward(module, part, key[slots, :, :width], value[slots, :, :width], mask, **kwargs)
         outputs.append(found.flatten(0, 1)[:, None])  # (rows or p, 1, H, D)

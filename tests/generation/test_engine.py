@@ -140,6 +140,22 @@ def test_a_second_turn_computes_only_what_is_new(model, prefixes, monkeypatch):
         assert answers(engine, [GenerationRequest("two", second, 6, prefix=prefix)])["two"] == reused
 
 
+def test_what_begins_like_a_running_row_is_computed_once(model, prefixes, one_by_one):
+    text, kinds = list(range(10, 60)), [prefixes[8], prefixes[8], prefixes[3], None]
+    requests = [GenerationRequest(n, text + [70 + n] * 5, 20, prefix=prefix) for n, prefix in enumerate(kinds)]
+    found, reused = {request.id: [] for request in requests}, {}
+    with Engine(model, [2], prefix_cache_tokens=1000) as engine:
+        for request in requests:
+            engine.add(request)
+            for token in [*engine.step(), *engine.step()]:
+                reused.setdefault(token.id, token.reused)
+                found[token.id] += [] if token.token is None else [token.token]
+        for token in engine.submit([]):
+            found[token.id] += [] if token.token is None else [token.token]
+    assert reused == {0: 0, 1: 50, 2: 0, 3: 0}  # keys and values of another prefix are others
+    assert found == {request.id: one_by_one(request) for request in requests}
+
+
 def test_what_is_kept_of_the_past_is_bounded(model):
     with Engine(model, [], prefix_cache_tokens=100) as engine:
         for start in range(5):

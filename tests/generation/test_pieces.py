@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ptuning.generation import Engine, GenerationRequest, Prefix
+from ptuning.generation import Engine, GenerationRequest, Prefix, together
 from ptuning.generation import engine as engine_module
 from ptuning.generation.pace import PAUSE, Pace
+from ptuning.generation.together import spans
 from ptuning.methods.prefix.attach import prefix_of
 from tests.generation.conftest import added_at_random, answers
 from tests.generation.test_engine import out_of_memory_above, some_requests
@@ -182,10 +183,32 @@ def test_the_pace_follows_what_was_measured():
     assert pace.rows_turn() and pace.tokens(rows_run=True) == 100
     take(5, True)
     take(1000, False, 10)
-    assert pace.tokens(rows_run=True) == 64
+    assert pace.tokens(rows_run=True) == 32
     for _ in range(40):
         take(0.001, False, 100)
     assert pace.tokens(rows_run=True) == 1000
     with pytest.raises(MemoryError), pace.measured(False, 100):
         raise MemoryError
     assert not Pace(1000, None).rows_turn() and Pace(1000, None).tokens(rows_run=True) == 1000
+
+
+def test_short_rows_are_computed_apart_from_long_ones(model, one_by_one, monkeypatch):
+    """In any order of short and long; the same answers."""
+    cpu = torch.device("cpu")
+    assert spans([60] * 16 + [1400] * 4, cpu) == [(0, 16, 60), (16, 20, 1400)]
+    assert spans([1400, 60, 1400, 60], cpu) == [(0, 1, 1400), (1, 2, 60), (2, 3, 1400), (3, 4, 60)]
+    assert spans([100, 300, 200], cpu) == [(0, 3, 300)]
+    monkeypatch.setitem(together._CALL, "cpu", 10)
+    draw, layouts, forward = random.Random(2), [], model.forward
+    lengths = [5, 90, 7, 120, 60, 6, 80, 9]
+    requests = [
+        GenerationRequest(number, [draw.randrange(3, 320) for _ in range(length)], 20)
+        for number, length in enumerate(lengths)
+    ]
+    expected = {request.id: one_by_one(request) for request in requests}
+    monkeypatch.setattr(model, "forward", lambda **given: layouts.append(given.get("layout")) or forward(**given))
+    for pause in (None, 2.0):
+        layouts.clear()
+        with Engine(model, [2], pause=pause) as engine:
+            assert answers(engine, requests) == expected
+        assert max(len(layout.spans) for layout in layouts if layout is not None) > 3
