@@ -6,9 +6,6 @@ that each step works on one dense slice.
 Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new tokens a row.
 """
 
-import math
-
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -84,7 +81,7 @@ class SlotCache(Cache):
         rows = max(rows, min(2 * rows, budget // columns))
         kept = self.store[:, :, :keep, :, :columns]
         # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.
-        self.store = _zeros(self.store, (layers, two, rows, groups, columns, head_dim))
+        self.store = self.store.new_zeros(layers, two, rows, groups, columns, head_dim)
         self.store[:, :, :keep, :, : kept.shape[4]] = kept
 
     def clear(self) -> None:
@@ -147,12 +144,3 @@ class SlotCache(Cache):
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first columns of one row over another."""
         self.store[:, :, target, :, :columns] = self.store[:, :, source, :, :columns]
-
-
-def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Zeros of another tensor's kind. On a CPU by calloc, whose pages of zeros come when they are first written: torch writes them
-    at once; half a gigabyte of that is a third of a second in which no answer goes on, for spare rows that may never be used."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    pages = np.zeros(math.prod(shape) * like.element_size(), np.uint8)
-    return torch.from_numpy(pages).view(like.dtype).view(shape)
