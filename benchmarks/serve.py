@@ -150,7 +150,8 @@ def arrivals(model: ChatGLMForConditionalGeneration, args: argparse.Namespace, p
         seconds = clock() - started
     result = {"seconds": round(seconds, 2)}
     for phase, values in gaps.items():
-        result[f"{phase}_ms_p50"] = round(float(np.median(values or [0])) * 1000, 1)
+        for q in (50, 99):
+            result[f"{phase}_ms_p{q}"] = round(float(np.percentile(values or [0], q)) * 1000, 1)
         result[f"{phase}_ms_largest"] = round(max(values, default=0) * 1000, 1)
     return result
 

@@ -6,6 +6,9 @@ that each step works on one dense slice.
 Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new tokens a row.
 """
 
+import math
+import mmap
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -81,7 +84,7 @@ class SlotCache(Cache):
         rows = max(rows, min(2 * rows, budget // columns))
         kept = self.store[:, :, :keep, :, :columns]
         # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.
-        self.store = self.store.new_zeros(layers, two, rows, groups, columns, head_dim)
+        self.store = _zeros(self.store, (layers, two, rows, groups, columns, head_dim))
         self.store[:, :, :keep, :, : kept.shape[4]] = kept
 
     def clear(self) -> None:
@@ -144,3 +147,19 @@ class SlotCache(Cache):
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first columns of one row over another."""
         self.store[:, :, target, :, :columns] = self.store[:, :, source, :, :columns]
+
+
+def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros of another tensor's kind. On a CPU as pages of the system, which come when they are first touched: torch writes all of
+    them at once, and half a gigabyte is a third of a second in which no answer goes on, for rows that may never be used."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    try:
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
+    except OSError as error:
+        raise MemoryError(f"out of memory: {error}") from error
+    if hasattr(
+        mmap, "MADV_NOHUGEPAGE"
+    ):  # pages of 2 MB hold columns of several rows, and all would be written at once again
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)

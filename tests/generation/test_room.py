@@ -81,6 +81,15 @@ def test_after_lack_of_memory_the_batch_grows_again(model, prefixes, monkeypatch
     assert [text.split(" ")[0:2] for text in said] == [["memory", "ran"], ["memory", "suffices"]]
 
 
+def test_room_that_the_machine_does_not_have_is_lack_of_memory(model):
+    """And neither another error nor the end of the process."""
+    with Engine(model, [], batch_tokens=1 << 40) as engine:
+        answers(engine, [GenerationRequest(0, [5] * 20, 3)])
+        with pytest.raises(MemoryError, match="out of memory"):
+            engine.cache.reserve(1 << 24, 1 << 24, keep=0, budget=0)
+        assert len(answers(engine, [GenerationRequest(1, [5] * 20, 3)])[1]) == 3
+
+
 def test_a_batch_that_is_too_large_every_time_grows_ever_later():
     budget = Budget(1000, lambda text: None)
     tries = []
