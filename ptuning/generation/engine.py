@@ -60,6 +60,9 @@ class Engine:
         prefix_cache_tokens: keys and values of this many tokens of ended rows are kept for the next turn of their
             dialogue.
         notify: gets a sentence when the batch is made smaller because memory ran out.
+
+    Raises:
+        GenerationError: a model of this family can't be computed so.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Engine:
         prefix_cache_tokens: int = 0,
         notify: Callable[[str], None] = warnings.warn,
     ):
+        if why := family_of(model.config).engine_refusal:
+            raise GenerationError(why)
         self.model, self.stop_ids = model, frozenset(stop_ids)
         self.batch_tokens, self.max_rows = batch_tokens, max_rows
         self.pace = Pace(prefill_tokens, pause)

@@ -93,7 +93,15 @@ class GLM130BConfig(PreTrainedConfig):
         """What is written to config.json: official names, complete."""
         native = set(OFFICIAL_NAMES.values())
         values = {key: value for key, value in super().to_diff_dict().items() if key not in (*native, "dtype")}
-        names = ("hidden_size", "num_attention_heads", "vocab_size", "tokens", "eos_token_id", "pad_token_id", "architectures")
+        names = (
+            "hidden_size",
+            "num_attention_heads",
+            "vocab_size",
+            "tokens",
+            "eos_token_id",
+            "pad_token_id",
+            "architectures",
+        )
         values |= {official: getattr(self, native) for official, native in OFFICIAL_NAMES.items()}
         values |= {name: getattr(self, name) for name in names}
         return values | {

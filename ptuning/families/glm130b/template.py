@@ -4,10 +4,11 @@ Source: THUDM/GLM-130B `generate.py`; earlier turns, which the official code has
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from ptuning.families.glm130b.config import LONG_MASK
+from ptuning.families.glm130b.config import LONG_MASK, MASK, SHORT_MASK
 from ptuning.families.pieces import PieceTemplate
-from ptuning.families.template import Dialogue, Segment
+from ptuning.families.template import Blanks, Dialogue, Segment
 
 
 class GLM130BTemplate(PieceTemplate):
@@ -15,6 +16,7 @@ class GLM130BTemplate(PieceTemplate):
 
     name = "glm130b"
     trained_length = 2048
+    blanks: ClassVar[Blanks] = Blanks((MASK, SHORT_MASK, LONG_MASK), "sop", "eos")
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
@@ -34,7 +36,10 @@ class GLM130BTemplate(PieceTemplate):
         if before := dialogue.source_prefix + (dialogue.system or ""):
             segments.append(Segment(before + "\n" * bool(dialogue.system), role="system"))
         for question, answer in dialogue.history:
-            segments += [Segment(question + "\n", role="user"), Segment(answer + "\n", role="assistant", is_answer=True)]
+            segments += [
+                Segment(question + "\n", role="user"),
+                Segment(answer + "\n", role="assistant", is_answer=True),
+            ]
         segments.append(Segment(dialogue.prompt, role="user"))
         segments.append(Segment(ids=(self.tokenizer.tokens[LONG_MASK], self.tokenizer.tokens["sop"])))
         if dialogue.response is not None:

@@ -9,7 +9,6 @@ Source: SwissArmyTransformer 0.2.12, `tokenization/icetk_glm_130B`; icetk 0.0.7 
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import sentencepiece
@@ -22,7 +21,16 @@ from ptuning.families.template import Dialogue
 
 FILE = "ice_text.model"
 IMAGE_TOKENS = 20000
-_CONTROL = (MASK, LONG_MASK, SHORT_MASK, "<eod>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")  # as they stand behind the pieces
+_CONTROL = (
+    MASK,
+    LONG_MASK,
+    SHORT_MASK,
+    "<eod>",
+    "<sop>",
+    "<eop>",
+    "<ENC>",
+    "<dBLOCK>",
+)  # as they stand behind the pieces
 _TAB, _NEWLINE, _BLANKS = "<|tab|>", "<n>", 80
 _BLANK = re.compile(r"<\|blank_(\d+)\|>")
 
@@ -114,11 +122,6 @@ class GLM130BTokenizer(PieceTokenizer):
         shown = {token: name for name, token in self.tokens.items()}
         segments = self.template().render(Dialogue(dialogue.prompt, dialogue.history, dialogue.system))
         return "".join(each.text or "".join(shown[token] for token in each.ids) for each in segments)
-
-
-def write_tokenizer(file: str | Path, folder: Path, tokens: Mapping[str, int], num_image_tokens: int = IMAGE_TOKENS) -> None:
-    """Copies `ice_text.model` into a model's folder, with the tokenizer_config.json that goes with it; errors as the class."""
-    GLM130BTokenizer(str(file), num_image_tokens=num_image_tokens, tokens=tokens).save_pretrained(folder)
 
 
 def _with_blanks(text: str) -> str:
