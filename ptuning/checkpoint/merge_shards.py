@@ -179,7 +179,7 @@ def _made(
     for name in divided.names:
         if name.endswith(SCALE):
             raise ModelError(
-                f"{divided.files[0]}: {name}: the parts are quantised, each with scales of its own, and can't be put together; give "
+                f"{divided.files[0]}: {name}: the parts are quantised, each with its own scales, and can't be put together; give "
                 "the 16-bit checkpoint (and --quantization_bit)"
             )
         try:
@@ -191,7 +191,7 @@ def _made(
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         name = wrong[0]
-        source = config_file or "the 130B model's own numbers (no --config is given)"
+        source = config_file or f"the numbers of {config.model_type} (no --config is given)"
         raise ModelError(
             f"{divided.folder}: {name} is {found.get(name, 'missing')} in {len(divided.files)} parts together, and "
             f"{expected.get(name, 'not in the network')} by {source}; {len(wrong)} tensors differ. Give --config the numbers of "

@@ -46,8 +46,8 @@ class DividedCheckpoint:
         if not files or [file.name for file in files] != expected:
             found = ", ".join(file.name for file in files) or "nothing"
             raise ModelError(
-                f"{self.folder / self.iteration}: expected {FILE.format(0)}, {FILE.format(1)}, … without a gap, found {found}; copy "
-                "or extract the checkpoint again"
+                f"{self.folder / self.iteration}: expected {FILE.format(0)}, {FILE.format(1)}, … without a gap, found {found}; "
+                "copy or extract the checkpoint again"
             )
         self.files = files
         self._parts = [_mapped(file) for file in files]

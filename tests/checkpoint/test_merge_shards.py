@@ -128,7 +128,10 @@ def test_options_that_cannot_be(options, text, tmp_path, capsys):
 def test_without_config_it_is_taken_for_the_130b_model(tmp_path, capsys):
     assert main(["merge-shards", "--checkpoint", str(CHECKPOINT), "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert f"{WORD} is (320, 64) in 2 parts together, and (150528, 12288) by the 130B model's own numbers" in error
+    assert (
+        f"{WORD} is (320, 64) in 2 parts together, and (150528, 12288) by the numbers of glm130b (no --config is given)"
+        in error
+    )
     assert "Give --config the numbers of this checkpoint" in error
 
 

@@ -58,7 +58,7 @@ def test_writing_on(loaded, text):
 
 def test_the_golden_answer(loaded):
     """The context of the official figures, by ids that are texts of no tokenizer."""
-    model, template = loaded
+    model, _ = loaded
     expected = load_file(GOLDEN / "expected.safetensors")
     ids = expected["gmask.input_ids"][0, :12].tolist()
     assert greedy(model, ids, 10) == expected["gmask.greedy"].tolist()

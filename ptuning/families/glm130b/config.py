@@ -52,6 +52,14 @@ class GLM130BConfig(PreTrainedConfig):
 
     model_type = "glm130b"
     attribute_map: ClassVar[dict[str, str]] = dict(OFFICIAL_NAMES)
+    # Heads stay whole: each has its queries, keys and values beside each other. transformers' style for two stacked halves divides
+    # the weights by halves and the biases by rows, so GEGLU's are gathered and split again.
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "layers.*.attention.query_key_value": "colwise",
+        "layers.*.attention.dense": "rowwise",
+        "layers.*.mlp.dense_h_to_4h": "colwise_gather_output",
+        "layers.*.mlp.dense_4h_to_h": "rowwise_split_input",
+    }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 150528

@@ -15,7 +15,6 @@ from ptuning.families.glm130b.model import GLM130BForCausalLM, eager_attention, 
 from ptuning.families.glm130b.template import GLM130BTemplate
 from ptuning.families.glm130b.tokenizer import FILE, GLM130BTokenizer
 
-
 # Last parts of names; what isn't here, the embedding and query_key_value, is divided by rows.
 _DIVIDED: dict[str, How] = {
     "layernorm.weight": "copied",
