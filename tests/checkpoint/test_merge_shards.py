@@ -80,7 +80,7 @@ def test_quantised_as_the_official_code_does(merged, tmp_path, bits, capsys):
     with torch.no_grad():
         exact = AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([[5, 6, 315, 317]])).logits
         near = model(torch.tensor([[5, 6, 315, 317]])).logits
-    assert 0 < (near - exact).norm() / exact.norm() < {8: 0.05, 4: 0.6}[bits]
+    assert 0 < (near - exact).norm() / exact.norm() < {8: 0.1, 4: 0.6}[bits]
 
 
 def test_half_precision_stays(tmp_path):
@@ -206,7 +206,7 @@ def test_quantised_parts_are_refused(tmp_path, capsys):
         str(tmp_path / "out"),
     ]
     assert main(command) == 2
-    assert "the parts are quantised, each with scales of its own" in capsys.readouterr().err
+    assert "the parts are quantised, each with its own scales" in capsys.readouterr().err
 
 
 def test_a_folder_with_something_in_it_stays(tmp_path, capsys):

@@ -9,11 +9,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers.distributed import DistributedConfig  # noqa: E402
 
 import ptuning.families  # noqa: E402, F401
 from tests.tiny_glm130b import GOLDEN  # noqa: E402
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto").eval()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], distributed_config=DistributedConfig(tp_plan="auto")).eval()
 expected, found = load_file(GOLDEN / "expected.safetensors"), {}
 for kind in ("gmask", "mask"):
     ids = expected[f"{kind}.input_ids"]

@@ -41,9 +41,7 @@ def test_official_names_are_written_back(folder, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.save_pretrained(tmp_path)
     before, after = (json.loads((each / "config.json").read_text()) for each in (folder, tmp_path))
-    assert after.pop("transformers_version", None) is not None or True
-    before.pop("transformers_version", None)
-    assert after == before and after["inner_hidden_size"] == 96 and "num_hidden_layers" not in after
+    assert after == before | {"transformers_version": after.get("transformers_version")} and after["inner_hidden_size"] == 96 and "num_hidden_layers" not in after
 
 
 def test_the_defaults_are_the_130b_models():

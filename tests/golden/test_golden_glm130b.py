@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ptuning.checkpoint.merge_shards import merge_shards
+from ptuning.quantization import precision_of
 
 CONTEXT = 13  # columns up to sop
 TOLERANCE = {"eager": 0.0, "sdpa": 2e-4}
@@ -90,6 +91,24 @@ def test_offloaded_to_disk(folder, expected, tmp_path):
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
     for kind in ("gmask", "mask"):
         assert torch.equal(model(expected[f"{kind}.input_ids"]).logits, expected[f"{kind}.logits"])
+
+
+@torch.no_grad()
+def test_quantised_and_offloaded(golden_dir, expected, tmp_path):
+    merge_shards(
+        golden_dir / "glm130b" / "ckpt", tmp_path / "int4", golden_dir / "glm130b" / "config.json", precision_of(4)
+    )
+    whole = load(tmp_path / "int4")
+    options = {
+        "device_map": "auto",
+        "max_memory": {"cpu": 150_000},
+        "offload_folder": tmp_path,
+        "attn_implementation": "eager",
+    }
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "int4", **options).eval()
+    assert "disk" in model.hf_device_map.values()
+    ids = expected["gmask.input_ids"]
+    assert torch.equal(model(ids).logits, whole(ids).logits)
 
 
 def test_padded_rows_beside_each_other(model, expected):

@@ -131,6 +131,12 @@ class GLM130BPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = (r"inv_freq", r"prefix_encoder\.")
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers', which would draw whole numbers anew where an offloaded quantised model lacks its tied output layer."""
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.is_floating_point():
+            super()._init_weights(module)
+
 
 class GLM130BModel(GLM130BPreTrainedModel):
     """Embedding, layers and final norm."""
