@@ -75,6 +75,7 @@ class GLM130BConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    architectures: list[str] | None = None
     tokens: dict[str, int] | None = None
 
     def __post_init__(self, **kwargs: Any):
@@ -83,14 +84,21 @@ class GLM130BConfig(PreTrainedConfig):
                 setattr(self, native, kwargs.pop(official))
         for name in _IGNORED:
             kwargs.pop(name, None)
-        self.tokens = dict(TOKENS) if self.tokens is None else self.tokens
+        self.tokens = dict(self.token_ids)
+        sizes = {name: getattr(self, OFFICIAL_NAMES.get(name, name)) for name in SIZES}
+        check_architecture(sizes | {"tokens": self.tokens}, kwargs.get("name_or_path") or "config.json")
         if not self.architectures:
             self.architectures = ["GLM130BForCausalLM"]
         if self.eos_token_id is None:
-            self.eos_token_id = [self.tokens[name] for name in ("eop", "eos") if name in self.tokens]
+            self.eos_token_id = [self.token_ids[name] for name in ("eop", "eos") if name in self.token_ids]
         if self.pad_token_id is None:
-            self.pad_token_id = self.tokens["eos"]
+            self.pad_token_id = self.token_ids["eos"]
         super().__post_init__(**kwargs)
+
+    @property
+    def token_ids(self) -> dict[str, int]:
+        """`tokens`, the 130B model's where the file has none."""
+        return TOKENS if self.tokens is None else self.tokens
 
     @property
     def head_dim(self) -> int:

@@ -143,7 +143,7 @@ class GLM130BModel(GLM130BPreTrainedModel):
 
     def __init__(self, config: GLM130BConfig):
         super().__init__(config)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(GLM130BLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
@@ -184,7 +184,7 @@ class GLM130BModel(GLM130BPreTrainedModel):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         lengths = torch.zeros(len(inputs_embeds), dtype=torch.long, device=inputs_embeds.device)
         if input_ids is not None and seen == 0:
-            lengths = context_lengths(input_ids, self.config.tokens)
+            lengths = context_lengths(input_ids, self.config.token_ids)
         mask = open_context(mask, lengths)
         if position_ids is None:
             position_ids = self._positions(input_ids, attention_mask, seen, inputs_embeds)
@@ -204,7 +204,7 @@ class GLM130BModel(GLM130BPreTrainedModel):
     ) -> torch.Tensor:
         mask = mask if mask is not None and mask.ndim == 2 else None
         if input_ids is not None and seen == 0:
-            return blank_positions(input_ids, mask, self.config.tokens)
+            return blank_positions(input_ids, mask, self.config.token_ids)
         rows, length = inputs_embeds.shape[:2]
         whole = torch.zeros(rows, seen + length, dtype=torch.long, device=inputs_embeds.device)
         return blank_positions(whole, mask, {"sop": -1})[:, seen:]
@@ -253,8 +253,7 @@ class GLM130BForCausalLM(GLM130BPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        kept = kept if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
@@ -266,5 +265,5 @@ class GLM130BForCausalLM(GLM130BPreTrainedModel, GenerationMixin):
         mask = kwargs.get("attention_mask")
         if kwargs.get("inputs_embeds") is None:
             two = mask if mask is not None and mask.ndim == 2 else None
-            kwargs["position_ids"] = blank_positions(input_ids, two, self.config.tokens)
+            kwargs["position_ids"] = blank_positions(input_ids, two, self.config.token_ids)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)

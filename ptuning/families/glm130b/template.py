@@ -3,7 +3,6 @@
 Source: THUDM/GLM-130B `generate.py`; earlier turns, which the official code has none of, stand as lines in front.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from ptuning.families.glm130b.config import LONG_MASK, MASK, SHORT_MASK
@@ -45,6 +44,3 @@ class GLM130BTemplate(PieceTemplate):
         if dialogue.response is not None:
             segments.append(Segment(dialogue.response, role="assistant", is_answer=True, apart=True))
         return segments
-
-    def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer.encode_text(list(texts))]

@@ -98,7 +98,7 @@ class GLM130BTokenizer(PieceTokenizer):
         **kwargs: Any,
     ):
         self.tokens = dict(TOKENS if tokens is None else tokens)
-        pieces = IcePieces(str(vocab_file), num_image_tokens)
+        pieces: Any = IcePieces(str(vocab_file), num_image_tokens)
         for name, token in self.tokens.items():
             piece = pieces.id_to_piece(token) if token < pieces.get_piece_size() else None
             if piece is not None and piece.strip("[]<>/") not in (name.strip("[]"), {"eos": "s"}.get(name)):
