@@ -21,7 +21,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ptuning.errors import GenerationError
-from ptuning.families import family_of
 from ptuning.generation.budget import Budget, is_out_of_memory
 from ptuning.generation.forward import Forward, inference
 from ptuning.generation.pace import PIECE_TOKENS, Pace
@@ -29,7 +28,7 @@ from ptuning.generation.prefix_cache import LEAST, PrefixCache, in_common
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.row import Row
 from ptuning.generation.sampling import choose
-from ptuning.generation.slots import SlotCache
+from ptuning.generation.slots import SlotCache, row_dimensions
 from ptuning.generation.together import allow_together
 from ptuning.methods import Companion, bare
 
@@ -73,7 +72,7 @@ class Engine:
         self.waiting: deque[Row] = deque()  # by arrival
         self.set_back = 0  # how often a row went back into the queue for lack of room
         self._arrivals = count()
-        sizes = family_of(model.config).dimensions(model.config)
+        sizes = row_dimensions(model.config)
         self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
         self._compute = Forward(model, self.cache)
 
