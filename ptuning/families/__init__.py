@@ -5,17 +5,23 @@ A family is told apart by what config.json says, never by a folder's name.
 
 from ptuning.families.baichuan.family import Baichuan
 from ptuning.families.chatglm2.family import ChatGLM2
+from ptuning.families.chatglm3.family import ChatGLM3
 from ptuning.families.family import Dimensions, Family, add_family, families, family_of, read_config
 from ptuning.families.template import Dialogue, Encoded, Segment, Template, dialogue_of
+from ptuning.families.turns import Offer, Part, Turn, arguments_text
 
 __all__ = [
     "Dialogue",
     "Dimensions",
     "Encoded",
     "Family",
+    "Offer",
+    "Part",
     "Segment",
     "Template",
+    "Turn",
     "add_family",
+    "arguments_text",
     "dialogue_of",
     "families",
     "family_of",
@@ -24,3 +30,4 @@ __all__ = [
 
 add_family(ChatGLM2())
 add_family(Baichuan())
+add_family(ChatGLM3())

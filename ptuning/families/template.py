@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from ptuning.errors import ConfigError, DataError
 
-Role = Literal["", "system", "user", "assistant"]
+Role = Literal["", "system", "user", "assistant", "observation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Template(ABC):
 
     @abstractmethod
     def render(self, dialogue: Dialogue) -> list[Segment]:
-        """The dialogue in the template. Where it has a response, that is the last segment and stands apart; its end
+        """The dialogue in the template. Where it has a response, that is what comes last, tokenised as by `answer_ids`; its end
         token is not part of it."""
 
     @property
@@ -126,6 +126,10 @@ class Template(ABC):
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts, without any begin or end token; text never becomes a control token."""
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of answers as the model has to write them, without the end token."""
+        return self.encode_text(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, without control tokens."""
