@@ -6,11 +6,12 @@ itself, so a prompt ends with `<|assistant|>`, and an answer begins with a line 
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
 from ptuning.families.template import Dialogue, Role, Segment, Template
-from ptuning.families.turns import Offer, Part, parts_of
+from ptuning.families.turns import Offer, Part, Turn, parts_of
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "observation")
 
@@ -62,6 +63,13 @@ class RoleTemplate(Template):
         if dialogue.response is not None:
             segments += self._answer(dialogue.response)
         return segments
+
+    def shortened(self, question: str, count: int) -> str:
+        """Of what tools returned the newest, cut as a question is."""
+        if not isinstance(question, Turn):
+            return super().shortened(question, count)
+        newest = question.parts[-1]
+        return Turn.of([replace(newest, text=super().shortened(newest.text, min(count, len(newest.text))))])
 
     def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoded.ids for encoded in self.encode([self._answer(text) for text in texts])]

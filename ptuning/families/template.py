@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from ptuning.errors import ConfigError, DataError
+from ptuning.families.turns import Offer, Part, Side, Turn
 
 Role = Literal["", "system", "user", "assistant", "observation"]
 
@@ -210,8 +211,11 @@ def _runs(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:
     return [tuple(run) for run in runs]
 
 
-def dialogue_of(messages: Sequence[Mapping[str, str]], source_prefix: str = "") -> Dialogue:
+def dialogue_of(messages: Sequence[Mapping[str, Any]], source_prefix: str = "") -> Dialogue:
     """OpenAI-style messages as a dialogue; its response is None where the last turn is open.
+
+    As in ChatGLM3's own, a system message may have `tools`, an assistant's that calls one its name as `metadata`, and
+    what it returned comes from `observation` (or `tool`) in the user's place.
 
     Raises:
         DataError: roles that don't alternate, an unknown role, content that isn't text.
@@ -223,12 +227,14 @@ def dialogue_of(messages: Sequence[Mapping[str, str]], source_prefix: str = "") 
         where = f"messages[{index}]"
         if not isinstance(content, str):
             raise DataError(f"{where}: content is {type(content).__name__}, expected text")
+        expected: Side = "user" if len(turns) % 2 == 0 else "assistant"
         if role == "system" and index == 0:
-            system = content
-        elif role == ("user" if len(turns) % 2 == 0 else "assistant"):
-            turns.append(content)
+            system = Offer.of(content, message.get("tools") or ())
+        elif role == expected:
+            turns.append(Turn.of([Part(expected, content, message.get("metadata") or "")]))
+        elif role in ("observation", "tool") and turns and expected == "user":
+            turns.append(Turn.of([Part("observation", content)]))
         else:
-            expected = "user" if len(turns) % 2 == 0 else "assistant"
             raise DataError(
                 f"{where}: role is {role!r}, expected {expected!r} (one optional system message, then user and "
                 "assistant in turn)"

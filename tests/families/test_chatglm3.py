@@ -196,6 +196,15 @@ def test_a_dialogue_with_tools_is_made_to_fit(template):
     assert short.ids == ids(template, Dialogue(prompt, turns[short.dropped_turns :], whole.system))
 
 
+def test_of_what_a_tool_returned_that_is_too_long_some_stays(template):
+    result = Turn.of([Part("observation", "旧"), Part("observation", "一二三四五六七八九十" * 20)])
+    cut = fit(template, Dialogue(result, (("天气？", Turn.of([CALL])),)), 40)
+    observation = ROLES["observation"]
+    assert cut.cut_question and 30 < len(cut.ids) <= 40 and cut.ids.count(observation) == 1
+    assert cut.ids[2] == observation and ROLES["user"] not in cut.ids
+    assert template.shortened("一二三四", 2) == "一四"
+
+
 def test_apply_chat_template(template):
     tokenizer = template.tokenizer
     messages = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好"}]

@@ -156,6 +156,14 @@ def test_relatives_with_the_same_keys_are_told_apart_by_content(tmp_path, offici
     (folder / "config.json").write_text(json.dumps(official | values), encoding="utf-8")
     assert version_in(folder) == version
     assert version_of(official | values, folder) == version
+    if version == "chatglm4":
+        for read_it in (read_base_config, AutoConfig.from_pretrained):
+            with pytest.raises(ModelError) as caught:
+                read_it(folder)
+            assert str(caught.value).startswith(f"{folder}: this is GLM-4 in its original format, with a tiktoken")
+            assert "give it in transformers' own format (THUDM/glm-4-9b-chat-hf)" in str(caught.value)
+    else:
+        assert read_base_config(folder)["model_type"] == {"chatglm2": "chatglm"}.get(version, version)
 
 
 @pytest.mark.parametrize(

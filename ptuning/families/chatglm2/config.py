@@ -121,7 +121,7 @@ class ChatGLMConfig(GlmConfig):
             version = version_of(config_dict, Path(folder) if folder else None)
             found = next((each for each in (cls, *cls.__subclasses__()) if each.version == version), None)
             if found is None:
-                raise ModelError(f"{folder}: this is {version}. Supported: {cls.supported}.")
+                refuse_glm4(folder or "config.json")
             if found is not cls:
                 return found.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -161,6 +161,18 @@ class ChatGLMConfig(GlmConfig):
             del values["quantization_config"]
             values["quantization_bit"] = precision.bits
         return values
+
+
+def refuse_glm4(where: str | Path) -> NoReturn:
+    """Raises ModelError for a GLM-4 whose files have ChatGLM2's keys.
+
+    Args:
+        where: it was read.
+    """
+    raise ModelError(
+        f"{where}: this is GLM-4 in its original format, with a tiktoken vocabulary, which isn't read here; give it in "
+        "transformers' own format (THUDM/glm-4-9b-chat-hf)."
+    )
 
 
 def check_architecture(values: Mapping[str, Any], where: str, supported: str = SUPPORTED) -> None:

@@ -10,11 +10,11 @@ import torch
 from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
-from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture
+from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture, refuse_glm4
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.families.chatglm2.versions import version_of
+from ptuning.families.chatglm2.versions import Version, version_of
 from ptuning.families.family import Family
 from ptuning.families.official import as_parent
 from ptuning.families.template import Template
@@ -39,13 +39,16 @@ class ChatGLM2(Family):
     norm, feed_forward = GlmRMSNorm, GlmMLP
 
     config_class: type[ChatGLMConfig] = ChatGLMConfig
+    versions: tuple[Version, ...] = ("chatglm2", "chatglm4")  # the second to refuse it with a word
 
     def claims(self, values: Mapping[str, Any], folder: Path | None = None) -> bool:
         if values.get("model_type") != ChatGLMConfig.model_type:
             return super().claims(values)
-        return version_of(values, folder) == self.config_class.version
+        return version_of(values, folder) in self.versions
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
+        if version_of(values, folder) == "chatglm4":
+            refuse_glm4(folder)
         check_architecture(values, str(folder), self.supported)
 
     def register(self) -> None:

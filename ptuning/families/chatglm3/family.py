@@ -21,6 +21,7 @@ class ChatGLM3(ChatGLM2):
     model_type = ChatGLM3Config.model_type
     written_type = ChatGLMConfig.model_type
     config_class = ChatGLM3Config
+    versions = ("chatglm3",)
     template_name = ChatGLM3Template.name
     supported = SUPPORTED
     example = "THUDM/chatglm3-6b"
