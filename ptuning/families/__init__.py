@@ -8,6 +8,7 @@ from ptuning.families.chatglm2.family import ChatGLM2
 from ptuning.families.chatglm3.family import ChatGLM3
 from ptuning.families.family import Dimensions, Family, add_family, families, family_of, read_config
 from ptuning.families.glm4.family import GLM4
+from ptuning.families.glm130b.family import GLM130B
 from ptuning.families.template import Dialogue, Encoded, Segment, Template, dialogue_of
 from ptuning.families.turns import Offer, Part, Turn, arguments_text
 
@@ -33,3 +34,4 @@ add_family(ChatGLM2())
 add_family(Baichuan())
 add_family(ChatGLM3())
 add_family(GLM4())
+add_family(GLM130B())
