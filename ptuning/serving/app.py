@@ -13,7 +13,7 @@ from ptuning.serving import openai_api, rest, token_api
 from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.bodies import components, error_response, rest_routes
+from ptuning.serving.bodies import components, error_response, rest_routes, with_id
 from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import KeyCheck
@@ -50,9 +50,9 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 while requests are answered, 503 when the worker has died or the server is stopping."""
+        """200 while requests are answered, 503 when nothing can compute answers or the server is stopping."""
         stats = backend.stats()
-        state = "worker died" if not stats.alive else "stopping" if stats.draining else "ok"
+        state = backend.when_down if not stats.alive else "stopping" if stats.draining else "ok"
         content = {"status": state, "running": stats.running, "waiting": stats.waiting}
         return JSONResponse(content, 200 if state == "ok" else 503)
 
@@ -64,7 +64,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
-        return error_response(error, request.url.path, rest_paths)
+        return error_response(with_id(error, request), request.url.path, rest_paths)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
@@ -78,7 +78,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         problem = ApiError(500, "an error of the server's; its log says more", "internal_error")
-        return error_response(problem, request.url.path, rest_paths)
+        return error_response(with_id(problem, request), request.url.path, rest_paths)
 
     _describe(app)
     # The last one added sees a request first.
@@ -105,6 +105,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
+        allow_private_network=True,  # a browser asks before a page of the internet may reach this machine or its network
         allow_headers=["*"],  # clients have headers of their own: the openai JavaScript SDK a dozen x-stainless-…
         expose_headers=[DROPPED, "X-Model", "Retry-After", "X-Request-ID"],
     )

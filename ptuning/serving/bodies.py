@@ -63,6 +63,15 @@ def rest_routes(template: Template) -> tuple[str, ...]:
     return ("/", template.route) if template.route else ("/",)
 
 
+def with_id(error: ApiError, request: Request) -> ApiError:
+    """An error of the server's with the request's id, by which its log line is found; a client's own mistake as it is."""
+    number = getattr(request.state, "id", None)
+    if error.status < 500 or number is None:
+        return error
+    message = f"{error.message} (request {number})"
+    return ApiError(error.status, message, error.code, error.param, error.kind, error.headers)
+
+
 def error_response(error: ApiError, path: str, rest: Collection[str]) -> JSONResponse:
     """What a client gets on a route.
 

@@ -24,7 +24,7 @@ from ptuning.serving.answering import (
     while_connected,
 )
 from ptuning.serving.backend import Served
-from ptuning.serving.bodies import described, read_body
+from ptuning.serving.bodies import described, read_body, with_id
 from ptuning.serving.detokenize import Piece
 from ptuning.serving.errors import ApiError
 from ptuning.serving.grammar import Grammar, Grammars
@@ -299,7 +299,7 @@ async def _events(
     except ApiError as error:
         # The status is out already; clients of this format look for an error event.
         request.state.error, request.state.cut = error.code, error.status
-        yield event(error.body())
+        yield event(with_id(error, request).body())
         return
     if body.wants_usage:
         yield event(form.chunk([]) | {"usage": asked.usage.body()})
