@@ -11,6 +11,7 @@ import pytest
 
 from ptuning.families.chatglm2.template import build_prompt
 from ptuning.generation import Engine, GenerationRequest
+from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app
 from ptuning.serving.connections import HttpConfig
 from ptuning.serving.server import Server
@@ -253,7 +254,7 @@ def test_the_workers_death_is_told_to_everybody(gated):
 def test_the_process_ends_when_the_worker_has_died(gated):
     """With a status by which systemd starts a new one, and not before those who wait have their answer."""
     with gated() as (served, gate), contextlib.ExitStack() as stack:
-        config = HttpConfig(create_app(served.worker, served.options, served.metrics), 100, port=0, log_level="error")
+        config = HttpConfig(create_app(served.worker, served.options, Metrics()), 100, port=0, log_level="error")
         server = Server(config, served.worker, served.options)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
