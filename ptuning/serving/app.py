@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -27,6 +27,8 @@ from ptuning.serving.openai_schema import (
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
+
+_ERRORS = (400, 401, 403, 404, 405, 408, 409, 413, 429, 431, 503, 504)  # statuses that any route may have
 
 
 def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> FastAPI:
@@ -56,7 +58,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
         content = {"status": state, "running": stats.running, "waiting": stats.waiting}
         return JSONResponse(content, 200 if state == "ok" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -127,8 +129,11 @@ def _describe(app: FastAPI) -> None:
                 for operation in operations.values():
                     answers = operation["responses"]
                     answers.pop("422", None)
-                    error = {"description": "{error: {message, type, param, code}}; on REST routes the REST shape"}
-                    answers |= {str(code): error for code in (400, 401, 403, 404, 405, 408, 409, 413, 429, 503, 504)}
+                    error = {
+                        "description": "{error: {message, type, param, code}}; on REST routes the REST shape",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+                    answers |= {str(code): error for code in _ERRORS}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -85,10 +85,15 @@ def error_response(error: ApiError, path: str, rest: Collection[str]) -> JSONRes
     return JSONResponse(content, error.status, error.headers)
 
 
-def described(schema: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads this schema."""
+def described(schema: type[BaseModel], streams: bool = False) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads this schema.
+
+    Args:
+        streams: whether it may answer with server-sent events.
+    """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
+    events = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+    return {"requestBody": {"required": True, "content": content}, "responses": {"200": {"content": events}}}
 
 
 def components(*schemas: type[BaseModel]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def router(services: Services) -> APIRouter:
         """One of them."""
         return model_object(find(services, request, name))
 
-    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest, streams=True))
     async def chat(request: Request) -> Response:
         """The assistant's next message."""
         body = await read_body(request, ChatRequest)
@@ -69,7 +69,7 @@ def router(services: Services) -> APIRouter:
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
-    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest, streams=True))
     async def complete(request: Request) -> Response:
         """How a text goes on."""
         body = await read_body(request, CompletionRequest)
