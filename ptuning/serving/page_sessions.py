@@ -35,7 +35,7 @@ class Sessions(Generic[Session]):
     def find(self, name: str | None) -> Session | None:
         """The one of this name; None where it isn't kept, or never was: names are given out here alone."""
         with self._lock:
-            if name not in self._kept:
+            if name is None or name not in self._kept:
                 return None
             self._kept.move_to_end(name)
             return self._kept[name]
