@@ -5,6 +5,7 @@ logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import socket
@@ -58,6 +59,12 @@ CORPUS = [
     "  leading and  double  spaces \t and tabs",
     "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector needn't walk through it, as accelerate has it do after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
