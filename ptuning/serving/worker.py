@@ -142,8 +142,8 @@ class Worker:
                     self._scheduler.expire()
                     if self.engine.has_work and not self._closing:
                         self._scheduler.step()
-        except BaseException:
-            log.exception("the worker died")
+        except BaseException as error:
+            log.critical("the worker died", exc_info=error)
             self._die(_DEAD)
             with self._change:
                 self._failed.set()
