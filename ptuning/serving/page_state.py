@@ -33,13 +33,10 @@ WIDGETS = {
 }
 
 
-_sessions: "Sessions[Session]" = Sessions()
-
-
 @dataclass
 class Session:
-    """A conversation. One object, because Streamlit may end a run, a callback too, at any
-    access to st.session_state: what belongs together must change without one in between.
+    """A conversation. One object, because Streamlit may end a run, a callback too, at any access to st.session_state: what
+    belongs together must change without one in between.
 
     Attributes:
         turns: the conversation.
@@ -50,7 +47,7 @@ class Session:
         mistake: the text that says what is wrong in the edit form.
         models: what the API gave last.
         problem: why it gave none.
-        asked: when it was asked; 0: ask it now.
+        asked: when it was asked last.
         stopped: whether an answer was stopped since: its server may hang, and nothing must wait for it.
         settings: the widgets' values, for the next connection.
     """
@@ -103,6 +100,9 @@ class Session:
         timer = threading.Timer(GONE_S + 0.5, look)
         timer.daemon = True
         timer.start()
+
+
+_sessions: Sessions[Session] = Sessions()
 
 
 def prepare() -> None:
@@ -173,7 +173,7 @@ def load_models() -> ApiProblem | None:
 
 def connect_again() -> None:
     """The button beside a problem: ask now."""
-    current().asked = 0.0
+    current().problem = None
 
 
 def ask(question: str, before: history.Turns) -> None:
