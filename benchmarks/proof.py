@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import collections
 import json
+import os
 import random
 import signal
 import statistics
@@ -85,7 +86,8 @@ def main() -> int:
         loaded = LoadedModel.load(str(TINY), say=lambda text: None)
         tuned = {name: save(loaded, Path(folder) / name, seed) for seed, name in enumerate(TUNED)}
         tally = Tally(alone(loaded, tuned))
-        with server(TINY, tuned, "continuous", args.rows, "--admin_key", ADMIN) as (url, process):
+        os.environ["PTUNING_ADMIN_KEY"] = ADMIN
+        with server(TINY, tuned, "continuous", args.rows) as (url, process):
             memory = asyncio.run(load(url, process.pid, tuned, tally, args))
             free = places_free(url)
             asyncio.run(stopped(url, process, tally))

@@ -154,13 +154,11 @@ def make_model(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalG
 
 
 @contextlib.contextmanager
-def server(
-    base: Path, tuned: Mapping[str, Path], engine: str, rows: int, *flags: str
-) -> Iterator[tuple[str, subprocess.Popen]]:
+def server(base: Path, tuned: Mapping[str, Path], engine: str, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
     """A real server process with what was tuned, by name, beside the base; yields its address when it answers."""
     port = free_port()
     command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(base), "--no_page"]
-    command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000", *flags]
+    command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
     for name, folder in tuned.items():
         command += ["--prefix", f"{name}={folder}"]
     root = str(Path(__file__).resolve().parents[1])
