@@ -11,6 +11,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,6 +123,12 @@ class FrozenLinear(nn.Linear):
         elif self.answers and not torch.is_grad_enabled() and input.numel() >= LEAST_ROWS * self.in_features:
             return _onednn(input, self.weight, self.bias)
         return super().forward(input)
+
+
+def frozen_product(linear: Any, x: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """(x, W, b) → x Wᵀ + b as a layer computes it in training."""
+    chosen = isinstance(linear, FrozenLinear) and linear.trains and _takes(x, linear.weight)
+    return _onednn if chosen else nn.functional.linear
 
 
 def _takes(*tensors: torch.Tensor) -> bool:

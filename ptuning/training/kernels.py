@@ -87,10 +87,8 @@ def with_product(kernels: Kernels, config: Config, before: RunRecord | None = No
     if not kernels.fast or numbers != torch.float32 or asked_precision(config.model) is not None:
         return replace(kernels, product=TORCH, answers=TORCH)
     if before is not None:
-        here = {
-            name: known if (known := getattr(kernels, name)) in products() else TORCH for name in ("product", "answers")
-        }
-        return replace(kernels, **here)
+        product, answers = (known if known in products() else TORCH for known in (kernels.product, kernels.answers))
+        return replace(kernels, product=product, answers=answers)
     return replace(kernels, product=of_main_process(fastest_product()), answers=of_main_process(fastest_to_answer()))
 
 
