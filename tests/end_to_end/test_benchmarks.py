@@ -43,6 +43,7 @@ TOY = [
             ["--small", "--engines", "int8", "--rounds", "1", "--rows", "2", "--prompts", "8", "--steps", "1"],
             {"int8", "threads"},
         ),
+        ("proof.py", ["--seconds", "2", "--clients", "8", "--most_growth", "1000"], {"equal", "good", "exit_status"}),
         ("size.py", ["--small", "--bases", "int4", "--train", "int4"], {"int4", "results"}),
     ],
 )
