@@ -18,7 +18,15 @@ from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
 # What says how this process computes.
-_OWN_ENGINE = ("dtype", "quantization_bit", "quantization", "double_quantization", "cpu_kernels", "batch_tokens")
+_OWN_ENGINE = (
+    "dtype",
+    "quantization_bit",
+    "quantization",
+    "double_quantization",
+    "cpu_kernels",
+    "kernels",
+    "batch_tokens",
+)
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
 _HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
@@ -69,6 +77,9 @@ class ServeOptions:
     cpu_kernels: Literal["exact", "fast"] | None = option(
         None,
         "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
+    )
+    kernels: Literal["fast", "plain"] | None = option(
+        None, "answers of a base in float32 on a CPU: fast (default; by oneDNN where it is clearly faster) or plain"
     )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int | None = option(
