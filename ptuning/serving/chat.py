@@ -33,6 +33,7 @@ class ChatOptions:
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
     cpu_kernels: Literal["exact", "fast"] | None = same_option(ServeOptions, "cpu_kernels")
+    kernels: Literal["fast", "plain"] | None = same_option(ServeOptions, "kernels")
     max_new_tokens: int = option(512, "tokens of an answer")
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(0.8, "of sampling")
@@ -49,7 +50,7 @@ def chat(argv: Sequence[str]) -> None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, print)
+    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, print, options.kernels)
     sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
     with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)

@@ -24,6 +24,7 @@ _OWN_ENGINE = (
     "quantization",
     "double_quantization",
     "cpu_kernels",
+    "kernels",
     "batch_tokens",
     "step_timeout",
 )
@@ -77,6 +78,9 @@ class ServeOptions:
     cpu_kernels: Literal["exact", "fast"] | None = option(
         None,
         "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
+    )
+    kernels: Literal["fast", "plain"] | None = option(
+        None, "answers of a base in float32 on a CPU: fast (default; by oneDNN where it is clearly faster) or plain"
     )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int | None = option(

@@ -74,7 +74,7 @@ def build(options: ServeOptions) -> tuple[Backend, Metrics]:
 
         return build_vllm(options)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info)
+    loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info, options.kernels)
     registry = Registry(options.model, aliases=options.served_model_name)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
