@@ -44,7 +44,16 @@ EVALUATION = {
         "val_max_target_length",
         "max_predict_samples",
     ),
-    "answers": ("generation_mode", "num_beams", "generation_batch_tokens", "seed"),
+    "answers": (
+        "generation_mode",
+        "num_beams",
+        "generation_batch_tokens",
+        "seed",
+        "engine",
+        "vllm_url",
+        "vllm_key",
+        "prefix_store",
+    ),
     "scores": ("baseline", "baseline_from", "probe"),
     "output": ("output_dir", "overwrite_output_dir"),
 }

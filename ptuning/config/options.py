@@ -202,6 +202,21 @@ class GenerationArguments:
             "runs out."
         },
     )
+    engine: str = field(
+        default="continuous",
+        metadata={
+            "help": "continuous: this process answers; vllm: vLLM does, at --vllm_url.",
+            "choices": ["continuous", "vllm"],
+        },
+    )
+    vllm_url: list[str] | None = field(
+        default=None, metadata={"help": "Address of a vLLM server, or of several with the same model."}
+    )
+    vllm_key: str | None = field(default=None, metadata={"help": "vLLM's own --api-key."})
+    prefix_store: str | None = field(
+        default=None,
+        metadata={"help": "With --engine vllm: the folder that vLLM reads prefixes and LoRAs from."},
+    )
     baseline: bool = field(default=False, metadata={"help": "Score the untuned base on the same rows too."})
     baseline_from: str | None = field(
         default=None,
