@@ -115,6 +115,7 @@ def same(server, expected) -> str:
     return f"{sum(one == two for one, two in zip(found, answers, strict=True))} of {len(answers)}"
 
 
+@pytest.mark.works("chatglm2", "vLLM")
 def test_a_mixture_bad_requests_logprobs_and_a_kill(folders, prefix_folders, lora_folders, expected):
     served = prefix_folders | lora_folders
     with (
