@@ -26,7 +26,7 @@ from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
-from ptuning.evaluation.model import LocalModel, connect
+from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
 from ptuning.kernels import swap
@@ -127,8 +127,8 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
                 make_room(config, folder, delete=True)
         checkpoint = None if resume_from is None else str(resume_from.checkpoint)
         with recording(config, folder, replace(record, resumed_from=checkpoint), encoded):
-            if config.generation.engine == VLLM:
-                return evaluate_by_vllm(config, method, template, splits, encoded, say)
+            if is_only_asked(config):
+                return evaluate(config, method, template, splits, encoded, say)
             return train_and_evaluate(config, method, kernels, template, splits, encoded, must_score, checkpoint, say)
 
 
@@ -182,7 +182,13 @@ def train_and_evaluate(
     return results
 
 
-def evaluate_by_vllm(
+def is_only_asked(config: Config) -> bool:
+    """Whether no trainer has anything to do with the model, because it is elsewhere or divided."""
+    model = config.model
+    return config.generation.engine == VLLM or model.device_map is not None or model.tensor_parallel is not None
+
+
+def evaluate(
     config: Config,
     method: Method | None,
     template: Template,
@@ -190,9 +196,13 @@ def evaluate_by_vllm(
     encoded: dict[str, EncodedSplit],
     say: Say,
 ) -> dict[str, dict]:
-    """Scores of a model that vLLM computes. Returns what metrics.json holds."""
+    """Scores of a model that `is_only_asked`. Returns what metrics.json holds."""
     args = config.model
-    model = connect(config.generation, args.model_name_or_path, args.ptuning_checkpoint, template)
+    model: EvaluatedModel
+    if config.generation.engine == VLLM:
+        model = connect(config.generation, args.model_name_or_path, args.ptuning_checkpoint, template)
+    else:
+        model = LocalModel(build_model(config, method, say))
     evaluation = Evaluation(
         EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say
     )
@@ -355,6 +365,8 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
         device=training.device,
         attn_implementation=args.attn_implementation,
         precision=asked_precision(args),
+        device_map=args.device_map,
+        tensor_parallel=args.tensor_parallel,
     )
     if not training.do_train:
         choose_kernels(model, args.cpu_kernels, say)

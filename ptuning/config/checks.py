@@ -78,6 +78,12 @@ def check(config: Config, given: Collection[str]) -> None:
         if getattr(training, flag) is not None and not data.sources("validation"):
             raise ConfigError(f"--{flag} needs --validation_file")
     _check_engine(config)
+    for flag in ("device_map", "tensor_parallel"):
+        if getattr(model, flag) is not None and (training.do_train or training.do_eval):
+            raise ConfigError(
+                f"--{flag} {getattr(model, flag)} is for answers; training divides a model with --deepspeed configs/zero3.json: "
+                f"leave {'--do_train' if training.do_train else '--do_eval'} or --{flag} out"
+            )
     generation = config.generation
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
     for flag in ("baseline", "baseline_from"):

@@ -33,7 +33,7 @@ TRAINING = {
 }
 
 EVALUATION = {
-    "model": ("model_name_or_path", "ptuning_checkpoint", "dtype"),
+    "model": ("model_name_or_path", "ptuning_checkpoint", "dtype", "device_map", "tensor_parallel"),
     "data": (
         "test_file",
         "prompt_column",

@@ -74,6 +74,19 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa (default), eager, flex_attention or flash_attention_2."}
     )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto: the base's layers are divided among this process's GPUs, for answers.",
+            "choices": ["auto"],
+        },
+    )
+    tensor_parallel: int | None = field(
+        default=None,
+        metadata={
+            "help": "Divide the base's matrices among the N processes of torchrun --nproc-per-node N, for answers."
+        },
+    )
     quantization_bit: int | None = field(
         default=None,
         metadata={"help": "8 or 4: quantise the base as it is read; an official int8 or int4 folder needs none."},

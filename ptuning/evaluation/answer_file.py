@@ -15,6 +15,7 @@ from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.formats import Record
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import load_split
+from ptuning.distributed import join
 from ptuning.errors import ConfigError
 from ptuning.evaluation.answers import Answer, GenerationOptions
 from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
@@ -62,6 +63,8 @@ class PredictOptions:
     prefix_store: str | None = same_option(GenerationArguments, "prefix_store")
     seed: int = same_option(TuningArguments, "seed")
     dtype: str = same_option(ModelArguments, "dtype")
+    device_map: str | None = same_option(ModelArguments, "device_map")
+    tensor_parallel: int | None = same_option(ModelArguments, "tensor_parallel")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
@@ -84,6 +87,7 @@ def predict_command(argv: Sequence[str]) -> None:
     options = parse_options(PredictOptions, argv, "ptuning predict", _ABOUT)
     output = Path(options.output)
     asked_precision(options)  # a wrong one is said before anything is read
+    join()
     state = PartialState()
     say = print if state.is_main_process else silent
     _check_output(output, options.overwrite)
@@ -115,7 +119,13 @@ def _model(options: PredictOptions, base: str, template: Template, say: Callable
     if options.engine == VLLM:
         return connect(options, base, options.ptuning_checkpoint, template)
     dtype = computed_dtype(options.dtype, PartialState().device, say)
-    model = load_base(base, dtype=dtype, precision=asked_precision(options))
+    model = load_base(
+        base,
+        dtype=dtype,
+        precision=asked_precision(options),
+        device_map=options.device_map,
+        tensor_parallel=options.tensor_parallel,
+    )
     choose_kernels(model, options.cpu_kernels, say)
     if options.ptuning_checkpoint is not None:
         attach_checkpoint(model, options.ptuning_checkpoint, base, say)

@@ -8,11 +8,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
-
 from ptuning.data.encode import EncodedRow
-from ptuning.distributed import anywhere
+from ptuning.distributed import anywhere, from_all, place_in_rows
 from ptuning.evaluation.model import EvaluatedModel
 from ptuning.families import Template
 from ptuning.generation import GREEDY, OFFICIAL, GenerationRequest
@@ -23,13 +20,13 @@ Result = TypeVar("Result")
 
 def own_rows(rows: Sequence) -> Sequence:
     """This process's of rows that are divided among all: every n-th, n being the number of processes."""
-    state = PartialState()
-    return rows[state.process_index :: state.num_processes]
+    place, processes = place_in_rows()
+    return rows[place::processes]
 
 
 def _in_order(own: Sequence[tuple[int, Result]]) -> list[Result]:
     """The results of all processes, ordered by row number; every process must call."""
-    return [result for _, result in sorted(gather_object(list(own)), key=lambda pair: pair[0])]
+    return [result for _, result in sorted(from_all(list(own)), key=lambda pair: pair[0])]
 
 
 class Asked(Protocol):

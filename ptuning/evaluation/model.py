@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ptuning.config.engine import VLLM_KEY
@@ -78,7 +79,9 @@ class LocalModel:
         method = attached(self.model)
         tuned = set() if method is None else {id(parameter) for parameter in method.parameters(self.model)}
         for parameter in self.model.parameters():
-            numbers = getattr(parameter, "ds_tensor", parameter).detach().flatten()  # under ZeRO-3: this process's part
+            # Where several processes have a part each: this one's.
+            own = parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
+            numbers = own.detach().flatten()
             if id(parameter) not in tuned:
                 numbers = numbers[:: max(len(numbers) // _SAMPLED, 1)]
             digest.update(numbers.float().cpu().numpy().tobytes())

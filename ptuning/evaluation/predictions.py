@@ -1,18 +1,20 @@
 """Files of predictions: written line by line as the answers come, scored at the end, and read back."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ptuning.data.encode import EncodedRow
 from ptuning.data.encoded import EncodedRows
 from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
+from ptuning.distributed import from_all, is_divided, place_in_rows
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import Answer, GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
@@ -134,14 +136,16 @@ def answered_lines(
     own = []
     shows_bar = shows_bar and state.is_main_process
     bar = tqdm(total=len(todo), desc=kept.path.stem, unit="row", leave=False, disable=not shows_bar)
-    with kept.open(state.process_index) as file, bar:
+    place, _ = place_in_rows()
+    writes = state.is_main_process or not is_divided()  # the others have the same lines
+    with kept.open(place) if writes else open(os.devnull, "w") as file, bar:  # noqa: PTH123
         for answer in answers:
             index = todo[answer.index]
             line = {"index": index, **line_of(records[index], answer)}
             append(file, line)
             own.append(line)
             bar.update()
-    return sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
+    return sorted([*done.values(), *from_all(own)], key=lambda line: line["index"])
 
 
 def _reference(text: str, template: Template, options: GenerationOptions, max_target_length: int) -> str:

@@ -82,7 +82,8 @@ class Engine:
         self.partial: _Row | None = None  # whose prompt is computed in part; it has the slot behind them
         self.waiting: deque[_Row] = deque()
         sizes = family_of(model.config).dimensions(model.config)
-        self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
+        groups = sizes.groups // (model.tp_size or 1)
+        self.cache = SlotCache(sizes.layers, groups, sizes.head_dim, model.dtype, model.device)
 
     def __enter__(self) -> "Engine":
         self._entered = ExitStack()
@@ -147,8 +148,7 @@ class Engine:
         self.prefix_cache.drop(prefix)
 
     def step(self) -> list[Token]:
-        """One forward call: prompts of rows that can join, or the next token of every running row, or both with a piece of one
-        prompt.
+        """One forward call: prompts of rows that can join, the next token of every running row, or both with a piece of a prompt.
 
         Returns:
             What became known, in the rows' order; empty when there is no work, after a piece of a prompt, or when memory

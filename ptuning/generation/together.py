@@ -50,7 +50,7 @@ def _attention(
         (query[:r], slice(0, r), layout.rows_mask),
         (piece, slice(r, r + 1), layout.piece_mask),
     ):
-        width = mask.shape[3]
+        width, mask = mask.shape[3], mask.to(query.device)
         found, _ = sdpa_attention_forward(module, part, key[slots, :, :width], value[slots, :, :width], mask, **kwargs)
         outputs.append(found.flatten(0, 1)[:, None])  # (rows or p, 1, H, D)
     return torch.cat(outputs), None

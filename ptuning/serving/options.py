@@ -60,6 +60,8 @@ class ServeOptions:
         parse=_alias,
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    device_map: str | None = same_option(ModelArguments, "device_map")
+    tensor_parallel: int | None = same_option(ModelArguments, "tensor_parallel")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
