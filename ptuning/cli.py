@@ -67,6 +67,11 @@ COMMANDS = {
         "talk to a model in the terminal: --ptuning_checkpoint DIR",
         "ptuning.serving.chat:ChatOptions",
     ),
+    "fill": Command(
+        "ptuning.generation.fill:fill_command",
+        'fill the blanks of a text with GLM-130B, or write on: --model DIR --text "… [MASK] …"',
+        "ptuning.generation.fill:FillOptions",
+    ),
     "export": Command(
         "ptuning.export:export",
         "write a prefix for other programs: --ptuning_checkpoint DIR --format official|peft --output_dir DIR\n"
@@ -78,6 +83,11 @@ COMMANDS = {
         "ptuning.checkpoint.quantize:quantize_command",
         "write a base as an official int8 or int4 folder: --model DIR --bits 4|8 --output_dir DIR",
         "ptuning.checkpoint.quantize:QuantizeOptions",
+    ),
+    "merge-shards": Command(
+        "ptuning.checkpoint.merge_shards:merge_command",
+        "an official divided checkpoint (GLM-130B) as a model folder, or divided anew: --checkpoint DIR --output_dir DIR",
+        "ptuning.checkpoint.merge_shards:MergeOptions",
     ),
     "estimate": Command(
         "ptuning.training.estimate_command:estimate_command",

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
@@ -140,21 +138,17 @@ def load_base(
     torch_dtype = resolve_dtype(dtype, device)
     if attn_implementation not in (None, *ATTENTION):
         raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
-    folder = resolve_base(model_name_or_path)
-    read_base_config(folder)
+    read_base_config(resolve_base(model_name_or_path))
     stored = base_precision(model_name_or_path, precision)
-    check_division(device_map, tensor_parallel, read_config(folder), stored)
-    if whole_folder(model_name_or_path) is not None:
-        check_weights(folder)
-        manifest = read_manifest(folder)
-        if manifest is not None:  # a fully tuned model says which template it was trained with
-            check_template(manifest, folder, family_of(read_base_config(folder)).template_name)
-        source = str(folder)
-    else:
-        source = str(model_name_or_path)  # from_pretrained downloads the weights
+    check_division(device_map, tensor_parallel, read_config(resolve_base(model_name_or_path)), stored)
+    folder = whole_folder(model_name_or_path)
+    check_weights(folder)
+    manifest = read_manifest(folder)
+    if manifest is not None:  # a fully tuned model says which template it was trained with
+        check_template(manifest, folder, family_of(read_base_config(folder)).template_name)
     if is_deepspeed_zero3_enabled():
         require_16_bit(model_name_or_path, "ZeRO stage 3 can't divide quantised weights", precision)
-        return _load_partitioned(source, torch_dtype, attn_implementation).eval()
+        return _load_partitioned(folder, torch_dtype, attn_implementation).eval()
     options: dict[str, Any] = {
         "dtype": torch_dtype,
         "attn_implementation": attn_implementation,
@@ -168,15 +162,14 @@ def load_base(
         options["device_map"] = {"": device}
     try:
         if tensor_parallel is not None:
-            source_folder = _downloaded(source)
-            model, info = load_divided(source_folder, read_config(source_folder), tensor_parallel, options)
-            _read_the_rest(model, source_folder)
+            model, info = load_divided(folder, read_config(folder), tensor_parallel, options)
+            _read_the_rest(model, folder)
         elif stored is not None:
-            model, info = _load_quantized(_downloaded(source), stored, options)
+            model, info = _load_quantized(folder, stored, options)
         else:
-            config = read_config(source)
+            config = read_config(folder)
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, config=config, trust_remote_code=False, **options
+                folder, config=config, trust_remote_code=False, **options
             )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
@@ -184,7 +177,7 @@ def load_base(
         raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause
     _check_loading_info(info, model_name_or_path)
     check_devices(getattr(model, "hf_device_map", {}), model_name_or_path)
-    require_finite(dict(model.named_parameters()), model.config, resolve_base(source))
+    require_finite(dict(model.named_parameters()), model.config, folder)
     return model.eval()
 
 
@@ -217,9 +210,8 @@ def _read_the_rest(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
-def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
+def _load_partitioned(folder: Path, dtype: torch.dtype, attn_implementation: str | None) -> PreTrainedModel:
     """The base with its weights divided among the processes by the live DeepSpeed ZeRO-3 configuration."""
-    folder = _downloaded(source)
     config = read_config(folder)
     config.dtype = dtype
     if attn_implementation is not None:
@@ -233,15 +225,6 @@ def _load_partitioned(source: str, dtype: torch.dtype, attn_implementation: str 
     return model
 
 
-def _downloaded(source: str) -> Path:
-    """The whole folder of a base, also of a hub id."""
-    folder = Path(source)
-    if not folder.is_dir():  # a hub id: the first process of each machine downloads, the others find the copy
-        with PartialState().local_main_process_first():
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"]))
-    return folder
-
-
 def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a base's folder.
 
@@ -250,11 +233,9 @@ def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """
     folder = resolve_base(model_name_or_path)
     read_base_config(folder)
-    local = whole_folder(model_name_or_path) is not None
-    if local:
-        check_tokenizer(folder)
+    check_tokenizer(folder)
     try:
-        return AutoTokenizer.from_pretrained(str(folder if local else model_name_or_path), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, TypeError) as cause:
         raise ModelError(
             f"{model_name_or_path}: tokenizer.model can't be read ({str(cause).splitlines()[0]}); copy it again from the "

@@ -260,6 +260,14 @@ message = Texts(
             "已写入 {folder}，官方 int{bits} 格式，{size:.2f} GB",
             "Wrote {folder} in the official int{bits} format, {size:.2f} GB",
         ),
+        "merged_shards": (
+            "已写入 {folder}，{size:.2f} GB；用到文字时把 tokenizer 文件复制进去",
+            "Wrote {folder}, {size:.2f} GB; for texts, copy the tokenizer's file into it",
+        ),
+        "divided_again": (
+            "已写入 {folder}，官方格式，分为 {shards} 份，共 {size:.2f} GB",
+            "Wrote {folder} in the official format, {shards} parts, {size:.2f} GB together",
+        ),
         "converted": (
             "已写入 {folder}。续训：--resume_from_checkpoint {checkpoint}，有效批量不变",
             "Wrote {folder}. Resume with --resume_from_checkpoint {checkpoint} and the same effective batch",

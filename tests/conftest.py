@@ -5,6 +5,7 @@ logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import socket
@@ -58,6 +59,24 @@ CORPUS = [
     "  leading and  double  spaces \t and tabs",
     "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker begins with files that have slow tests, and ends with quick ones, which others can take over."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
+    for path in sorted(files, key=lambda path: path not in slow):
+        min(shares, key=len).extend(files[path])
+    items[:] = [item for share in shares for item in share]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector needn't walk through it, as accelerate has it do after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

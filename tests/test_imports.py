@@ -57,7 +57,8 @@ def test_only_families_know_a_family_only_methods_a_method_and_only_quantization
         place = file.relative_to(PACKAGE).as_posix()
         text = file.read_text(encoding="utf-8")
         if not place.startswith("families/") and re.search(
-            r"ptuning\.families\.(?:\w+2|baichuan)\b|(?:ChatGLM|Baichuan)\w*(?:Config|Tokenizer|For)", text
+            r"ptuning\.families\.(?:\w+2|baichuan|glm130b)\b|(?:ChatGLM|Baichuan|GLM130B)\w*(?:Config|Tokenizer|For)",
+            text,
         ):
             wrong.append(f"{place} names a family")
         if not place.startswith("methods/") and re.search(r"\bprefix_of\(|method(?:\.name)? [!=]= ", text):

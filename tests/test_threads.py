@@ -12,7 +12,7 @@ from ptuning.threads import SPINS
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
-    "package": ["-c", "from ptuning import load_model"],
+    "package": ["-c", "import ptuning, torch"],
     "script": [str(ROOT / "ptuning" / "main.py")],
     "command": ["-m", "ptuning.cli", "estimate", "--help"],
 }

@@ -37,7 +37,8 @@ READ_AT_IMPORT = (
     "PYTHON",
     "TORCH_",
 )
-NOT_READ = ("PYTHON_EXEC", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # torchrun's
+# torchrun's; and which GPUs the launcher names, which is read when the first one is used
+NOT_READ = ("PYTHON_EXEC", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "CUDA_VISIBLE_DEVICES")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH = struct.Struct("!I")
 

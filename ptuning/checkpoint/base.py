@@ -2,14 +2,12 @@
 
 import contextlib
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
 
-from ptuning.checkpoint.modelscope import MODELSCOPE, modelscope_folder
+from ptuning.checkpoint.downloads import MODELSCOPE, hub_folder, is_hub_id, modelscope_folder
 from ptuning.checkpoint.tensors import LAYOUTS, TensorFiles, read_object, require_whole
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Family, families, family_of
@@ -19,44 +17,33 @@ from ptuning.runs.folder import MANIFEST
 ROWS = 256  # of each large matrix that the fingerprint reads, spread evenly
 DIGITS = 16
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-
-def whole_folder(model_name_or_path: str | Path) -> Path | None:
-    """The folder with all files of a base: the path itself, or ModelScope's copy. None for anything else, such as a hub id,
-    whose files transformers fetches when it reads them.
+def whole_folder(model_name_or_path: str | Path) -> Path:
+    """The folder with all files of a base: the path itself, or the copy of a hub id or of ModelScope's, which is downloaded first.
 
     Raises:
-        ModelError: ModelScope's copy can't be had.
+        ModelError: no such folder, or the download can't be had.
     """
-    if str(model_name_or_path).startswith(MODELSCOPE):
-        return modelscope_folder(str(model_name_or_path))
-    folder = Path(model_name_or_path).expanduser()
-    return folder if folder.is_dir() else None
+    return _folder(model_name_or_path, weights=True)
 
 
 def resolve_base(model_name_or_path: str | Path) -> Path:
-    """The local folder of a base: the path itself, ModelScope's copy, or the cached snapshot of a hub id (config.json is
-    fetched if needed).
+    """The same folder, in which the weights of a hub id may be missing: nobody waits for 12 GB to be told what is in config.json.
+    Errors as `whole_folder`."""
+    return _folder(model_name_or_path, weights=False)
 
-    Raises:
-        ModelError: no such folder, or the hub id can't be reached.
-    """
-    if (whole := whole_folder(model_name_or_path)) is not None:
-        return whole
+
+def _folder(model_name_or_path: str | Path, weights: bool) -> Path:
     name, folder = str(model_name_or_path), Path(model_name_or_path).expanduser()
+    if name.startswith(MODELSCOPE):
+        return modelscope_folder(name)
+    if folder.is_dir():
+        return folder
     if folder.is_file():
         raise ModelError(f"{name}: is a file; give the folder it lies in.")
-    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+    if not is_hub_id(name):
         raise ModelError(f"{name}: no such folder (looked for {folder.absolute()}). Give the folder of a model.")
-    try:
-        config = cached_file(name, "config.json")
-    except (OSError, ValueError) as cause:
-        raise ModelError(
-            f"{name}: there is no folder {folder.absolute()}, and as a hub id it can't be fetched: that needs network, or a "
-            f"copy in the Hugging Face cache ({str(cause).splitlines()[0]})"
-        ) from cause
-    return Path(config).parent
+    return hub_folder(name, weights)
 
 
 def read_base_config(folder: Path) -> dict[str, Any]:
@@ -191,12 +178,12 @@ def base_fingerprint(model_dir: str | Path) -> str:
     training of all weights flips some of the two million signs; merging a LoRA into the attention alone does not show.
 
     Args:
-        model_dir: folder in its family's format, with or without a config.json; or a hub id that is in the local cache.
+        model_dir: folder in its family's format, with or without a config.json; or a hub id, whose weights are downloaded.
 
     Raises:
         ModelError: no such folder, or no weights in the official format there.
     """
-    folder = resolve_base(model_dir)
+    folder = whole_folder(model_dir)
     tensors = TensorFiles.find(folder, ModelError)
     family = None if tensors is None else _family_of_weights(folder, tensors)
     if tensors is None or family is None:

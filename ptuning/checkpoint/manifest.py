@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.base import base_fingerprint, base_precision, whole_folder
+from ptuning.checkpoint.base import base_fingerprint, base_precision, resolve_base
 from ptuning.errors import CheckpointError
 from ptuning.families import Dimensions, family_of, read_config
 from ptuning.quantization import Precision
@@ -151,7 +151,7 @@ def describe(
         ModelError: the base's files can't be read.
     """
     local = Path(base).expanduser()
-    config = read_config(whole_folder(base) or base)
+    config = read_config(resolve_base(base))
     family = family_of(config)
     sizes: Dimensions = family.dimensions(config)
     precision = base_precision(base, precision)

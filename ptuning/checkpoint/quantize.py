@@ -50,7 +50,7 @@ def quantize_folder(
     """Writes what `--quantization_bit` makes of a model, in the official names, with its tokenizer and other files.
 
     Args:
-        model: folder in its family's format, or modelscope:OWNER/NAME.
+        model: folder in its family's format, a hub id, or modelscope:OWNER/NAME.
         precision: of the written matrices.
         output: new or empty.
 
@@ -59,8 +59,6 @@ def quantize_folder(
         CheckpointError: `output` isn't empty, or the disk is too small.
     """
     base, output = whole_folder(model), Path(output)
-    if base is None:
-        raise ModelError(f"{model}: no such folder; download the model first (hf download NAME --local-dir DIR)")
     require_16_bit(base, "rounding a second time loses more")
     check_weights(base)
     check_tokenizer(base)

@@ -6,6 +6,7 @@ A family is told apart by what config.json says, never by a folder's name.
 from ptuning.families.baichuan.family import Baichuan
 from ptuning.families.chatglm2.family import ChatGLM2
 from ptuning.families.family import Dimensions, Family, add_family, families, family_of, read_config
+from ptuning.families.glm130b.family import GLM130B
 from ptuning.families.template import Dialogue, Encoded, Segment, Template, dialogue_of
 
 __all__ = [
@@ -24,3 +25,4 @@ __all__ = [
 
 add_family(ChatGLM2())
 add_family(Baichuan())
+add_family(GLM130B())

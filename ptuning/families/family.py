@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from ptuning.errors import ModelError
+from ptuning.families.division import Division
 from ptuning.families.template import Template
 from ptuning.quantization import METHOD
 
@@ -127,6 +128,8 @@ class Family(ABC):
     vocabulary_key = "vocab_size"  # in config.json
     prefix_in_official_code = False  # whether the official code reads a prefix, so that one can be written for it
 
+    division: Division | None = None  # of official checkpoints that are divided among processes; None: there are none
+
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Tensor name in files → names of the model's tensors whose rows, stacked, are that tensor.
 
@@ -201,6 +204,9 @@ class Family(ABC):
         return getattr(config, "hidden_act", None) in ("silu", "swish")
 
     # --- attention -------------------------------------------------------------------------------------------------------
+
+    # Why the engine, which computes a prompt in pieces and keeps them for the next one, can't answer; empty: it can
+    engine_refusal: str = ""
 
     eager_attention: Callable = staticmethod(eager_attention_forward)
 

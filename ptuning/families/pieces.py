@@ -32,12 +32,13 @@ class _Piece(str):
 
 
 class PieceTokenizer(PreTrainedTokenizer):
-    """Reads `tokenizer.model`. `<unk>` is 0 and fills rows, `<s>` 1, `</s>` 2. Pads on the left.
+    """Reads `tokenizer.model`. `<unk>` is its first piece and fills rows, `<s>` the second, `</s>` the third. Pads on the left.
 
     Args:
         vocab_file: path of `tokenizer.model`.
         processor: of that file.
         control_ids: the family's own control tokens, among the pieces or behind them.
+        first_id: of the pieces.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
@@ -49,10 +50,12 @@ class PieceTokenizer(PreTrainedTokenizer):
         processor: sentencepiece.SentencePieceProcessor,
         control_ids: Mapping[str, int],
         padding_side: str = "left",
+        first_id: int = 0,
         **kwargs: Any,
     ):
         self.vocab_file, self.sp_model, self.control_ids = str(vocab_file), processor, dict(control_ids)
-        special = {"<unk>": 0, "<s>": 1, "</s>": 2} | self.control_ids
+        self.first_id = first_id
+        special = {"<unk>": first_id, "<s>": first_id + 1, "</s>": first_id + 2} | self.control_ids
         self._added_tokens_decoder = {i: AddedToken(t, special=True, normalized=False) for t, i in special.items()}
         for fixed in ("unk_token", "bos_token", "eos_token", "pad_token", "additional_special_tokens"):
             kwargs.pop(fixed, None)
@@ -113,7 +116,7 @@ class PieceTokenizer(PreTrainedTokenizer):
         """Text of the ids. Control tokens leave no text, with either setting."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
         pieces, hidden = self.sp_model.get_piece_size(), set(self.control_ids.values())
-        return self.sp_model.decode([i for i in ids if 2 < i < pieces and i not in hidden])
+        return self.sp_model.decode([i for i in ids if self.first_id + 2 < i < pieces and i not in hidden])
 
     def apply_chat_template(  # the base class's Jinja templates can't keep text and control tokens apart
         self,

@@ -56,6 +56,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Blanks:
+    """The names of the tokens that blank filling needs; a template's tokenizer has their ids in `tokens`.
+
+    Args:
+        kinds: of blanks, as they stand in a text, in the order in which they are filled in. The last one goes on behind the text.
+        start: what is written begins behind it.
+        end: stands behind a text that doesn't end with a blank.
+    """
+
+    kinds: tuple[str, ...]
+    start: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """Ids of segments.
 
@@ -80,6 +95,8 @@ class Template(ABC):
     route: ClassVar[str] = ""  # beside "/", where deployed clients of this model post to
     # What answers are sampled with where a client says nothing, by SamplingParams' names; here ChatGLM2's chat(), openai_api.py
     sampling: ClassVar[Mapping[str, Any]] = {"temperature": 0.8, "top_p": 0.8}
+
+    blanks: ClassVar[Blanks | None] = None  # of a model that fills them in; None: it only goes on
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import GenerationError
-from ptuning.families import family_of
 from ptuning.families.logits import logits_at
 from ptuning.generation.pace import PIECE_TOKENS, Pace
 from ptuning.generation.prefix_cache import PrefixCache
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.sampling import Chooser, choose
-from ptuning.generation.slots import SlotCache
+from ptuning.generation.slots import SlotCache, row_dimensions
 from ptuning.generation.together import allow_together
 from ptuning.messages import message
 from ptuning.methods import Companion, bare
@@ -81,7 +80,7 @@ class Engine:
         self.rows: list[_Row] = []  # being answered; row i has slot i
         self.partial: _Row | None = None  # whose prompt is computed in part; it has the slot behind them
         self.waiting: deque[_Row] = deque()
-        sizes = family_of(model.config).dimensions(model.config)
+        sizes = row_dimensions(model.config)
         groups = sizes.groups // (model.tp_size or 1)
         self.cache = SlotCache(sizes.layers, groups, sizes.head_dim, model.dtype, model.device)
 

@@ -7,12 +7,27 @@ Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new
 """
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ptuning.distributed import own_heads
+from ptuning.errors import GenerationError
+from ptuning.families import Dimensions, family_of
 from ptuning.generation.together import Layout
 
 _COLUMNS = 128  # columns are added in steps of this many
+
+
+def row_dimensions(config: PreTrainedConfig) -> Dimensions:
+    """Widths of a model whose rows can be computed in pieces, side by side.
+
+    Raises:
+        GenerationError: it isn't such a model.
+    """
+    family = family_of(config)
+    if family.engine_refusal:
+        raise GenerationError(family.engine_refusal)
+    return family.dimensions(config)
 
 
 class _Slice(CacheLayerMixin):

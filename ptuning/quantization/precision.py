@@ -90,13 +90,16 @@ class RowWise(Precision):
             ConfigError: rows of this length can't be stored.
         """
 
-    def quantize(self, weight_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A matrix → stored numbers and scales (R,).
+    def quantize(
+        self, weight_RC: torch.Tensor, scale_dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A matrix → stored numbers and scales (R,), by default in the matrix's own dtype; another one is rounded to before the
+        division.
 
         The arithmetic is done in the matrix's own dtype: that of fp16 weights in fp32 would change one int8 number in a
         hundred. In a row of tiny fp16 weights, where the official code's numbers overflow, `top` is the largest.
         """
-        scale_R = weight_RC.abs().amax(-1) / self.top
+        scale_R = (weight_RC.abs().amax(-1) / self.top).to(scale_dtype or weight_RC.dtype)
         whole_RC = torch.round(weight_RC / scale_R[:, None])
         # A row of zeros has scale 0. NaN is still seen in the scale.
         whole_RC = whole_RC.nan_to_num_(0, self.top, -self.top).clamp_(-self.top, self.top)

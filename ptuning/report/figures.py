@@ -1,6 +1,9 @@
 """The figures of one run."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+
+from markupsafe import Markup
 
 from ptuning.report.read import Curve, Run
 from ptuning.report.svg import SERIES, Drawing, Key, color, draw, draw_wide
@@ -253,21 +256,28 @@ def _length_figure(run: Run, split: str, part: str) -> Drawing | None:
     end = bins[-1][1]
     near = limit if limit is not None and limit <= 3 * end else None  # a limit far away would squeeze the bars
 
+    keys = [Key(words("split_rows", split=split), name, "bar")]
+    if near:
+        keys.append(Key(f"{option} {limit:g}", "best", "dashed"))
+    note = "" if near or limit is None else words("far_right", option=option, limit=limit)
+    return Drawing(words(part), _histogram(name, tuple(bins), near, words("token_axis"), words("rows")), keys, note)
+
+
+@lru_cache(maxsize=8)  # a run's rows stay the same, and its page is written again and again
+def _histogram(
+    name: str, bins: tuple[tuple[float, float, float], ...], near: float | None, across: str, up: str
+) -> Markup:
     def plot(axes):
         widths = [high - low for low, high, _ in bins]
         axes.bar([low for low, _, _ in bins], [count for *_, count in bins], widths, align="edge", color=color(name))
         if near is not None:
             axes.axvline(near, color=color("best"), linewidth=1.6, linestyle="--")
-        axes.set_xlim(0, max(end, near or 0) * 1.03)
-        axes.set_xlabel(words("token_axis"))
-        axes.set_ylabel(words("rows"))
+        axes.set_xlim(0, max(bins[-1][1], near or 0) * 1.03)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
         axes.grid(axis="x", visible=False)
 
-    keys = [Key(words("split_rows", split=split), name, "bar")]
-    if near:
-        keys.append(Key(f"{option} {limit:g}", "best", "dashed"))
-    note = "" if near or limit is None else words("far_right", option=option, limit=limit)
-    return Drawing(words(part), draw(plot), keys, note)
+    return draw(plot)
 
 
 def _answer_limit(run: Run, split: str) -> str:

@@ -81,6 +81,7 @@ class AccessLog:
             return
         started, number, status = time.monotonic(), _number(scope), 499  # the client went away before a status
         state = scope.setdefault("state", {})
+        state["id"] = number
 
         async def with_id(message: Message) -> None:
             nonlocal status

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -13,7 +13,7 @@ from ptuning.serving import openai_api, rest, token_api
 from ptuning.serving.access import AccessLog, Metrics
 from ptuning.serving.answering import DROPPED, Services
 from ptuning.serving.backend import BASE, Backend, Served
-from ptuning.serving.bodies import components, error_response, rest_routes
+from ptuning.serving.bodies import components, error_response, rest_routes, with_id
 from ptuning.serving.doors import Door
 from ptuning.serving.errors import ApiError
 from ptuning.serving.keys import KeyCheck
@@ -27,6 +27,8 @@ from ptuning.serving.openai_schema import (
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
+
+_ERRORS = (400, 401, 403, 404, 405, 408, 409, 413, 429, 431, 503, 504)  # statuses that any route may have
 
 
 def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> FastAPI:
@@ -50,13 +52,13 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 while requests are answered, 503 when the worker has died or the server is stopping."""
+        """200 while requests are answered, 503 when nothing can compute answers or the server is stopping."""
         stats = backend.stats()
-        state = "worker died" if not stats.alive else "stopping" if stats.draining else "ok"
+        state = backend.when_down if not stats.alive else "stopping" if stats.draining else "ok"
         content = {"status": state, "running": stats.running, "waiting": stats.waiting}
         return JSONResponse(content, 200 if state == "ok" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -64,7 +66,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error.code
-        return error_response(error, request.url.path, rest_paths)
+        return error_response(with_id(error, request), request.url.path, rest_paths)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
@@ -78,7 +80,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     @app.exception_handler(Exception)  # the HTTP server logs its traceback
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         problem = ApiError(500, "an error of the server's; its log says more", "internal_error")
-        return error_response(problem, request.url.path, rest_paths)
+        return error_response(with_id(problem, request), request.url.path, rest_paths)
 
     _describe(app)
     # The last one added sees a request first.
@@ -105,6 +107,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
+        allow_private_network=True,  # a browser asks before a page of the internet may reach this machine or its network
         allow_headers=["*"],  # clients have headers of their own: the openai JavaScript SDK a dozen x-stainless-…
         expose_headers=[DROPPED, "X-Model", "Retry-After", "X-Request-ID"],
     )
@@ -126,8 +129,11 @@ def _describe(app: FastAPI) -> None:
                 for operation in operations.values():
                     answers = operation["responses"]
                     answers.pop("422", None)
-                    error = {"description": "{error: {message, type, param, code}}; on REST routes the REST shape"}
-                    answers |= {str(code): error for code in (400, 401, 403, 404, 405, 408, 409, 413, 429, 503, 504)}
+                    error = {
+                        "description": "{error: {message, type, param, code}}; on REST routes the REST shape",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+                    answers |= {str(code): error for code in _ERRORS}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,6 +1,6 @@
 """What the HTTP side asks of what computes, so that another engine (vLLM) can take the worker's place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ class Served:
 
     Args:
         name: of the prefix, or of the base's folder.
-        created: seconds since 1970 when it was loaded.
+        created: seconds since 1970 when it was saved; of the base, when it was loaded.
         source_prefix: text that it was trained to see in front of every prompt.
         pre_seq_len: length of the prefix; 0 where it has none.
         prefix: what the backend's engine needs to answer with it; nothing for the HTTP side to look at.
@@ -130,6 +130,7 @@ class Backend(Protocol):
     template: Template
     context: int  # tokens of prompt and answer together
     capacity: int  # answers that can run or wait at a time
+    when_down: str  # what /health says while it can't answer
 
     def start(self) -> None:
         """Comes before anything is submitted."""
@@ -169,6 +170,10 @@ class Backend(Protocol):
 
     def drain(self) -> None:
         """Refuses new requests from now on."""
+
+    def on_death(self, tell: Callable[[], None]) -> None:
+        """Has it call `tell`, from any thread, once it can never answer again and all that waited have been told so. What comes
+        back by itself never calls it."""
 
     def wait_idle(self, seconds: float) -> bool:
         """Blocks until nothing runs or waits, or the time is over. Returns whether it is idle."""

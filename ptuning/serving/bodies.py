@@ -63,6 +63,15 @@ def rest_routes(template: Template) -> tuple[str, ...]:
     return ("/", template.route) if template.route else ("/",)
 
 
+def with_id(error: ApiError, request: Request) -> ApiError:
+    """An error of the server's with the request's id, by which its log line is found; a client's own mistake as it is."""
+    number = getattr(request.state, "id", None)
+    if error.status < 500 or number is None:
+        return error
+    message = f"{error.message} (request {number})"
+    return ApiError(error.status, message, error.code, error.param, error.kind, error.headers)
+
+
 def error_response(error: ApiError, path: str, rest: Collection[str]) -> JSONResponse:
     """What a client gets on a route.
 
@@ -76,10 +85,15 @@ def error_response(error: ApiError, path: str, rest: Collection[str]) -> JSONRes
     return JSONResponse(content, error.status, error.headers)
 
 
-def described(schema: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads this schema."""
+def described(schema: type[BaseModel], streams: bool = False) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads this schema.
+
+    Args:
+        streams: whether it may answer with server-sent events.
+    """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
+    events = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+    return {"requestBody": {"required": True, "content": content}, "responses": {"200": {"content": events}}}
 
 
 def components(*schemas: type[BaseModel]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def serve_command(argv: Sequence[str]) -> int:
     if options.engine == "vllm":
         require("--engine vllm", "httpx", "ptuning[serve]")
     if not options.no_page:
-        for module in ("streamlit", "httpx"):
+        for module in ("streamlit", "openai"):
             require("the page", module, "ptuning[page]", instead="leave the page out: --no_page")
     from ptuning.serving.server import serve
 

@@ -5,15 +5,22 @@ uvicorn's own protocol waits for a head for ever and accepts connections until t
 """
 
 import asyncio
+import json
 import logging
+import sys
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
+from httptools import HttpParserCallbackError, HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ptuning.serving.errors import ApiError
 
 log = logging.getLogger("ptuning.serving.connections")
 
 HEAD_SECONDS = 10.0  # for a request's head, from its first byte or from the connection's beginning
+HEAD_LIMIT = 1 << 16  # bytes of a request's head
 UNREAD_SECONDS = 60.0  # that a client may leave an answer unread, once the buffers are full
 BACKLOG = 128  # connections that the system keeps while the process is busy
 MOST_FILES = 65536
@@ -64,6 +71,8 @@ class Connection(HttpToolsProtocol):
         self.unread_due: asyncio.TimerHandle | None = None
         self.probe_due: asyncio.TimerHandle | None = None
         self.waits_since: float | None = self.loop.time()
+        self.head_bytes = 0  # of a head that isn't complete yet
+        self.refusal: ApiError | None = None  # of what the parser reads at the moment
         self._expect_head()
         if len(self.connections) > self.config.max_connections:
             self._make_room()
@@ -77,11 +86,27 @@ class Connection(HttpToolsProtocol):
     # --- waiting for a request ------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        in_head = self.head_due is not None
         super().data_received(data)
+        if self.transport.is_closing():
+            return
         if self.waits_since is not None and self.head_due is None and not self._reads_body():
             self._expect_head()  # a further request on the connection has begun
+        if self.head_due is None:
+            self.head_bytes = 0
+        elif in_head:
+            self.head_bytes += len(data)  # the parser tells of a header only when it has all of it
+            if self.head_bytes > HEAD_LIMIT:
+                self._refuse(_head_too_large())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.refusal = None
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_LIMIT:
+            self.refusal = _head_too_large()
+            raise ValueError(self.refusal.code)  # the parser stops, and data_received has the refusal sent
         if self.head_due is not None:
             self.head_due.cancel()
             self.head_due = None
@@ -97,6 +122,32 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if not more:
             self.waits_since = self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls where the parser stops: at a head that was refused, or at what isn't HTTP. Its reason helps: it
+        also stops at Content-Length together with Transfer-Encoding, of which what lies between may have read the other."""
+        error = sys.exception()
+        reason = (
+            f": {error}"
+            if isinstance(error, HttpParserError) and not isinstance(error, HttpParserCallbackError)
+            else ""
+        )
+        self._refuse(self.refusal or ApiError(400, f"no request of HTTP/1.1 that can be read{reason}", "invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers with an error, outside of the application, and closes the connection."""
+        body = json.dumps(error.body()).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": len(body),
+            "connection": "close",
+        } | error.headers
+        lines = [
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+            *(f"{k}: {v}" for k, v in headers.items()),
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
 
     def _reads_body(self) -> bool:
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
@@ -117,10 +168,8 @@ class Connection(HttpToolsProtocol):
             self.connections.discard(oldest)
             oldest.transport.abort()
             return
-        text = b"too many connections; come back later\n"
-        head = f"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {len(text)}\r\n\r\n"
-        self.transport.write(head.encode() + text)
-        self.transport.close()
+        text = f"too many connections: all {self.config.max_connections} are being answered (--max_connections); ask again later"
+        self._refuse(ApiError(503, text, "too_many_connections", headers={"retry-after": "1"}))
 
     # --- an answer's way out --------------------------------------------------------------------------------------------
 
@@ -158,3 +207,11 @@ class Connection(HttpToolsProtocol):
         if self.unread_due is not None:
             self.unread_due.cancel()
             self.unread_due = None
+
+
+def _head_too_large() -> ApiError:
+    return ApiError(
+        431,
+        f"the head of the request has more than {HEAD_LIMIT} bytes; send fewer or shorter headers",
+        "head_too_large",
+    )

@@ -145,6 +145,12 @@ class Registry:
                 log.info("prefix loaded", extra={"fields": {"model": folder.name, "folder": str(folder)}})
 
 
+def saved_at(folder: str | Path) -> int:
+    """Seconds since 1970 when the newest file of a checkpoint was written."""
+    times = [file.stat().st_mtime for file in Path(folder).iterdir() if file.is_file()]
+    return int(max(times, default=Path(folder).stat().st_mtime))
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """The base in this process.
@@ -211,4 +217,4 @@ class LoadedModel:
         if prefix is None:
             raise CheckpointError(f"{folder}: a {method.noun} can't be chosen by requests; serve it as --model.")
         source_prefix = manifest.source_prefix if manifest else ""
-        return Served(name, int(time.time()), source_prefix, prefix.length, prefix, method.noun)
+        return Served(name, saved_at(folder), source_prefix, prefix.length, prefix, method.noun)

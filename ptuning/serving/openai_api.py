@@ -24,7 +24,7 @@ from ptuning.serving.answering import (
     while_connected,
 )
 from ptuning.serving.backend import Served
-from ptuning.serving.bodies import described, read_body
+from ptuning.serving.bodies import described, read_body, with_id
 from ptuning.serving.detokenize import Piece
 from ptuning.serving.errors import ApiError
 from ptuning.serving.grammar import Grammar, Grammars
@@ -52,7 +52,7 @@ def router(services: Services) -> APIRouter:
         """One of them."""
         return model_object(find(services, request, name))
 
-    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest, streams=True))
     async def chat(request: Request) -> Response:
         """The assistant's next message."""
         body = await read_body(request, ChatRequest)
@@ -69,7 +69,7 @@ def router(services: Services) -> APIRouter:
         form = _ChatForm(served.name, asked, names, body.logprobs or False)
         return await _answer(request, asked, form, body, {DROPPED: str(prompt.dropped)} if prompt.dropped else {})
 
-    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest, streams=True))
     async def complete(request: Request) -> Response:
         """How a text goes on."""
         body = await read_body(request, CompletionRequest)
@@ -299,7 +299,7 @@ async def _events(
     except ApiError as error:
         # The status is out already; clients of this format look for an error event.
         request.state.error, request.state.cut = error.code, error.status
-        yield event(error.body())
+        yield event(with_id(error, request).body())
         return
     if body.wants_usage:
         yield event(form.chunk([]) | {"usage": asked.usage.body()})

@@ -20,12 +20,13 @@ TICK_S = 0.2  # the longest that a click waits while nothing comes from the serv
 
 Places = dict[str, st.delta_generator.DeltaGenerator]
 
-# Streamlit's own sign that the script runs has a Stop that only ends the script; ours stops the answer.
-_STYLE = "<style>[data-testid=stStatusWidget] {display: none}</style>"
+# Streamlit's own sign that the script runs has a Stop that only ends the script; ours stops the answer. Deploy would give the
+# page to a service in the internet; where page_command didn't start it, nothing else hides that.
+_STYLE = "<style>[data-testid=stStatusWidget], [data-testid=stAppDeployButton] {display: none}</style>"
 
 
 def _sidebar() -> None:
-    state, models = st.session_state, page.current().models
+    state, models = st.session_state, page.names()
     with st.sidebar:
         st.radio(
             "语言 / Language",
@@ -225,7 +226,7 @@ def _main() -> None:
     st.subheader(page.say("title"), anchor=False)
     if problem:
         _show_problem(problem.kind, problem.fields)
-        st.button(page.say("reload"), key="reload", icon=":material/refresh:")
+        st.button(page.say("reload"), key="reload", icon=":material/refresh:", on_click=page.connect_again)
     elif not session.models:
         st.warning(page.say("no_models"))
     elif not session.turns:

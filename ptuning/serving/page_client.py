@@ -1,4 +1,4 @@
-"""The page's client of the API: lists the models, and streams answers in threads that a page can redraw from and stop.
+"""The page's client of the API, over openai's: lists the models and streams answers.
 
 Language-free; page_texts words its problems.
 
@@ -7,18 +7,18 @@ ptuning.serving.* they would load torch (4 s and 300 MB) into a process that hol
 only what stands left of torch: errors and language.
 """
 
-import asyncio
 import contextlib
-import json
 import os
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import openai
 
 CONNECT_S = 5.0
 READ_S = 600.0  # between two chunks; a long queue on a slow machine is no fault, and the page has a stop button
+_BASE = "base"  # kind of an untuned model
 _DETAIL_LIMIT = 600  # characters of a server's message that are shown
 
 
@@ -49,14 +49,38 @@ class Api:
         url = os.environ.get("PTUNING_API", "").strip() or cls.url
         return cls(url.rstrip("/").removesuffix("/v1"), os.environ.get("PTUNING_API_KEY", "").strip())
 
-    def client_options(self) -> dict:
-        """For httpx.Client and AsyncClient. A proxy from the environment is not used for an API on this machine."""
-        local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
-        return {
-            "headers": {"Authorization": f"Bearer {self.key}"} if self.key else {},
-            "timeout": httpx.Timeout(CONNECT_S, read=READ_S),
-            "trust_env": not local,
-        }
+    def client(self) -> openai.OpenAI:
+        """For short requests."""
+        http = openai.DefaultHttpxClient(trust_env=self._trust_env)
+        return openai.OpenAI(**self._options(CONNECT_S), http_client=http)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        """For answers."""
+        http = openai.DefaultAsyncHttpxClient(trust_env=self._trust_env)
+        return openai.AsyncOpenAI(**self._options(READ_S), http_client=http)
+
+    @property
+    def _trust_env(self) -> bool:
+        """A proxy from the environment is not used for an API on this machine."""
+        return urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+    def _options(self, read: float) -> dict[str, Any]:
+        # Whether to try again is for the person in front of the page.
+        timeout = openai.Timeout(read, connect=CONNECT_S)
+        return {"base_url": f"{self.url}/v1", "api_key": self.key or "none", "timeout": timeout, "max_retries": 0}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What can be asked.
+
+    Args:
+        name: that requests give.
+        saved: seconds since 1970 when its prefix or LoRA was saved; 0 for a base.
+    """
+
+    name: str
+    saved: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,20 +112,16 @@ class Piece:
     dropped: int = 0
 
 
-def list_models(api: Api) -> list[str]:
-    """The names that `model` may have, in the server's order.
+def list_models(api: Api) -> list[Model]:
+    """What `model` may be, in the server's order.
 
     Raises:
         ApiProblem: they can't be had.
     """
-    with _readable(api), httpx.Client(**api.client_options()) as client:
-        answer = client.get(f"{api.url}/v1/models", timeout=CONNECT_S)
-        if answer.is_error:
-            raise _refusal(api, answer)
-        try:
-            return [str(model["id"]) for model in answer.json()["data"]]
-        except (ValueError, TypeError, KeyError):
-            raise ApiProblem("not_the_api", url=api.url) from None
+    with _readable(api), api.client() as client:
+        found = client.models.list().data
+        tuned = [getattr(model, "kind", _BASE) != _BASE for model in found]  # other servers don't say so of theirs
+        return [Model(str(model.id), model.created if new else 0) for model, new in zip(found, tuned, strict=True)]
 
 
 async def stream_chat(api: Api, model: str, messages: list[dict], sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -110,183 +130,79 @@ async def stream_chat(api: Api, model: str, messages: list[dict], sampling: Samp
     Raises:
         ApiProblem: no answer, or the answer broke off; what came before has been yielded.
     """
-    body = {"model": model, "messages": messages, "stream": True, **sampling.fields()}
-    url = f"{api.url}/v1/chat/completions"
     with _readable(api):
-        async with httpx.AsyncClient(**api.client_options()) as client, client.stream("POST", url, json=body) as answer:
-            async for piece in _pieces(api, answer):
-                yield piece
-
-
-class Job:
-    """Streams an answer from the moment it is made. The attributes may be read at any time.
-
-    It lives in the session's state, not in a script run: Streamlit ends a run whenever a widget is touched, and the
-    next run goes on showing the same job. The thread has an asyncio task, because a task can be cancelled while it
-    waits for the server's first byte; a blocking read can't.
-
-    Attributes:
-        model: the model asked.
-        text: what came so far.
-        finish: the server's reason for the end, "" before it.
-        dropped: old turns that the server left out.
-        problem: what went wrong, or None.
-        stopped: whether stop() ended it.
-        done: whether nothing more comes.
-    """
-
-    def __init__(self, api: Api, model: str, messages: list[dict], sampling: Sampling, changed: threading.Event):
-        """
-        Args:
-            changed: set at every change; shared by the jobs that one page waits for.
-        """
-        self.model = model
-        self.text = ""
-        self.finish = ""
-        self.dropped = 0
-        self.problem: ApiProblem | None = None
-        self.stopped = False
-        self.done = False
-        self._changed = changed
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task | None = None
-        stream = self._stream(api, messages, sampling)
-        self._thread = threading.Thread(target=self._run, args=(stream,), name=f"answer of {model}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Closes the connection, at whatever stage. What came so far stays. Does not wait."""
-        with self._lock:
-            if self.done:
-                return
-            self.stopped = True
-            if self._loop is not None and self._task is not None:
-                with contextlib.suppress(RuntimeError):  # the loop closed just now, the answer is complete
-                    self._loop.call_soon_threadsafe(self._task.cancel)
-
-    def join(self, timeout: float) -> None:
-        """Waits until the connection is closed."""
-        self._thread.join(timeout)
-
-    def _run(self, stream) -> None:
-        try:
-            # A stop before the task runs has cancelled nothing; _stream looks at the flag itself.
-            with contextlib.suppress(asyncio.CancelledError):
-                asyncio.run(stream)
-        finally:
-            with self._lock:
-                self.done = True
-                self._loop = None
-            self._changed.set()
-
-    async def _stream(self, api: Api, messages: list[dict], sampling: Sampling) -> None:
-        with self._lock:
-            if self.stopped:
-                return
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        try:
-            async with contextlib.aclosing(stream_chat(api, self.model, messages, sampling)) as pieces:
-                async for piece in pieces:
-                    self.text += piece.text
-                    self.finish = piece.finish or self.finish
-                    self.dropped = piece.dropped or self.dropped
-                    self._changed.set()
-        except ApiProblem as problem:
-            self.problem = problem
-        except Exception as error:  # a fault of this program must end as a message on the page, not as a wait for ever
-            self.problem = ApiProblem("page", detail=f"{type(error).__name__}: {error}")
-
-
-async def _pieces(api: Api, answer: httpx.Response) -> AsyncIterator[Piece]:
-    if answer.is_error:
-        await answer.aread()
-        raise _refusal(api, answer)
-    if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-        raise ApiProblem("not_the_api", url=api.url)
-    dropped = answer.headers.get("x-history-dropped", "")
-    if dropped.isdecimal() and int(dropped):
-        yield Piece(dropped=int(dropped))
-    async for data in _events(answer):
-        if data.strip() == "[DONE]":
-            return
-        piece = _piece(api, data)
-        if piece.text or piece.finish:
-            yield piece
-    raise ApiProblem("cut")
-
-
-async def _events(answer: httpx.Response) -> AsyncIterator[str]:
-    """The data of each server-sent event. Lines are split here: httpx's aiter_lines also splits at U+2028 and the like,
-    which may stand in the JSON text."""
-    rest, data = b"", []
-    async for chunk in answer.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data).decode("utf-8", "replace")
-                data = []
-
-
-def _piece(api: Api, data: str) -> Piece:
-    try:
-        event = json.loads(data)
-        if event.get("error"):
-            raise ApiProblem("server", detail=_detail(event))
-        if not event["choices"]:  # the last chunk of some servers has only the usage
-            return Piece()
-        choice = event["choices"][0]
-        text = (choice.get("delta") or {}).get("content") or ""
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise ApiProblem("not_the_api", url=api.url) from None
-    # A half of a surrogate pair can't be shown or saved.
-    return Piece(text.encode("utf-8", "replace").decode("utf-8"), choice.get("finish_reason") or "")
+        async with api.async_client() as client:
+            asked: Any = {"model": model, "messages": messages, **sampling.fields()}
+            async with await client.chat.completions.create(stream=True, **asked) as stream:
+                headers, finish = stream.response.headers, ""
+                if not headers.get("content-type", "").startswith("text/event-stream"):
+                    raise ApiProblem("not_the_api", url=api.url)
+                dropped = headers.get("x-history-dropped", "")
+                if dropped.isdecimal() and int(dropped):
+                    yield Piece(dropped=int(dropped))
+                async for chunk in stream:
+                    if not chunk.choices:  # the last chunk of some servers has only the usage
+                        continue
+                    choice = chunk.choices[0]
+                    text, finish = choice.delta.content or "", choice.finish_reason or finish
+                    if text or choice.finish_reason:  # a half of a surrogate pair can't be shown or saved
+                        yield Piece(text.encode("utf-8", "replace").decode("utf-8"), choice.finish_reason or "")
+                if not finish:
+                    raise ApiProblem("cut")
 
 
 @contextlib.contextmanager
 def _readable(api: Api) -> Iterator[None]:
-    """Turns what httpx raises into an ApiProblem."""
+    """Turns what the client raises into an ApiProblem."""
+    if not _is_address(api.url):
+        raise ApiProblem("bad_url", url=api.url)
     try:
         yield
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise ApiProblem("bad_url", url=api.url) from None
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
-        raise ApiProblem("unreachable", url=api.url) from None
-    except httpx.TimeoutException:
-        raise ApiProblem("timeout", url=api.url) from None
-    except httpx.RemoteProtocolError as error:
-        # "illegal" is httpcore's word for bytes that are not HTTP: another program listens there.
-        raise ApiProblem("not_the_api" if "illegal" in str(error) else "cut", url=api.url) from None
-    except httpx.HTTPError:
-        raise ApiProblem("cut", url=api.url) from None
+    except openai.APIStatusError as error:
+        raise _refusal(api, error) from None
+    except openai.APIConnectionError as error:
+        cause = error.__cause__  # by name, because which HTTP library it is differs between openai's versions
+        if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+            raise ApiProblem("unreachable", url=api.url) from None
+        if isinstance(error, openai.APITimeoutError):
+            raise ApiProblem("timeout", url=api.url) from None
+        # "illegal" is the word for bytes that are not HTTP: another program listens there.
+        raise ApiProblem("not_the_api" if "illegal" in str(cause) else "cut", url=api.url) from None
+    except openai.APIError as error:  # an error event in the stream
+        raise ApiProblem("server", detail=_short(error.message)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):  # not what the client's types say
+        raise ApiProblem("not_the_api", url=api.url) from None
 
 
-def _refusal(api: Api, answer: httpx.Response) -> ApiProblem:
-    """The problem that an answer with an HTTP error status stands for."""
+def _is_address(url: str) -> bool:
     try:
-        detail = _detail(answer.json())
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
     except ValueError:
-        detail = ""
-    status = answer.status_code
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _refusal(api: Api, error: openai.APIStatusError) -> ApiProblem:
+    """The problem that an answer with an HTTP error status stands for."""
+    status, detail = error.status_code, _detail(error.body)
     if status in (401, 403):
         return ApiProblem("key_wrong" if api.key else "key_missing", detail=detail)
     if status == 429:
-        wait = answer.headers.get("retry-after", "")
+        wait = error.response.headers.get("retry-after", "")
         return ApiProblem("busy", seconds=wait, detail=detail) if wait else ApiProblem("busy_soon", detail=detail)
     if not detail and status in (404, 405, 501):
         return ApiProblem("not_the_api", url=api.url)
     kinds = {404: "unknown", 503: "down", 504: "too_long"}
     kind = kinds.get(status, "refused" if status < 500 else "server")
-    return ApiProblem(kind, status=status, detail=detail or answer.reason_phrase)
+    return ApiProblem(kind, status=status, detail=detail or error.response.reason_phrase)
 
 
 def _detail(body: object) -> str:
-    """The message of an error answer, in OpenAI's shape or in the one of other servers."""
-    found = body.get("error") or body.get("detail") if isinstance(body, dict) else None
-    if isinstance(found, dict):
-        found = found.get("message")
-    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False) if found else ""
+    """The message of an error answer, which openai has taken out of `error`, or what other servers have instead."""
+    found = body.get("message") or body.get("detail") if isinstance(body, dict) else None
+    return _short(found) if isinstance(found, str) else ""
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _DETAIL_LIMIT else text[:_DETAIL_LIMIT] + "…"

@@ -3,14 +3,19 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import page_history as history
 import streamlit as st
-from page_client import Api, ApiProblem, Job, Sampling, list_models
+from page_client import Api, ApiProblem, Model, Sampling, list_models
+from page_job import Job
+from page_sessions import Sessions
 from page_texts import text
 
 from ptuning.language import language
 
+CHAT = "chat"  # in the address: the name of the conversation
+RETRY_S = 10.0  # until a server that didn't answer in time is asked again unasked
 GONE_S = 5.0  # a browser that connects again within this time keeps its answer going
 DEFAULTS = Sampling()
 WIDGETS = {
@@ -30,8 +35,8 @@ WIDGETS = {
 
 @dataclass
 class Session:
-    """The conversation of one browser session. One object, because Streamlit may end a run, a callback too, at any
-    access to st.session_state: what belongs together must change without one in between.
+    """A conversation. One object, because Streamlit may end a run, a callback too, at any access to st.session_state: what
+    belongs together must change without one in between.
 
     Attributes:
         turns: the conversation.
@@ -40,7 +45,11 @@ class Session:
         since: when they were started, and when a run last followed them.
         editing: the index of the turn that is open for editing.
         mistake: the text that says what is wrong in the edit form.
-        models: the names that the API gave last.
+        models: what the API gave last.
+        problem: why it gave none.
+        asked: when it was asked last.
+        stopped: whether an answer was stopped since: its server may hang, and nothing must wait for it.
+        settings: the widgets' values, for the next connection.
     """
 
     turns: list[history.Turn] = field(default_factory=list)
@@ -50,7 +59,17 @@ class Session:
     followed: float = 0.0
     editing: int | None = None
     mistake: str = ""
-    models: list[str] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+    problem: ApiProblem | None = None
+    asked: float = 0.0
+    stopped: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the API didn't answer in time a short while ago."""
+        late = self.problem is not None and self.problem.kind == "timeout"
+        return late and time.monotonic() - self.asked < RETRY_S
 
     def stop(self) -> None:
         """Ends the answers on their way. What came of them becomes part of the turns."""
@@ -83,17 +102,25 @@ class Session:
         timer.start()
 
 
+_sessions: Sessions[Session] = Sessions()
+
+
 def prepare() -> None:
-    """Fills in what a new session lacks.
+    """Fills in what a new connection lacks, from its conversation where the page was loaded anew.
 
     Raises:
         ConfigError: PTUNING_LANG is no language of ours.
     """
-    state = st.session_state
+    state, defaults = st.session_state, {**WIDGETS, "language": language()}
     if "session" not in state:
-        state.session = Session()
-    for name, value in {**WIDGETS, "language": language()}.items():
-        state.setdefault(name, value)
+        session = _sessions.find(st.query_params.get(CHAT))
+        if session is None:
+            session = Session()
+            st.query_params[CHAT] = _sessions.add(session)
+        state.session = session
+    for name, value in defaults.items():
+        state.setdefault(name, state.session.settings.get(name, value))
+    state.session.settings = {name: state[name] for name in defaults}
 
 
 def current() -> Session:
@@ -119,20 +146,34 @@ def sampling() -> Sampling:
     )
 
 
+def names() -> list[str]:
+    """Of the models that can be chosen."""
+    return [model.name for model in current().models]
+
+
 def load_models() -> ApiProblem | None:
-    """Reads the models' names and chooses where nothing is chosen, or what was is gone: the first, and the next for the
-    comparison. Keeps the names that it had where the API can't be asked."""
+    """Reads the models' names and chooses where nothing is chosen, or what was is gone: the newest prefix, and the first of
+    the others to compare with. Keeps the names that it had where the API can't be asked, and doesn't wait for one that hangs at
+    each click."""
     state, session = st.session_state, current()
-    problem = None
-    try:
-        session.models = list_models(Api.from_environment())
-    except ApiProblem as found:
-        problem = found
-    models = session.models
-    for key, place in (("model_a", 0), ("model_b", 1)):
-        if state[key] not in models:
-            state[key] = models[min(place, len(models) - 1)] if models else None
-    return problem
+    if not (session.models and session.stopped) and not session.hangs:
+        try:
+            session.models, session.problem = list_models(Api.from_environment()), None
+        except ApiProblem as found:
+            session.problem = found
+        session.asked = time.monotonic()
+    session.stopped = False
+    newest = max(session.models, key=lambda model: model.saved, default=Model(""))
+    others = [name for name in names() if name != newest.name]
+    for key, choice in (("model_a", newest.name), ("model_b", next(iter(others), newest.name))):
+        if state[key] not in names():
+            state[key] = choice or None
+    return session.problem
+
+
+def connect_again() -> None:
+    """The button beside a problem: ask now."""
+    current().problem = None
 
 
 def ask(question: str, before: history.Turns) -> None:
@@ -168,6 +209,7 @@ def ask_again(index: int) -> None:
 def stop() -> None:
     """The stop button."""
     current().stop()
+    current().stopped = True
 
 
 def clear() -> None:

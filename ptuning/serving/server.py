@@ -33,6 +33,7 @@ from ptuning.serving.worker import Worker
 
 log = logging.getLogger("ptuning.serving")
 
+_FAILED = 1  # exit status
 _LAST_SECONDS = 2.0  # of the grace time, for sending what is computed and closing connections
 
 
@@ -73,7 +74,7 @@ def _serve(options: ServeOptions) -> int:
             server.run(sockets=sockets)
         finally:
             backend.close()
-    return 0
+    return server.status
 
 
 def build(options: ServeOptions) -> tuple[Backend, Metrics]:
@@ -152,12 +153,20 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.backend, self.grace = backend, options.grace_seconds
         self.ending: asyncio.Task | None = None
+        self.status = 0  # of the process
         self.last = min(_LAST_SECONDS, self.grace / 2)
         config.timeout_graceful_shutdown = self.last  # type: ignore[assignment]  # seconds to wait: a float does
 
     async def serve(self, sockets=None) -> None:
         self.loop = asyncio.get_running_loop()
+        self.backend.on_death(self.fail)
         await super().serve(sockets)
+
+    def fail(self) -> None:
+        """The backend can't answer any more: the process ends, so that what watches it starts a new one. Those who waited have
+        their error on the way, and the usual time to take it."""
+        log.critical("the server ends, because the model's thread has failed", extra={"fields": {"status": _FAILED}})
+        self.status, self.should_exit = _FAILED, True
 
     def handle_exit(self, sig, frame) -> None:
         """The first signal ends in peace, the second at once. The exit status is 0: being stopped is no failure."""

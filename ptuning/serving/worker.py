@@ -24,6 +24,7 @@ from ptuning.serving.scheduler import AnswerStream, Scheduler, call, deliver
 log = logging.getLogger("ptuning.serving")
 
 _STOPPED = "the server is shutting down"
+_DEAD = "the model's thread has failed and the server ends; ask again when it has been started anew. Its log says why"
 _PATIENCE = 3.0  # seconds for the step under way at the end; the thread is a daemon, so the process can end without it
 
 
@@ -34,7 +35,8 @@ class _Command:
 
 
 class Worker:
-    """The Backend on ptuning's own engine. Call `start` before anything else and `close` at the end.
+    """The Backend on ptuning's own engine. Call `start` before anything else and `close` at the end. An error that isn't one
+    request's own ends it: what the model's memory holds then, nobody knows.
 
     Args:
         loaded: the base.
@@ -44,6 +46,8 @@ class Worker:
         timeout: seconds that a request may take, waiting included.
         metrics: is told what happens.
     """
+
+    when_down = "worker died"
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Worker:
         self._draining = self._closing = False
         self._change = threading.Lock()  # guards what follows, and what is posted
         self._dead: str | None = None  # why, once no commands are taken any more
+        self._failed = threading.Event()  # that was an error, and everybody has been told
+        self._tell_death: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="ptuning-worker", daemon=True)
 
     # --- the interface; for any thread with a running event loop --------------------------------------------------------
@@ -111,6 +117,12 @@ class Worker:
     def drain(self) -> None:
         self._draining = True
 
+    def on_death(self, tell: Callable[[], None]) -> None:
+        with self._change:
+            self._tell_death = tell
+        if self._failed.is_set():
+            tell()
+
     def wait_idle(self, seconds: float) -> bool:
         return self.places.wait_until_free(seconds)
 
@@ -131,8 +143,12 @@ class Worker:
                     if self.engine.has_work and not self._closing:
                         self._scheduler.step()
         except BaseException as error:
-            log.exception("the worker died")
-            self._die(f"the worker died ({type(error).__name__}: {error}); restart the server")
+            log.critical("the worker died", exc_info=error)
+            self._die(_DEAD)
+            with self._change:
+                self._failed.set()
+                tell = self._tell_death
+            tell()
         else:
             self._die(_STOPPED)
 
@@ -215,6 +231,10 @@ def without_listing(text: str) -> str:
     """An error about a folder without the names of the files that were found in it: an admin may add prefixes, not look around
     on the server's disks."""
     return re.sub(r" \(found .*\)", "", text, flags=re.DOTALL)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _ignore(error: BackendError) -> None:

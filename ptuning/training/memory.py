@@ -11,10 +11,11 @@ CUDA_CONTEXT = 600 << 20  # kernels and handles on the GPU; not measured here
 CUDA_HOST = 1 << 30  # of host memory that CUDA takes a process; not measured here
 # Of the activations, what torch's caching allocator holds back on a GPU; not measured here.
 ALLOCATOR_SLACK = 0.1
-# glibc's malloc keeps freed blocks up to 32 MB (its largest mmap threshold) in a heap with holes. Measured: 1.1 to 2.3 times
-# what comes and goes with each layer, with and without gradient checkpointing.
+# glibc's malloc keeps freed blocks up to 32 MB (its largest mmap threshold) in a heap with holes. Measured: 1.1 to 4 times what
+# comes and goes with each layer, with and without gradient checkpointing; one run in four takes much more than the others.
 HEAP_SLACK, HEAP_BLOCK = 1.6, 32 << 20
-HEAP_SLACK_OF_PIECES = 2.3  # parts of a batch have changing sizes, which leaves more holes
+HEAP_SLACK_LEAN = 2.3  # kernels that keep less, and parts of a batch, have blocks of changing sizes: more holes
+HEAP_SLACK_BESIDE = 3.0  # so have small matrices that train beside a layer
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def need(work: Workload, process_rss: int) -> Need:
     acting, passing = activations(work) + momentary, layer_activations(work) + momentary
     slack = ALLOCATOR_SLACK * acting
     if work.cpu and work.tokens * 2 * work.shape.ffn * work.compute_bytes <= HEAP_BLOCK:
-        slack = (HEAP_SLACK_OF_PIECES if work.rows < work.batch else HEAP_SLACK) * passing
+        lean = work.lean or work.rows < work.batch
+        slack = passing * (HEAP_SLACK_BESIDE if work.inputs else HEAP_SLACK_LEAN if lean else HEAP_SLACK)
         if work.zero is not None and work.zero.stage == 3:
             # Gathered weights and whole gradients come and go in small blocks too; measured: as much again as both.
             slack += (work.shape.parameters + work.trained) * work.weight_bytes

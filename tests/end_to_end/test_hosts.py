@@ -97,12 +97,10 @@ def finish(processes: list[subprocess.Popen], timeout: float) -> list[str]:
                 process.wait()
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero3.json"])
-def test_two_hosts_train_as_one_process(hosts, tmp_path, train_flags, run_main, deepspeed):
+def test_two_hosts_train_as_one_process(hosts, tmp_path, train_flags, run_main):
     same = {"max_steps": 3, "train_sampling_strategy": "sequential", "prefix_dropout": 0, "save_strategy": "no"}
     run_main(*train_flags(tmp_path / "one", per_device_train_batch_size=8, **same))
-    if deepspeed is not None:
-        same["deepspeed"] = ROOT / "configs" / deepspeed
+    same["deepspeed"] = ROOT / "configs" / "zero3.json"
     flags = train_flags(tmp_path / "two", per_device_train_batch_size=4, **same)
     processes = [start(host, rank, flags) for rank, host in enumerate(hosts)]
     printed = finish(processes, timeout=600)

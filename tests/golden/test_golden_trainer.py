@@ -111,10 +111,18 @@ def test_golden_losses(golden, losses, name, optim, loss_average):
     assert (found - golden[f"train.{name}.losses"]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("loss_average", ["tokens", "rows"])
-@pytest.mark.parametrize("tokens", [0, 1, 40])  # in one piece, row by row, two rows and two
+@pytest.mark.parametrize(
+    ("tokens", "checkpointing", "loss_average"),  # in one piece, row by row, two rows and two
+    [
+        (0, True, "tokens"),
+        (0, False, "rows"),
+        (1, True, "rows"),
+        (1, False, "tokens"),
+        (40, True, "tokens"),
+        (40, False, "rows"),
+    ],
+)
 @pytest.mark.parametrize("product", products())
-@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["prefix_embedding", "prefix_projection"])
 def test_golden_losses_with_fast_kernels(golden, losses, name, product, tokens, checkpointing, loss_average):
     options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "loss_average": loss_average}
@@ -130,8 +138,7 @@ def test_pieces_of_plain_kernels_have_the_golden_losses(golden, losses, name):
     assert (found - golden[f"train.{name}.losses"]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "optim"), [(1, "adamw_torch"), (2, "adamw_torch_fused")])
 @pytest.mark.parametrize("name", LEARNING_RATE)
 def test_accumulation_as_the_official_trainer(golden, losses, load_tiny, name, batch, optim):
     rows = golden_rows(golden)

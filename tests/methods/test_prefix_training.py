@@ -75,8 +75,6 @@ def test_reentrant_checkpointing_fails_aloud(golden, load):
         prefix_gradient(model, golden)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # compiling took 33 s on two idle cores
 def test_compiled_forward(golden):
     torch.manual_seed(0)
     sizes = {
@@ -91,10 +89,9 @@ def test_compiled_forward(golden):
     inputs, mask = golden["padded.input_ids"], golden["padded.attention_mask"]
     with torch.no_grad():
         expected = model(inputs, attention_mask=mask, use_cache=False).logits
-        try:
-            logits = torch.compile(model)(inputs, attention_mask=mask, use_cache=False).logits
-        except torch._inductor.exc.InductorError as error:
-            pytest.skip(f"no working compiler here: {str(error).splitlines()[0]}")
+        # What is ours is that the graph can be captured; making code of it is torch's, and takes half a minute.
+        compiled = torch.compile(model, backend="aot_eager")
+        logits = compiled(inputs, attention_mask=mask, use_cache=False).logits
         prefix = detach_prefix(model)
         assert (model(inputs, attention_mask=mask).logits - expected).abs().max() > 1e-3, f"{prefix} has an effect"
     assert ((logits - expected) * mask[:, :, None]).abs().max() <= 2e-5

@@ -96,7 +96,7 @@ def test_refused_before_anything_is_written(golden_dir, golden_base, tmp_path, c
     assert "quantization_bit is 3; use 8 or 4" in refused("--model", golden_base, "--bits", 3)
     again = refused("--model", golden_dir / "chatglm2-tiny-int8", "--bits", 4)
     assert "rounding a second time loses more, and this base is quantised to int8; use the 16-bit base" in again
-    assert "no such folder; download the model first" in refused("--model", "THUDM/chatglm2-6b", "--bits", 4)
+    assert "THUDM/chatglm2-6b: there is no folder" in refused("--model", "THUDM/chatglm2-6b", "--bits", 4)
     (golden_base / "tokenizer.model").unlink()
     assert "tokenizer.model is missing" in refused("--model", golden_base, "--bits", 4)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from matplotlib.figure import Figure
 
 from ptuning.errors import ConfigError
 from ptuning.report import page as page_module
@@ -25,7 +26,19 @@ EVIL = "<script>alert(1)</script>"
 AS_TEXT = "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
-def test_text_of_others_is_never_markup(tmp_path):
+@pytest.fixture
+def drawn() -> None:
+    """The figures of this test are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(request, monkeypatch) -> None:
+    """Elsewhere they are plotted only: drawing takes nine tenths of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write("<svg></svg>"))
+
+
+def test_text_of_others_is_never_markup(tmp_path, drawn):
     folder = make_run(tmp_path / 'run<img src=x onerror="alert(1)">', train_file=f"{EVIL}.json", evil_option=EVIL)
     for name in ("predictions.jsonl", "predictions_base.jsonl", "probe.jsonl"):
         lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
@@ -48,7 +61,7 @@ def test_text_of_others_is_never_markup(tmp_path):
     assert text.count("<script") == 1 and "<img" not in text
 
 
-def test_ids_are_unique_and_links_go_somewhere(tmp_path):
+def test_ids_are_unique_and_links_go_somewhere(tmp_path, drawn):
     text = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -57,7 +70,7 @@ def test_ids_are_unique_and_links_go_somewhere(tmp_path):
     assert "#0101" not in text  # every stand-in colour has become a variable
 
 
-def test_nothing_from_elsewhere(tmp_path):
+def test_nothing_from_elsewhere(tmp_path, drawn):
     text = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
     assert "default-src 'none'" in text
     assert not re.search(r"""(?:src|href)=["'](?!#)""", text)
@@ -196,7 +209,7 @@ def test_two_evaluations_of_each_run_are_a_small_figure(tmp_path):
     assert wide["Training loss"] and not wide["Eval loss"] and not wide["Eval BLEU-4"]
 
 
-def test_a_page_in_chinese(tmp_path, capsys):
+def test_a_page_in_chinese(tmp_path, capsys, drawn):
     folder = make_run(tmp_path / "demo")
     assert report_command([str(folder), "--lang", "zh"]) == 0
     assert capsys.readouterr().out == f"已写入 {folder / 'report.html'}\n"
@@ -241,7 +254,7 @@ def test_some_nan_is_noted_under_the_figure(tmp_path):
     assert "1 value is NaN or infinite" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_the_size_is_bounded(tmp_path):
+def test_the_size_is_bounded(tmp_path, drawn):
     make_run(tmp_path, steps=30_000, another="x" * 100_000)
     for name in ("predictions.jsonl", "probe.jsonl"):
         lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]

@@ -14,6 +14,8 @@ class FakeApi:
 
     Attributes:
         models: what /v1/models lists. Chat with another name is a 404.
+        saved: when a model that is no base was saved.
+        listed: how often /v1/models was asked for.
         answers: the chunks of each model's answer; by default one chunk with the model's name and the question.
         refusal: (status, body, headers) for every chat request, or None.
         key: the key that is wanted, or "".
@@ -41,6 +43,8 @@ class FakeApi:
     def reset(self) -> None:
         """Back to the first state; running answers are not touched."""
         self.models = ["chatglm2-6b", "adgen", "faq"]
+        self.saved: dict[str, int] = {}
+        self.listed = 0
         self.answers: dict[str, list[str]] = {}
         self.refusal: tuple[int, dict | str, dict[str, str]] | None = None
         self.key = ""
@@ -66,7 +70,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._has_key():
-            self._json(200, {"object": "list", "data": [{"id": name} for name in self.api.models]})
+            self.api.listed += 1
+            data = [{"id": name} | self._about(name) for name in self.api.models]
+            self._json(200, {"object": "list", "data": data})
+
+    def _about(self, name: str) -> dict:
+        when = self.api.saved.get(name)
+        return {"kind": "base", "created": 1_800_000_000} if when is None else {"kind": "prefix", "created": when}
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

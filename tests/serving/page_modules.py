@@ -10,8 +10,10 @@ sys.path.insert(0, str(FOLDER))
 try:
     import page_client as client
     import page_history as history
+    import page_job as job
+    import page_sessions as sessions
     import page_texts as texts
 finally:
     sys.path.remove(str(FOLDER))
 
-__all__ = ["FOLDER", "client", "history", "texts"]
+__all__ = ["FOLDER", "client", "history", "job", "sessions", "texts"]

@@ -2,6 +2,9 @@
 
 import json
 import re
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,10 +32,17 @@ def page(api):
     return opened()
 
 
-def opened():
-    at = AppTest.from_file(FOLDER / "page.py", default_timeout=120).run()
+def opened(**address):
+    at = AppTest.from_file(FOLDER / "page.py", default_timeout=120)
+    at.query_params.update(address)
+    at.run()
     assert not at.exception
     return at
+
+
+def client_module():
+    """The client that the page under AppTest uses."""
+    return sys.modules["page_client"]
 
 
 def ask(at, question: str):
@@ -154,6 +164,49 @@ def test_another_model_answers_with_the_same_history(page, api):
     assert [request["model"] for request in api.requests] == ["chatglm2-6b", "adgen"]
     assert "chatglm2-6b: 一" in [message["content"] for message in api.requests[1]["messages"]]
     assert "chatglm2-6b / adgen" in captions(page)
+
+
+def test_it_opens_on_the_newest_prefix(api):
+    api.saved = {"adgen": 1_600_000_000, "faq": 1_700_000_000}
+    at = opened()
+    assert (at.selectbox(key="model_a").value, at.selectbox(key="model_b").value) == ("faq", "chatglm2-6b")
+    assert at.selectbox(key="model_a").options == ["chatglm2-6b", "adgen", "faq"]
+
+
+def test_a_page_that_is_loaded_anew_goes_on(page, api):
+    page.slider(key="temperature").set_value(0.3)
+    page.selectbox(key="model_a").set_value("adgen").run()
+    ask(page, "你好")
+    again = opened(chat=page.query_params["chat"])
+    assert texts(again) == ["你好", "adgen: 你好"]
+    assert again.slider(key="temperature").value == 0.3 and again.selectbox(key="model_a").value == "adgen"
+    ask(again, "再见")
+    assert [m["content"] for m in api.requests[1]["messages"]] == ["你好", "adgen: 你好", "再见"]
+    other = opened(chat="a-name-of-my-own")  # nobody's: a conversation of its own, under another name
+    assert not texts(other) and other.query_params["chat"] not in (page.query_params["chat"], "a-name-of-my-own")
+
+
+def test_no_deploy_button_however_started(page):
+    """Streamlit has the button under this name, and the page hides it."""
+    (style,) = [element.proto.body for element in page.get("html")]
+    assert "[data-testid=stAppDeployButton]" in style and "display: none" in style
+    static = Path(st.__file__).parent / "static" / "static" / "js"
+    assert any("stAppDeployButton" in file.read_text(encoding="utf-8") for file in static.glob("*.js"))
+
+
+def test_a_server_that_hangs_is_not_waited_for_at_each_click(page, api, monkeypatch):
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(client_module(), "CONNECT_S", 0.2)
+    monkeypatch.setenv("PTUNING_API", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    page.run()
+    assert "太久没有回应" in errors(page)
+    monkeypatch.setenv("PTUNING_API", api.url)
+    before = api.listed
+    page.slider(key="temperature").set_value(0.3).run()
+    assert api.listed == before and "太久没有回应" in errors(page)
+    click(page, "reload")
+    assert api.listed == before + 1 and not page.error
+    silent.close()
 
 
 def test_a_model_that_was_removed(page, api):

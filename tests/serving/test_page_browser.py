@@ -155,6 +155,36 @@ def test_stop_closes_the_connection_and_keeps_the_part(page, api, tmp_path):
     shoot(page, tmp_path, "stopped")
 
 
+def test_a_page_that_is_loaded_anew_while_it_is_answered(page, api):
+    choose(page, "模型", "adgen")
+    api.answers["adgen"] = CHUNKS
+    api.hold("adgen")
+    ask(page, "你好")
+    api.release("adgen")
+    expect(answers(page)).to_contain_text(CHUNKS[0])
+    page.reload()
+    expect(answers(page)).to_contain_text(CHUNKS[0])
+    expect(page.get_by_text("正在回答")).to_be_visible()
+    api.release("adgen", 2)
+    expect(answers(page)).to_contain_text(ANSWER)
+    settled(page)
+    assert len(api.requests) == 1 and not api.hung_up.is_set()
+    page.reload()
+    expect(answers(page)).to_contain_text(ANSWER)
+    expect(page.get_by_text("你好", exact=True)).to_be_visible()
+    expect(page.get_by_test_id("stSelectbox").first.get_by_role("combobox")).to_have_value("adgen")
+
+
+def test_stop_does_not_ask_a_server_that_hangs(page, api):
+    api.hold("chatglm2-6b")
+    ask(page, "你好")
+    expect(page.get_by_text("等待回答")).to_be_visible()
+    before = api.listed
+    page.get_by_role("button", name="停止").click()
+    settled(page)
+    assert api.listed == before  # it would be waited for
+
+
 def test_stop_before_the_first_token(page, api):
     api.hold("chatglm2-6b")
     ask(page, "你好")

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from tests.serving.page_fake_api import FakeApi
-from tests.serving.page_modules import client, texts
+from tests.serving.page_modules import client, job, sessions, texts
 
 QUESTION = [{"role": "user", "content": "你好"}]
 
@@ -27,6 +27,10 @@ def collect(url: str, key: str = "", sampling=None) -> list:
         return [piece async for piece in stream]
 
     return asyncio.run(all_pieces())
+
+
+def names(api) -> list[str]:
+    return [model.name for model in client.list_models(api)]
 
 
 def problem(url: str, key: str = "") -> client.ApiProblem:
@@ -70,6 +74,9 @@ def event(content: str, **more) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode()
 
 
+END = b'\n\ndata: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
 def test_pieces_and_the_request(api):
     api.answers["adgen"] = ["你", "好"]
     api.headers = {"X-History-Dropped": "2"}
@@ -95,18 +102,18 @@ def test_only_what_is_set_is_sent(api):
 
 
 def test_line_ends_comments_and_separators_inside_the_text(raw):
-    payload = b": hello\r\n\r\n" + event("一\u2028二\x85三") + b"\r\n\r\n" + event("\u000b四") + b"\n\ndata: [DONE]\n\n"
+    payload = b": hello\r\n\r\n" + event("一\u2028二\x85三") + b"\r\n\r\n" + event("\u000b四") + END
     assert "".join(piece.text for piece in collect(raw(payload))) == "一\u2028二\x85三\u000b四"
 
 
 def test_half_a_character_is_replaced(raw):
-    payload = b'data: {"choices": [{"delta": {"content": "a\\ud83d"}}]}\n\ndata: [DONE]\n\n'
+    payload = b'data: {"choices": [{"delta": {"content": "a\\ud83d"}}]}' + END
     assert collect(raw(payload))[0].text == "a?"
 
 
 def test_a_usage_chunk_is_no_text(raw):
-    payload = event("a") + b'\n\ndata: {"choices": [], "usage": {}}\n\ndata: [DONE]\n\n'
-    assert [piece.text for piece in collect(raw(payload))] == ["a"]
+    payload = event("a") + b'\n\ndata: {"choices": [], "usage": {}}' + END
+    assert [piece.text for piece in collect(raw(payload))] == ["a", ""]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def test_keys(api):
     assert problem(api.url).kind == "key_missing"
     assert problem(api.url, "wrong").kind == "key_wrong"
     assert collect(api.url, "secret")
-    assert client.list_models(client.Api(api.url, "secret")) == api.models
+    assert names(client.Api(api.url, "secret")) == api.models
     with pytest.raises(client.ApiProblem, match="key_missing"):
         client.list_models(client.Api(api.url))
 
@@ -187,11 +194,11 @@ def test_address_from_the_environment(monkeypatch):
 def test_a_proxy_is_not_asked_for_this_machine(api, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    assert client.list_models(client.Api(api.url)) == api.models
+    assert names(client.Api(api.url)) == api.models
 
 
-def make_job(api: FakeApi, changed: threading.Event) -> client.Job:
-    return client.Job(client.Api(api.url), "adgen", QUESTION, client.Sampling(), changed)
+def make_job(api: FakeApi, changed: threading.Event) -> job.Job:
+    return job.Job(client.Api(api.url), "adgen", QUESTION, client.Sampling(), changed)
 
 
 def test_a_job_ends_by_itself(api):
@@ -227,7 +234,7 @@ def test_a_stop_before_the_server_answers():
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        made = client.Job(client.Api(url), "adgen", QUESTION, client.Sampling(), threading.Event())
+        made = job.Job(client.Api(url), "adgen", QUESTION, client.Sampling(), threading.Event())
         connection, _ = silent.accept()
         with connection:
             assert connection.recv(10)
@@ -248,3 +255,17 @@ def test_many_stops_at_any_time_end_every_job(api):
         made.join(10)
         assert made.done
         assert made.problem is None
+
+
+def test_models_say_when_they_were_saved(api):
+    api.saved = {"adgen": 1_700_000_000, "faq": 1_600_000_000}
+    found = {model.name: model.saved for model in client.list_models(client.Api(api.url))}
+    assert found == {"chatglm2-6b": 0} | api.saved
+
+
+def test_conversations_are_kept_under_names_that_are_given_out():
+    kept = sessions.Sessions(most=2)
+    first, second = kept.add("一"), kept.add("二")
+    assert len(first) > 20 and kept.find(first) == "一" and kept.find("of my own") is kept.find(None) is None
+    kept.add("三")  # the second makes room: it was unused longest
+    assert kept.find(first) == "一" and kept.find(second) is None

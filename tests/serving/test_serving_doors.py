@@ -131,6 +131,12 @@ def test_the_openai_javascript_sdk_in_an_allowed_page(prefix_folders):
             assert method in preflight.headers["access-control-allow-methods"]
             allowed = {name.strip() for name in preflight.headers["access-control-allow-headers"].lower().split(",")}
             assert {name.strip() for name in SDK_HEADERS.split(",")} <= allowed
+            assert "access-control-allow-private-network" not in preflight.headers
+            private = asking | {"Access-Control-Request-Private-Network": "true"}  # asked by a page of the internet
+            preflight = httpx.options(server.url + path, headers=private)
+            assert preflight.status_code == 200 and preflight.headers["access-control-allow-private-network"] == "true"
+            preflight = httpx.options(server.url + path, headers=private | {"Origin": "http://evil.example"})
+            assert preflight.status_code == 403 and "access-control-allow-private-network" not in preflight.headers
         asking = {"Origin": "http://good.example", "Authorization": "Bearer k", "Sec-Fetch-Site": "cross-site"}
         answer = server.get("/v1/models", headers=asking)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "http://good.example"
@@ -231,7 +237,9 @@ def test_answers_under_way_are_never_what_makes_room(gated):
         asked = [Ask(stack, server, body("你好", max_tokens=2)) for _ in range(8)]
         wait_until(lambda: server.worker.places.live == 8, "eight are being answered")
         refused = httpx.get(server.url + "/health")
-        assert refused.status_code == 503 and "too many connections" in refused.text
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert refused.headers["content-type"] == "application/json"
+        assert "all 8 are being answered (--max_connections)" in refused.json()["error"]["message"]
         gate.open()
         assert [ask.result().status_code for ask in asked] == [200] * 8
 
@@ -281,7 +289,24 @@ def test_two_lengths_close_the_connection(server):
         b"Transfer-Encoding: chunked\r\nContent-Length: 5",
     ):
         answer = speak(server, b"POST /chatglm HTTP/1.1\r\nHost: localhost\r\n" + names + b"\r\n\r\n" + smuggled)
-        assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"\r\nconnection: close\r\n" in answer
+        head, _, sent = answer.partition(b"\r\n\r\n")
+        assert json.loads(sent)["error"]["code"] == "invalid_http" and b"can't be present with" in sent
+        assert b"content-length: %d" % len(sent) in head  # and nothing after it
+
+
+def test_a_head_that_is_too_large(server):
+    """Both at once and bit by bit: one header that never ends is nothing that the parser tells of."""
+    line = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    many = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 990) for number in range(70))
+    for sent in (line + many + b"\r\n", line + b"X-Long: " + b"a" * (connections.HEAD_LIMIT + 1)):
+        answer = speak(server, sent)
+        assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+        said = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert said["code"] == "head_too_large" and "more than 65536 bytes; send fewer" in said["message"]
+    two = b"POST /chatglm HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n" + b" " * 600_000 + line
+    answer = speak(server, two + b"Connection: close\r\n\r\n")  # a long body before it isn't part of a head
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"HTTP/1.1 200 " in answer
 
 
 def test_the_soft_limit_of_files_is_raised():

@@ -11,6 +11,10 @@ import pytest
 
 from ptuning.families.chatglm2.template import build_prompt
 from ptuning.generation import Engine, GenerationRequest
+from ptuning.serving.access import Metrics
+from ptuning.serving.app import create_app
+from ptuning.serving.connections import HttpConfig
+from ptuning.serving.server import Server
 from tests.serving.conftest import PREFIXES, ask_together, running, wait_until
 
 QUESTIONS = ["你好", "再见", "类型#上衣*材质#牛仔布*颜色#白色", "1", "请介绍一下自己。" * 8, "类型#裙*风格#简约"]
@@ -237,13 +241,40 @@ def test_the_workers_death_is_told_to_everybody(gated):
         results = [ask.result() for ask in asked]
         assert sorted(result.status_code for result in results) == [200, 503, 503, 503]  # the stream had begun
         for result in results:
-            assert "the worker died (RuntimeError: a bug); restart the server" in result.text
+            assert "the model's thread has failed and the server ends; ask again" in result.text
+            assert "a bug" not in result.text and f"(request {result.headers['x-request-id']})" in result.text
         health = server.get("/health")
         assert health.status_code == 503 and health.json()["status"] == "worker died"
         for later in (server.chat(), server.chat(stream=True), server.post("/chatglm", {"prompt": "你好"})):
-            assert later.status_code == 503 and "worker died" in later.text
+            assert later.status_code == 503 and "has failed" in later.text
         key = {"Authorization": "Bearer admin-key-for-tests"}
         assert server.post("/v1/prefixes", {"name": "x", "path": "y"}, headers=key).status_code == 503
+
+
+def test_the_process_ends_when_the_worker_has_died(gated):
+    """With a status by which systemd starts a new one, and not before those who wait have their answer."""
+    with gated() as (served, gate), contextlib.ExitStack() as stack:
+        config = HttpConfig(create_app(served.worker, served.options, Metrics()), 100, port=0, log_level="error")
+        server = Server(config, served.worker, served.options)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started, "it listens")
+        served.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        asked = [Ask(stack, served, body("你好")) for _ in range(3)]
+        wait_until(lambda: served.worker.places.live == 3, "all are there")
+        assert server.status == 0
+
+        def broken():
+            raise RuntimeError("a bug")
+
+        gate._step = broken
+        gate.open()
+        assert [ask.result().status_code for ask in asked] == [503] * 3
+        thread.join(120)
+        assert not thread.is_alive() and server.status == 1
+        told = []
+        served.worker.on_death(lambda: told.append("late"))
+        assert told == ["late"]
 
 
 def test_a_request_that_does_not_fit_into_memory_fails_alone(gated):

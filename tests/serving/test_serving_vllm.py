@@ -223,7 +223,7 @@ def test_vllm_is_killed_under_forty_requests(vllm, tmp_path):
         assert {one.status_code for one in replies} == {503}
         assert all("vLLM failed after" in one.text for one in replies)
         health = server.get("/health")
-        assert health.status_code == 503 and server.chat().status_code == 503
+        assert health.status_code == 503 and health.json()["status"] == "vLLM down" and server.chat().status_code == 503
         assert server.worker.stats().running == 0
         vllm.first = 10**6
         vllm.start()

@@ -1,9 +1,7 @@
 """Which kernels a run trains with: the default, what refuses, the record, and the run that goes on."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -158,8 +156,9 @@ def test_what_is_said():
     assert str(Kernels()) == "Training kernels: plain"
 
 
-@pytest.mark.parametrize("options", [[], ["--kernels", "plain"], ["--micro_batch_tokens", "80"]])
-@pytest.mark.parametrize("product", [TORCH, ONEDNN])
+@pytest.mark.parametrize(
+    ("product", "options"), [(TORCH, []), (ONEDNN, ["--micro_batch_tokens", "80"]), (TORCH, ["--kernels", "plain"])]
+)
 def test_a_resumed_run_is_the_run_to_the_last_bit(tmp_path, monkeypatch, capsys, options, product):
     """Three steps at once, and two and one more, through the command line; the second start measures otherwise."""
     if product not in kernels.products():
@@ -200,19 +199,13 @@ def test_a_resumed_run_is_the_run_to_the_last_bit(tmp_path, monkeypatch, capsys,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_average", ["tokens", "rows"])
-def test_two_processes_add_up_in_the_last_piece(tmp_path, loss_average):
+def test_two_processes_add_up_in_the_last_piece(tmp_path, warm_bin, loss_average):
     """Ranks with different numbers of pieces: the losses and the prefix of whole batches."""
     found = {}
     for tokens in (0, 40):
-        environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
-        done = subprocess.run(
-            [*command, str(tmp_path / str(tokens)), str(tokens), loss_average],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        command = [warm_bin / "torchrun", "--standalone", "--nproc-per-node=2", SCRIPT]
+        command += [tmp_path / str(tokens), tokens, loss_average]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         found[tokens] = [torch.load(tmp_path / f"{tokens}-{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(*(each["prefix"] for each in found[40]))  # both ranks have taken the same steps

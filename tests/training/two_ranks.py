@@ -6,6 +6,8 @@ from pathlib import Path
 SCRIPT = Path(__file__)
 
 if __name__ == "__main__":
+    sys.path[0] = str(SCRIPT.parents[2])  # the tests' own modules
+
     import torch
     from transformers import AutoModelForCausalLM
 

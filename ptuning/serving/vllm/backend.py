@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -48,6 +48,8 @@ class VllmBackend:
         lengths: tokens of prompt and answer, and those that vLLM takes, prefix included.
         metrics: is told of tokens.
     """
+
+    when_down = "vLLM down"
 
     def __init__(
         self,
@@ -116,6 +118,9 @@ class VllmBackend:
 
     def drain(self) -> None:
         self._draining = True
+
+    def on_death(self, tell: Callable[[], None]) -> None:
+        """Never: each vLLM may come back, and is asked whether it has."""
 
     def wait_idle(self, seconds: float) -> bool:
         return self.places.wait_until_free(seconds)
@@ -201,7 +206,8 @@ class VllmBackend:
         except PTuningError as error:
             raise Refused(str(error)) from error
         except Exception as error:  # whatever a strange path or file leads to
-            raise Refused(f"{folder}: can't be read as a prefix ({type(error).__name__})") from error
+            log.warning("prefix refused", exc_info=error, extra={"fields": {"folder": folder}})
+            raise Refused(f"{folder}: can't be read as a prefix; the server's log says why") from error
         if served.pre_seq_len + self.context > self.most:
             raise Refused(self._too_long(name, served.pre_seq_len))
         if not self.names.claim(served):

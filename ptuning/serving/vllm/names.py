@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from ptuning.methods import Stored, store_checkpoint
 from ptuning.methods.store import sweep
 from ptuning.runs.files import read_json, write_json
 from ptuning.serving.backend import Served, UnknownModel
+from ptuning.serving.models import saved_at
 
 log = logging.getLogger("ptuning.serving")
 
@@ -146,7 +146,7 @@ def put(name: str, folder: str | Path, base: str, store: Path) -> Served:
     except OSError as cause:
         raise CheckpointError(f"{folder}: can't be put into {store} ({cause})") from cause
     source_prefix = manifest.source_prefix if manifest else ""
-    return Served(name, int(time.time()), source_prefix, stored.length, stored, method.noun)
+    return Served(name, saved_at(folder), source_prefix, stored.length, stored, method.noun)
 
 
 def _entry(served: Served) -> dict[str, Any]:

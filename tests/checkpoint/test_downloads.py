@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from ptuning.checkpoint.base import base_fingerprint, resolve_base
+from ptuning.checkpoint.downloads import modelscope_folder
 from ptuning.checkpoint.manifest import describe
-from ptuning.checkpoint.modelscope import modelscope_folder
 from ptuning.errors import ModelError
 from ptuning.loading import load_model
 

@@ -1,0 +1,1 @@
+"""GLM-130B, on transformers' base classes."""

@@ -1,0 +1,133 @@
+"""A base and rows by their names on the hub: downloaded once, then used without it. A small server stands for the hub."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from ptuning.runs.folder import MANIFEST
+from tests.conftest import REPO
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL, ROWS = "THUDM/chatglm2-tiny", "someone/rows"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks of the hub to read public repositories; `root` has models/OWNER/NAME and datasets/OWNER/NAME."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+    asked: list[str]
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.asked.append(path)
+        if path.startswith("api/"):
+            kind, owner, name, *rest = [*path.split("/")[1:], "", ""]
+            return self.describe(self.root / kind / owner / name, f"{owner}/{name}", rest)
+        if "/resolve/" not in path:
+            return self.answer(404)
+        repository, _, file = path.partition("/resolve/")
+        folder = self.root / (repository if repository.startswith("datasets/") else f"models/{repository}")
+        return self.give(folder, folder / file.partition("/")[2])
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.answer(404)
+
+    def describe(self, folder: Path, name: str, rest: list[str]):
+        if not folder.is_dir() or not folder.name:
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        files = sorted(file.name for file in folder.iterdir())
+        if rest[0] == "tree" and rest[2]:  # a folder in it, and there are none
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        values = {
+            "id": name,
+            "sha": COMMIT,
+            "private": False,
+            "tags": [],
+            "siblings": [{"rfilename": f} for f in files],
+        }
+        tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": tag(folder / f)} for f in files]
+        return self.answer(200, json.dumps(tree if rest[0] == "tree" else values).encode())
+
+    def give(self, folder: Path, file: Path):
+        if not file.is_file():
+            return self.answer(404, X_Error_Code="EntryNotFound" if folder.is_dir() else "RepoNotFound")
+        return self.answer(200, file.read_bytes(), ETag=f'"{tag(file)}"')
+
+    def answer(self, status: int, body: bytes = b"{}", **headers: str):
+        self.send_response(status)
+        headers |= {"Content-Type": "application/json", "Content-Length": str(len(body)), "X-Repo-Commit": COMMIT}
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def tag(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+@contextmanager
+def hub(root: Path):
+    """The server's address, and the paths that it was asked for."""
+    handler = type("ThisHub", (Hub,), {"root": root, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_base_and_rows_of_the_hub(tmp_path):
+    root = tmp_path / "root"
+    model = root / "models" / MODEL
+    shutil.copytree(REPO / "models" / "chatglm2-tiny", model)
+    (model / "pytorch_model.bin").write_bytes(b"the same weights again")
+    rows = root / "datasets" / ROWS
+    rows.mkdir(parents=True)
+    shutil.copy(REPO / "data" / "advertise" / "dev.json", rows / "train.json")
+
+    def ptuning(*arguments, address):
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        environment |= {"HF_DATASETS_CACHE": str(tmp_path / "home" / "datasets")}
+        command = [sys.executable, "-m", "ptuning.cli", *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    data = ["--prompt_column", "content", "--response_column", "summary", "--report_to", "none"]
+    tuned = tmp_path / "tuned"
+    with hub(root) as (address, asked):
+        train = ["train", "--model_name_or_path", MODEL, "--dataset_name", ROWS, *data, "--output_dir", tuned]
+        said = ptuning(
+            *train, "--max_steps", 1, "--pre_seq_len", 8, "--per_device_train_batch_size", 1, address=address
+        )
+        assert "320 rows of dataset:someone/rows:train" in said
+    assert f"{MODEL}/resolve/{COMMIT}/model.safetensors" in asked
+    assert not [path for path in asked if path.endswith(".bin")], "the same weights in the older form"
+    manifest = json.loads((tuned / MANIFEST).read_text())
+    assert manifest["base"]["name_or_path"] == MODEL
+
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps([{"content": "类型#上衣"}]))
+    answers = tmp_path / "answers.jsonl"
+    asking = ["predict", "--ptuning_checkpoint", tuned, "--file", questions, "--output", answers, "--max_new_tokens", 4]
+    ptuning(*asking, "--prompt_column", "content", address=address)  # where nobody answers any more
+    assert len(answers.read_text().splitlines()) == 1
