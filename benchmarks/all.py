@@ -45,6 +45,7 @@ SMALL = {
 }
 # These have no small form that says anything.
 LEFT_OUT = {
+    "gpu": "needs a GPU: bash benchmarks/gpu.sh",
     "methods": "scores of whole training runs",
     "busy": "needs a machine that is busy on purpose",
     "verdicts": "reads predictions that are there",

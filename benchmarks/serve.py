@@ -5,6 +5,7 @@
 Each client asks, reads the streamed answer, thinks for an exponentially distributed time, and asks again, so that arrivals are
 Poisson. A third of the clients use the base, the others one of two prefixes. `--engine sequential` is what the official api.py
 does: the next request waits until the one before it is answered. Random weights; answers end at --max_tokens.
+"by_library": at --compare_at clients, with each library that torch multiplies with.
 
 "arrivals", without HTTP: --streams answers are under way when --arriving prompts of --prompt_tokens come at once. The time
 between two tokens of a stream before, while these prompts are computed, and after that, when all are answered side by side; and the
@@ -39,12 +40,21 @@ from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.generation import Engine, GenerationRequest
 from ptuning.generation.pace import PAUSE
+from ptuning.kernels import ONEDNN, products
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
 MODELS = ("base", *PREFIXES)  # a client asks one of them
+# A server whose measurement at the start has found oneDNN faster, whatever this machine is.
+BY_ONEDNN = """
+import sys
+import ptuning.kernels
+sys.modules["ptuning.kernels.swap"].fastest_to_answer = lambda: "onednn"
+from ptuning.cli import main
+sys.exit(main())
+"""
 WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
 
 
@@ -73,6 +83,11 @@ def main() -> None:
             for clients in args.clients:
                 results[str(clients)] = measure(url, args, clients, args.requests)
             memory = resident(process.pid)
+        by_library = {}
+        for library in products():
+            with server(base, prefixes, "continuous", args.compare_at, library) as (url, _):
+                measure(url, args, 1, requests=1)
+                by_library[library] = measure(url, args, args.compare_at, args.requests)
         with server(base, prefixes, "sequential", args.compare_at) as (url, _):
             measure(url, args, 1, requests=1)
             sequential = measure(url, args, args.compare_at, max(args.requests - 1, 1))
@@ -86,6 +101,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "rss_mb": memory,
         "clients": results,
+        "by_library": by_library,
         "sequential": {str(args.compare_at): sequential},
         "arrivals": arrived,
         "speedup": ours and round(ours["tokens_per_s"] / sequential["tokens_per_s"], 2),
@@ -154,10 +170,18 @@ def make_model(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalG
 
 
 @contextlib.contextmanager
-def server(base: Path, tuned: Mapping[str, Path], engine: str, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A real server process with what was tuned, by name, beside the base; yields its address when it answers."""
+def server(
+    base: Path, tuned: Mapping[str, Path], engine: str, rows: int, library: str | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A real server process with what was tuned, by name, beside the base; yields its address when it answers.
+
+    Args:
+        library: that multiplies; default: the server's own choice.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "ptuning.cli", "serve", "--model", str(base), "--no_page"]
+    start = ["-c", BY_ONEDNN] if library == ONEDNN else ["-m", "ptuning.cli"]
+    command = [sys.executable, *start, "serve", "--model", str(base), "--no_page"]
+    command += ["--kernels", "plain"] if library not in (ONEDNN, None) else []
     command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
     for name, folder in tuned.items():
         command += ["--prefix", f"{name}={folder}"]

@@ -29,7 +29,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
-from ptuning.kernels import swap
+from ptuning.kernels import swap, swap_to_answer
 from ptuning.language import speaking
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
@@ -370,6 +370,7 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
     )
     if not training.do_train:
         choose_kernels(model, args.cpu_kernels, say)
+        swap_to_answer(model, training.kernels, say)
     if args.ptuning_checkpoint is not None:
         attach_checkpoint(model, args.ptuning_checkpoint, args.model_name_or_path, say)
     if training.do_train:
@@ -380,7 +381,7 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
         if kernels is not None:
             say(kernels)
             if kernels.fast:
-                swap(model, kernels.product)
+                swap(model, kernels.product, kernels.answers)
     return model
 
 

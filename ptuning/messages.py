@@ -152,6 +152,10 @@ message = Texts(
             "本机的 torch 没有这些内核，或结果不对",
             "torch's packed products are missing or wrong on this machine",
         ),
+        "answers_by_onednn": (
+            "回答时的矩阵乘法用 oneDNN（实测更快；--kernels plain 用 torch 默认的库）",
+            "Answers: products by oneDNN (measured: faster; --kernels plain: by torch's default library)",
+        ),
         "no_float16_on_cpu": (
             "注意：CPU 上 float16 慢得多，改用 bfloat16",
             "note: float16 is many times slower on a CPU; the base is in bfloat16 instead",

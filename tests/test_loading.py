@@ -230,10 +230,13 @@ def test_quantised_files_of_another_precision(golden_dir, bits, asked):
     load_base(folder, precision=precision_of(bits), **CPU)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "glm", None])
+@pytest.mark.parametrize("model_type", ["llama", "glm4", None])
 def test_other_model_types(base, model_type):
     edit_config(base, model_type=model_type)
-    expected = f"model_type is {model_type!r}, expected 'chatglm' or 'baichuan'. Supported: chatglm2-6b.*; Baichuan-7B"
+    expected = (
+        f"model_type is {model_type!r}, expected 'chatglm' or 'baichuan' or 'glm' or 'glm130b'. "
+        "Supported: chatglm2-6b.*; Baichuan-7B"
+    )
     with pytest.raises(ModelError, match=expected):
         load_model(base, **CPU)
 

@@ -47,14 +47,15 @@ def _folder(model_name_or_path: str | Path, weights: bool) -> Path:
 
 
 def read_base_config(folder: Path) -> dict[str, Any]:
-    """config.json as it is written, checked as far as the file alone can tell.
+    """config.json as it is written, checked as far as the small files can tell; only its `model_type` is the family's own, so
+    that `family_of` needs no folder.
 
     Raises:
         ModelError: no config.json, not JSON, another architecture, or a precision that there isn't.
     """
     values, path = _read_config(folder), folder / "config.json"
     try:
-        family = family_of(values)
+        family = family_of(values, folder)
     except ModelError as cause:
         raise ModelError(f"{path}: {cause}") from None
     family.check(values, folder)
@@ -63,7 +64,7 @@ def read_base_config(folder: Path) -> dict[str, Any]:
             precision_of(bits)
         except ConfigError as cause:
             raise ModelError(f"{path}: {cause}") from None
-    return values
+    return values | {"model_type": family.model_type}
 
 
 def base_precision(model_name_or_path: str | Path, asked: Precision | None = None) -> Precision | None:
@@ -202,7 +203,7 @@ def _family_of_weights(folder: Path, tensors: TensorFiles) -> Family | None:
     """By config.json; by the tensors' names where there is none."""
     known = families()
     with contextlib.suppress(ModelError):
-        known = [family_of(_read_config(folder))]
+        known = [family_of(_read_config(folder), folder)]
     return next((family for family in known if family.embedding in tensors.files), None)
 
 

@@ -11,7 +11,15 @@ VLLM = "vllm"
 VLLM_KEY = "PTUNING_VLLM_KEY"  # in the environment
 # What says how this process computes.
 _OWN_ENGINE = (
-    *("dtype", "attn_implementation", "quantization_bit", "quantization", "double_quantization", "cpu_kernels"),
+    *(
+        "dtype",
+        "attn_implementation",
+        "quantization_bit",
+        "quantization",
+        "double_quantization",
+        "cpu_kernels",
+        "kernels",
+    ),
     *("device_map", "tensor_parallel", "batch_tokens", "generation_batch_tokens", "num_beams"),
 )
 

@@ -275,8 +275,8 @@ class TuningArguments(TrainingArguments):
     kernels: str | None = field(
         default=None,
         metadata={
-            "help": "How a frozen base computes in training on a CPU: fast (default there), the same function in less time and "
-            "memory; plain: transformers' own modules.",
+            "help": "How a frozen base computes on a CPU: fast (default there), the same function in less time and memory, and in "
+            "evaluation by the faster of torch's libraries; plain: transformers' own modules.",
             "choices": ["fast", "plain"],
         },
     )

@@ -163,7 +163,7 @@ class Encoder:
         """Tokens of each record's whole prompt and answer, before anything is cut; the end token is not counted."""
         dialogues = [Dialogue(r.prompt, r.history, r.system, self.source_prefix) for r in records]
         prompts = self.template.encode([self.template.render(dialogue) for dialogue in dialogues])
-        answers = self.template.encode_text([record.response or "" for record in records])
+        answers = self.template.answer_ids([record.response or "" for record in records])
         return [(len(prompt.ids), len(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _prompts(self, records: Sequence[Record]) -> list[Fitted]:
@@ -175,8 +175,12 @@ class Encoder:
         limit = self.lengths.max_target_length
         # What is longer in characters is cut anyway; the rest keeps the cut away from the tokens that stay.
         longest_text = (limit + 100) * self.template.longest_token
-        texts = [record.response[:longest_text] for record in records if record.response is not None]
-        for ids in self.template.encode_text(texts):
+        texts = [
+            text if len(text := record.response) <= longest_text else text[:longest_text]
+            for record in records
+            if record.response is not None
+        ]
+        for ids in self.template.answer_ids(texts):
             yield (ids[:limit], True) if len(ids) > limit else ([*ids, self._end_id], False)
 
     def _labels(self, prompt: Fitted) -> list[int]:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast
 
+from ptuning.data.conversation import order_finding, tools_in, turns_of
 from ptuning.data.problems import (
     Finding,
-    described,
     history_finding,
     history_pairs,
     listed,
@@ -20,13 +20,11 @@ from ptuning.data.problems import (
 )
 from ptuning.data.source import Row
 from ptuning.errors import ConfigError
-from ptuning.families import Dialogue
+from ptuning.families import Dialogue, Offer
 
 Findings = list[tuple[str, Finding]]  # (column, what is wrong there)
 
 _PAIRS = '[["question", "answer"]]'
-_SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-_KEYS = (("from", "value"), ("role", "content"))  # both are met under both names of the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Record:
     response: str | None  # None only where the response column was not asked for: prediction without references
     history: tuple[tuple[str, str], ...]  # past (question, answer) turns, oldest first
     source: str  # "data/train.json:17", the line where the row starts
-    system: str | None = None  # text in front of the first turn
+    system: str | None = None  # text in front of the first turn, and the tools on offer
 
     def dialogue(self, source_prefix: str = "") -> Dialogue:
         """What a template writes.
@@ -170,7 +168,7 @@ class Alpaca:
 @dataclass(frozen=True, slots=True)
 class Chat:
     """Rows that hold a whole conversation as a list of messages in `column`. A system text may come as the first message or in
-    the row's own `system` column.
+    the row's own `system` column; tools that are offered in the row's `tools`, or in that message's.
 
     Args:
         column: conversations or messages.
@@ -206,20 +204,24 @@ class Chat:
             return [(self.column, _absent(row))]
         if found := optional_text_finding(row.get("system")):
             return [("system", found)]
-        turns = _turns(row[self.column])
+        turns = turns_of(row[self.column])
         if isinstance(turns, Finding):
             return [(self.column, turns)]
-        system = _system(row)
-        if turns[0][0] == "system":
+        system, tools = _system(row), row.get("tools")
+        if turns[0].speaker == "system":
             if system is not None:
                 fix = "keep one of the two"
                 return [("system", Finding("the row has a system text, and a system message in its conversation", fix))]
-            text = turns.pop(0)[1]
+            text = turns.pop(0).text
             system = text if text.strip() else None
-        if found := _order_finding(turns, len(cast(list, row[self.column])) - len(turns) + 1, self.references):
+            tools = tools or cast(list, row[self.column])[0].get("tools")
+        if found := order_finding(turns, self.references):
             return [(self.column, found)]
-        texts = [text for _, text in turns]
-        if turns[-1][0] == "user":
+        if isinstance(offered := tools_in(tools), Finding):
+            return [("tools", offered)]
+        system = Offer.of(system or "", offered) or None
+        texts = [said.text for said in turns]
+        if turns[-1].speaker == "user":
             texts.append("")  # the answer that is asked for
         pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
         (prompt, response), history = pairs[-1], pairs[:-1]
@@ -257,55 +259,3 @@ def _absent(row: Row) -> Finding:
 def _system(row: Row) -> str | None:
     system = cast("str | None", row.get("system"))
     return system if system and system.strip() else None
-
-
-def _turns(value: object) -> list[tuple[str, str]] | Finding:
-    """(speaker, text) of each message, the speaker being user, assistant or system."""
-    write = 'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
-    if not isinstance(value, list):
-        return Finding(f"is {described(value)}, not a list of messages", write)
-    if not value:
-        return Finding("is an empty list", "write at least one question and its answer, or delete the row")
-    turns = []
-    for number, message in enumerate(value, start=1):
-        keys = next((pair for pair in _KEYS if isinstance(message, dict) and pair[0] in message), None)
-        if keys is None:
-            return Finding(f"message {number} is {described(message)}, without from or role", write)
-        role, text = message[keys[0]], message.get(keys[1])
-        speaker = _SPEAKERS.get(role) if isinstance(role, str) else None
-        if speaker is None:
-            problem = f"the {keys[0]} of message {number} is {described(role)}"
-            fix = f"use {'human, gpt' if keys[0] == 'from' else 'user, assistant'} or system, or delete the row"
-            return Finding(problem, fix)
-        if keys[1] not in message:
-            return Finding(f"message {number} has no {keys[1]}", "write its text or delete the row")
-        found = optional_text_finding(text) if speaker == "system" else text_finding(text)
-        if found:
-            return Finding(f"the {keys[1]} of message {number} {found.problem}", found.fix)
-        turns.append((speaker, text or ""))
-    return turns
-
-
-def _order_finding(turns: list[tuple[str, str]], first: int, references: bool) -> Finding | None:
-    """None where user and assistant take turns and, with references, the assistant has the last word.
-
-    Args:
-        turns: without a leading system message.
-        first: the number that turns[0] has in the row's list.
-    """
-    delete = "or delete the row"
-    if not turns:
-        return Finding("holds a system message only", f"add a question and its answer, {delete}")
-    for index, (speaker, _) in enumerate(turns):
-        number = first + index
-        if speaker == "system":
-            return Finding(f"message {number} is a system message", f"put it first, once, {delete}")
-        if speaker != ("user", "assistant")[index % 2]:
-            if index == 0:
-                return Finding(f"message {number}, the first, is the assistant's", f"start with a question, {delete}")
-            fix = f"join them into one message, {delete}"
-            return Finding(f"messages {number - 1} and {number} are both the {speaker}'s", fix)
-    if references and turns[-1][0] == "user":
-        number = first + len(turns) - 1
-        return Finding(f"message {number}, the last, is the user's", "add the answer, or delete that message")
-    return None

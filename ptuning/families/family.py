@@ -84,7 +84,8 @@ class Family(ABC):
     """One kind of base model."""
 
     name: str  # in manifests and messages
-    model_type: str  # in config.json
+    model_type: str  # of its configuration in memory
+    written_type: str = ""  # in config.json, where that is another's too
     supported: str  # the models that are known to work, for messages
     template_name: str  # written into manifests, so that evaluation can refuse another template
     example: str = ""  # hub id of a 16-bit base, for messages
@@ -92,8 +93,13 @@ class Family(ABC):
 
     # --- told apart by content -------------------------------------------------------------------------------------------
 
-    def claims(self, values: Mapping[str, Any]) -> bool:
-        """Whether a config.json is of this family."""
+    def claims(self, values: Mapping[str, Any], folder: Path | None = None) -> bool:
+        """Whether a config.json is of this family.
+
+        Args:
+            values: in it.
+            folder: it lies in, where that is known; other small files there may be looked at.
+        """
         return values.get("model_type") == self.model_type
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:  # noqa: B027  most families have no such relative
@@ -233,17 +239,21 @@ def families() -> list[Family]:
     return list(_FAMILIES.values())
 
 
-def family_of(config: PreTrainedConfig | Mapping[str, Any]) -> Family:
+def family_of(config: PreTrainedConfig | Mapping[str, Any], folder: Path | None = None) -> Family:
     """The family of a model's configuration, or of the values in a config.json.
+
+    Args:
+        config: either.
+        folder: of the config.json; some families can't be told apart without it.
 
     Raises:
         ModelError: none claims it.
     """
     values = config if isinstance(config, Mapping) else {"model_type": config.model_type}
     for family in _FAMILIES.values():
-        if family.claims(values):
+        if family.claims(values, folder):
             return family
-    known = " or ".join(repr(family.model_type) for family in _FAMILIES.values())
+    known = " or ".join(dict.fromkeys(repr(family.written_type or family.model_type) for family in _FAMILIES.values()))
     supported = "; ".join(family.supported for family in _FAMILIES.values())
     raise ModelError(f"model_type is {values.get('model_type')!r}, expected {known}. Supported: {supported}.")
 

@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from ptuning.errors import ConfigError, DataError
+from ptuning.families.turns import Offer, Part, Side, Turn
 
-Role = Literal["", "system", "user", "assistant"]
+Role = Literal["", "system", "user", "assistant", "observation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Template(ABC):
 
     @abstractmethod
     def render(self, dialogue: Dialogue) -> list[Segment]:
-        """The dialogue in the template. Where it has a response, that is the last segment and stands apart; its end
+        """The dialogue in the template. Where it has a response, that is what comes last, tokenised as by `answer_ids`; its end
         token is not part of it."""
 
     @property
@@ -143,6 +144,10 @@ class Template(ABC):
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts, without any begin or end token; text never becomes a control token."""
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def answer_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of answers as the model has to write them, without the end token."""
+        return self.encode_text(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, without control tokens."""
@@ -223,8 +228,11 @@ def _runs(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:
     return [tuple(run) for run in runs]
 
 
-def dialogue_of(messages: Sequence[Mapping[str, str]], source_prefix: str = "") -> Dialogue:
+def dialogue_of(messages: Sequence[Mapping[str, Any]], source_prefix: str = "") -> Dialogue:
     """OpenAI-style messages as a dialogue; its response is None where the last turn is open.
+
+    As in ChatGLM3's own, a system message may have `tools`, an assistant's that calls one its name as `metadata`, and
+    what it returned comes from `observation` (or `tool`) in the user's place.
 
     Raises:
         DataError: roles that don't alternate, an unknown role, content that isn't text.
@@ -236,12 +244,14 @@ def dialogue_of(messages: Sequence[Mapping[str, str]], source_prefix: str = "") 
         where = f"messages[{index}]"
         if not isinstance(content, str):
             raise DataError(f"{where}: content is {type(content).__name__}, expected text")
+        expected: Side = "user" if len(turns) % 2 == 0 else "assistant"
         if role == "system" and index == 0:
-            system = content
-        elif role == ("user" if len(turns) % 2 == 0 else "assistant"):
-            turns.append(content)
+            system = Offer.of(content, message.get("tools") or ())
+        elif role == expected:
+            turns.append(Turn.of([Part(expected, content, message.get("metadata") or "")]))
+        elif role in ("observation", "tool") and turns and expected == "user":
+            turns.append(Turn.of([Part("observation", content)]))
         else:
-            expected = "user" if len(turns) % 2 == 0 else "assistant"
             raise DataError(
                 f"{where}: role is {role!r}, expected {expected!r} (one optional system message, then user and "
                 "assistant in turn)"

@@ -2,10 +2,21 @@
 
 Each replacement is a named autograd function with its formulas, held to plain torch by tests/kernels. They work in training mode
 alone: in evaluation mode every module computes as transformers wrote it, so that what a run's answers and losses are measured
-with is what serves later.
+with is what serves later. Only the library that multiplies may be another one there too, in evaluation and in serving alike.
 """
 
-from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, products
-from ptuning.kernels.swap import swap
+from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
+from ptuning.kernels.swap import FAST, PLAIN, answer_with, swap, swap_to_answer
 
-__all__ = ["ONEDNN", "TORCH", "fastest_product", "products", "swap"]
+__all__ = [
+    "FAST",
+    "ONEDNN",
+    "PLAIN",
+    "TORCH",
+    "answer_with",
+    "fastest_product",
+    "fastest_to_answer",
+    "products",
+    "swap",
+    "swap_to_answer",
+]

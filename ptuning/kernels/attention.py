@@ -4,6 +4,7 @@ Shapes: B rows, H query heads, G key/value groups, S positions, T prefix positio
 """
 
 import torch
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 # Of torch's own CPU attention: what scaled_dot_product_attention calls, here with the log-sum-exp that it gives besides.
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -70,3 +71,8 @@ def splits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: ob
     whole = mask is None and query.shape[2] == key.shape[2] > 1 and not dropout
     kind = query.dtype if query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled("cpu") else None
     return whole and query.device.type == "cpu" and kind in (torch.float32, torch.float64, torch.bfloat16)
+
+
+def takes_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether torch's flash kernel for GPUs computes this, keys and values grouped (B, G, K, D): in 16 bit, on cards with it."""
+    return query.is_cuda and can_use_flash_attention(SDPAParams(query, key, value, None, dropout, False, True))

@@ -10,6 +10,8 @@ Shapes: M rows, C inputs, R outputs.
 import itertools
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,9 @@ TORCH, ONEDNN = "torch", "onednn"
 CLEARLY_FASTER = 1.3
 STEADY = 1.2  # the median over the best; more is a machine that does other work
 _ROWS, _INPUTS, _OUTPUTS, _REPETITIONS, _MEASUREMENTS = 256, 512, 512, 9, 6  # 0.13 GFLOP a product: 40 ms a measurement
+_ANSWERED, _AT_ONCE = 16, 8  # rows that are answered side by side, and products timed together: 0.07 GFLOP
+# Rows of a product from which on oneDNN may be the faster one; of a single answer's tokens MKL's is (docs/benchmarks.md).
+LEAST_ROWS = 4
 
 
 def products() -> tuple[str, ...]:
@@ -34,20 +39,42 @@ def fastest_product() -> str:
     the fastest of 15 runs said more than 1.3 in 4 of 40 starts beside three busy processes. About 80 ms; more where nothing is
     steady.
     """
+    return _faster(_a_training_step())
+
+
+def fastest_to_answer() -> str:
+    """The same for products of a few rows and without gradients, as answers to several requests have them."""
+    return _faster(_a_decoding_step())
+
+
+def _faster(ways: dict[str, Callable[[], object]]) -> str:
     if not _has_onednn():
         return TORCH
-    said = (_is_clearly_faster(_measured()) for _ in range(_MEASUREMENTS))
+    said = (_is_clearly_faster(_measured(ways)) for _ in range(_MEASUREMENTS))
     first_two = list(itertools.islice((each for each in said if each is not None), 2))
     return ONEDNN if first_two == [True, True] else TORCH
 
 
-def _measured() -> dict[str, list[float]]:
-    """Seconds of a product and its gradient, alternating, by library."""
+def _a_training_step() -> dict[str, Callable[[], object]]:
+    """A product and its gradient, by library."""
     x_MC, dy_MR, weight_RC = torch.ones(_ROWS, _INPUTS), torch.ones(_ROWS, _OUTPUTS), torch.ones(_OUTPUTS, _INPUTS)
-    ways = {
+    return {
         TORCH: lambda: (nn.functional.linear(x_MC, weight_RC), dy_MR @ weight_RC),
         ONEDNN: lambda: (_onednn(x_MC, weight_RC, None), _onednn(dy_MR, weight_RC.t(), None)),
     }
+
+
+def _a_decoding_step() -> dict[str, Callable[[], object]]:
+    """Some products of few rows, by library."""
+    x_MC, weight_RC = torch.ones(_ANSWERED, _INPUTS), torch.ones(_OUTPUTS, _INPUTS)
+    return {
+        TORCH: lambda: [nn.functional.linear(x_MC, weight_RC) for _ in range(_AT_ONCE)],
+        ONEDNN: lambda: [_onednn(x_MC, weight_RC, None) for _ in range(_AT_ONCE)],
+    }
+
+
+def _measured(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each, alternating."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
         for _ in range(1 + _REPETITIONS):  # the first one sets the libraries up
@@ -80,12 +107,28 @@ class FrozenProduct(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weights don't train; in place of one by its class alone, so that peft takes it for one."""
+    """A linear layer whose weights don't train; in place of one by its class alone, so that peft takes it for one.
+
+    `trains` and `answers`: whether oneDNN multiplies in training mode, and in evaluation mode without gradients.
+    """
+
+    trains, answers = True, False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.weight.requires_grad or not _takes(input, self.weight):
+        if not _takes(input, self.weight):
             return super().forward(input)
-        return FrozenProduct.apply(input, self.weight, self.bias)
+        if self.training:
+            if self.trains and not self.weight.requires_grad:
+                return FrozenProduct.apply(input, self.weight, self.bias)
+        elif self.answers and not torch.is_grad_enabled() and input.numel() >= LEAST_ROWS * self.in_features:
+            return _onednn(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def frozen_product(linear: Any, x: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """(x, W, b) → x Wᵀ + b as a layer computes it in training."""
+    chosen = isinstance(linear, FrozenLinear) and linear.trains and _takes(x, linear.weight)
+    return _onednn if chosen else nn.functional.linear
 
 
 def _takes(*tensors: torch.Tensor) -> bool:

@@ -1,33 +1,44 @@
 """Gives a model these kernels. The one place that changes what modules of transformers compute.
 
 A module's class is changed to a subclass of it: weights, names, hooks and the `isinstance` questions of peft and transformers stay
-as they were, and so does everything in evaluation mode. A registry of transformers offers that for attention alone.
+as they were, and so does what is computed in evaluation mode, up to the library that multiplies. A registry of transformers offers
+that for attention alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ptuning.distributed import is_divided, of_main_process
+from ptuning.errors import ConfigError
 from ptuning.families import family_of
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
-from ptuning.kernels.product import ONEDNN, FrozenLinear
+from ptuning.kernels.loss import LossHead
+from ptuning.kernels.product import ONEDNN, TORCH, FrozenLinear, fastest_to_answer
+from ptuning.messages import message
+from ptuning.quantization import precision_in
 
 # Behind the name of the attention implementation. `sdpa_split` is sdpa itself, which without a prefix needs no mask; a prefix
 # registers its own form (methods/prefix/attention.py).
 SPLIT = "_split"
+FAST, PLAIN = "fast", "plain"  # --kernels
 AttentionInterface.register("sdpa" + SPLIT, sdpa_attention_forward)
 AttentionMaskInterface.register("sdpa" + SPLIT, sdpa_mask)
 
 
-def swap(model: PreTrainedModel, product: str) -> None:
+def swap(model: PreTrainedModel, product: str, answers: str = TORCH) -> None:
     """Makes a model whose base is frozen compute with these kernels while it trains.
 
     Args:
         model: with what trains already on it; what comes later keeps its own classes.
         product: of `products()`, for the frozen linear layers.
+        answers: the same in evaluation mode.
     """
     family = family_of(model.config)
     for module in model.modules():
@@ -36,11 +47,56 @@ def swap(model: PreTrainedModel, product: str) -> None:
             module.__class__ = _lean(LeanNorm, kind)
         elif kind is family.feed_forward and family.gates_with_silu(model.config):
             module.__class__ = _lean(LeanFeedForward, kind)
-        elif kind is nn.Linear and product == ONEDNN and not any(p.requires_grad for p in module.parameters()):
-            module.__class__ = FrozenLinear
+        elif kind is nn.Linear and not any(p.requires_grad for p in module.parameters()):
+            _give(module, product == ONEDNN, answers == ONEDNN)
+    head: Any = model.get_output_embeddings()
+    if type(head) in (nn.Linear, FrozenLinear) and not any(p.requires_grad for p in head.parameters()):
+        head.__class__ = _lean(LossHead, type(head))
     attention = model.config._attn_implementation
     if attention + SPLIT in AttentionInterface().valid_keys():  # not where a family brings an attention of its own
         model.config._attn_implementation = attention + SPLIT
+
+
+def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str], object]) -> None:
+    """Gives a bare base that only answers oneDNN's product where that is clearly faster on this machine.
+
+    Args:
+        asked: fast or plain (torch's own product); None: fast where it can be.
+        say: gets a line where it is oneDNN's.
+
+    Raises:
+        ConfigError: fast is asked for, and can't be.
+    """
+    weight = next(model.parameters())
+    if precision_in(model.config) is not None:
+        why = "this base is quantised, which --cpu_kernels is for"
+    elif is_deepspeed_zero3_enabled():
+        why = "ZeRO stage 3 gathers weights in its own way"
+    elif is_divided():
+        why = "the matrices are divided among processes (--tensor_parallel)"
+    elif weight.device.type != "cpu" or weight.dtype != torch.float32:
+        why = f"they are for a base in float32 on a CPU, and this one is in {str(weight.dtype)[6:]} on {weight.device.type}"
+    else:
+        why = None
+    if asked == FAST and why is not None:
+        raise ConfigError(f"--kernels fast: {why}; leave it out")
+    if asked == PLAIN or why is not None or of_main_process(fastest_to_answer()) != ONEDNN:
+        return
+    answer_with(model, ONEDNN)
+    say(message("answers_by_onednn"))
+
+
+def answer_with(model: PreTrainedModel, product: str) -> None:
+    """Makes the linear layers of a model compute answers by one of `products()`."""
+    for module in model.modules():
+        if type(module) in (nn.Linear, FrozenLinear):
+            _give(module, isinstance(module, FrozenLinear) and module.trains, product == ONEDNN)
+
+
+def _give(linear: Any, trains: bool, answers: bool) -> None:
+    linear.__class__ = FrozenLinear if trains or answers else nn.Linear
+    if trains or answers:
+        linear.trains, linear.answers = trains, answers
 
 
 _made: dict[tuple[type, type], Any] = {}

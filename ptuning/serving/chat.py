@@ -39,6 +39,7 @@ class ChatOptions:
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
     cpu_kernels: Literal["exact", "fast"] | None = same_option(ServeOptions, "cpu_kernels")
+    kernels: Literal["fast", "plain"] | None = same_option(ServeOptions, "kernels")
     max_new_tokens: int = option(512, "tokens of an answer")
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(0.8, "of sampling")
@@ -64,7 +65,7 @@ def _talk(options: ChatOptions) -> None:
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     divided = options.device_map, options.tensor_parallel
-    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, *divided, say=print)
+    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, *divided, print, options.kernels)
     sampling = SamplingParams()
     if options.temperature > 0:
         # Processes that compute one model must draw the same numbers.

@@ -14,6 +14,7 @@ from ptuning.checkpoint.base import resolve_base
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.errors import CheckpointError, ConfigError
 from ptuning.families import Template, family_of
+from ptuning.kernels import swap_to_answer
 from ptuning.loading import load_model
 from ptuning.methods import attach_checkpoint, attached, detach, self_test
 from ptuning.quantization import choose_kernels
@@ -177,8 +178,10 @@ class LoadedModel:
         device_map: str | None = None,
         tensor_parallel: int | None = None,
         say: Callable[[str], object] = log.info,
+        kernels: str | None = None,
     ) -> "LoadedModel":
-        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model` and `choose_kernels`."""
+        """Loads a base or a fully tuned model. Arguments and errors as in `ptuning.load_model`, `choose_kernels` and
+        `swap_to_answer`."""
         model, tokenizer = load_model(
             model_name_or_path,
             dtype=dtype,
@@ -190,6 +193,7 @@ class LoadedModel:
             say=say,
         )
         choose_kernels(model, cpu_kernels, say)
+        swap_to_answer(model, kernels, say)
         return cls(model, family_of(model.config).template(tokenizer), model_name_or_path)
 
     @property

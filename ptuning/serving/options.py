@@ -17,6 +17,7 @@ from ptuning.language import Language
 from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
 _HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
 
@@ -68,6 +69,9 @@ class ServeOptions:
     cpu_kernels: Literal["exact", "fast"] | None = option(
         None,
         "answers of a quantised base on a CPU: fast (default; packed 8-bit or 4-bit kernels) or exact, as official",
+    )
+    kernels: Literal["fast", "plain"] | None = option(
+        None, "answers of a base in float32 on a CPU: fast (default; by oneDNN where it is clearly faster) or plain"
     )
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with --api_key")
     port: int | None = option(

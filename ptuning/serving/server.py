@@ -113,7 +113,7 @@ def follow_first(options: ServeOptions) -> int:
 def _load(options: ServeOptions, kind: type[LoadedModel]) -> LoadedModel:
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
     divided = (options.device_map, options.tensor_parallel)
-    return kind.load(options.model, options.dtype, *asked, options.cpu_kernels, *divided, say=log.info)
+    return kind.load(options.model, options.dtype, *asked, options.cpu_kernels, *divided, log.info, options.kernels)
 
 
 def _limits(options: ServeOptions) -> dict[str, Any]:

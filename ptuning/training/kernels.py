@@ -9,7 +9,7 @@ import torch
 from ptuning.config import Config
 from ptuning.distributed import of_main_process
 from ptuning.errors import ConfigError
-from ptuning.kernels import ONEDNN, TORCH, fastest_product, products
+from ptuning.kernels import FAST, ONEDNN, PLAIN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.loading import resolve_dtype
 from ptuning.messages import message
 from ptuning.methods import Method
@@ -17,7 +17,6 @@ from ptuning.quantization import asked_precision
 from ptuning.runs import RunRecord
 from ptuning.runs.resume import PLAIN_KERNELS
 
-FAST, PLAIN = "fast", PLAIN_KERNELS["kernels"]
 MICRO_BATCH_TOKENS = 512  # where neither speed nor memory gains from fewer or more (docs/benchmarks.md)
 
 
@@ -29,11 +28,13 @@ class Kernels:
         kernels: fast: those of `ptuning.kernels`; plain: transformers' own.
         product: of the frozen linear layers, one of `ptuning.kernels.products()`.
         micro_batch_tokens: a step's batch is taken in pieces of so many tokens at most; 0: in one piece.
+        answers: the product of the run's evaluations.
     """
 
     kernels: str = PLAIN_KERNELS["kernels"]
     product: str = PLAIN_KERNELS["product"]
     micro_batch_tokens: int = PLAIN_KERNELS["micro_batch_tokens"]
+    answers: str = TORCH
 
     @property
     def fast(self) -> bool:
@@ -76,18 +77,19 @@ def kernels_of(
     tokens = training.micro_batch_tokens
     if tokens is None:
         tokens = known.micro_batch_tokens if before is not None else MICRO_BATCH_TOKENS if kernels == FAST else 0
-    return Kernels(kernels, known.product, tokens)
+    return Kernels(kernels, known.product, tokens, known.answers)
 
 
 def with_product(kernels: Kernels, config: Config, before: RunRecord | None = None) -> Kernels:
-    """The same with the library that multiplies: that of the run that is continued, where this machine has it, else the faster
-    one by a short measurement of the first process."""
+    """The same with the libraries that multiply: those of the run that is continued, where this machine has them, else the faster
+    ones by short measurements of the first process."""
     numbers = resolve_dtype(config.model.dtype, torch.device("cpu"))
     if not kernels.fast or numbers != torch.float32 or asked_precision(config.model) is not None:
-        return replace(kernels, product=TORCH)
+        return replace(kernels, product=TORCH, answers=TORCH)
     if before is not None:
-        return kernels if kernels.product in products() else replace(kernels, product=TORCH)
-    return replace(kernels, product=of_main_process(fastest_product()))
+        product, answers = (known if known in products() else TORCH for known in (kernels.product, kernels.answers))
+        return replace(kernels, product=product, answers=answers)
+    return replace(kernels, product=of_main_process(fastest_product()), answers=of_main_process(fastest_to_answer()))
 
 
 def why_not(
@@ -112,8 +114,8 @@ def check_kernels(config: Config, method: Method | None) -> list[str]:
     """What about --kernels and --micro_batch_tokens can't be done: one sentence each, with the fix."""
     training, problems = config.training, []
     if not training.do_train:
-        given = [name for name in ("kernels", "micro_batch_tokens") if getattr(training, name) is not None]
-        return [f"--{name} is for training; leave it out" for name in given]
+        # Whether --kernels fast can be depends on the base, and is said where that is loaded (ptuning.kernels.swap_to_answer).
+        return ["--micro_batch_tokens is for training; leave it out"] if training.micro_batch_tokens is not None else []
     if training.kernels == FAST and (why := why_not(config, method)) is not None:
         problems.append(f"--kernels fast: {why}; leave it out")
     if training.micro_batch_tokens and training.deepspeed is not None:

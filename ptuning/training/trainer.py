@@ -25,7 +25,7 @@ from ptuning.data.token_batches import TokenBatchSampler
 from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
 from ptuning.families import Template
-from ptuning.families.logits import label_loss, label_positions, logits_at
+from ptuning.families.logits import label_loss, label_positions, logits_of_labels
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING, TRAINER_STATE
 from ptuning.training.batches import evaluation_batches, order_seed, token_batches
@@ -126,7 +126,7 @@ class TuningTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         rows = inputs.pop("row")
-        with logits_at(model, label_positions(inputs["labels"])):
+        with logits_of_labels(model, inputs["labels"]):
             loss = super().compute_loss(model, inputs | {"use_cache": False}, num_items_in_batch=num_items_in_batch)
         if model.training:
             problem = None

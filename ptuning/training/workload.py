@@ -48,7 +48,7 @@ class Workload:
         tokens_per_batch: what the batches are filled to; None: they are a number of rows. `batch` and `length` are then those
             of the batch that takes the most, and a row of `longest` tokens is a batch by itself at least.
         longest: tokens of the longest row.
-        lean: norms and feed-forward parts keep what the backward pass needs and no more (ptuning.kernels).
+        lean: norms, feed-forward parts and the loss keep what the backward pass needs and no more (ptuning.kernels).
         split: attention keeps neither a mask nor repeated keys.
         kept_ffn: numbers that a layer's feed-forward part keeps, in its widths.
         micro_batch_tokens: a batch is taken in pieces of so many tokens at most; 0: in one.
@@ -84,6 +84,11 @@ class Workload:
     split: bool = False
     kept_ffn: int = 3
     micro_batch_tokens: int = 0
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the loss is computed without all logits at once; an output layer that makes its matrix itself has them."""
+        return self.lean and not self.shape.output_copy
 
     @property
     def tokens(self) -> int:

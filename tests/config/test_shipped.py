@@ -50,8 +50,9 @@ def test_what_there_is_stands_in_the_error(tmp_path, monkeypatch):
         parse(["--config", "xyz.yaml"])
     assert str(error.value) == (
         f"xyz.yaml: no such file; looked in {tmp_path}, and these come with the package: baichuan13b_full.yaml, "
-        "baichuan13b_lora.yaml, baichuan13b_prefix.yaml, full_demo.yaml, full_zero3.yaml, lora_demo.yaml, "
-        "ptuning_chat.yaml, ptuning_demo.yaml, ptuning_official.yaml"
+        "baichuan13b_lora.yaml, baichuan13b_prefix.yaml, chatglm3_lora.yaml, chatglm3_prefix.yaml, full_demo.yaml, "
+        "full_zero3.yaml, glm4_lora.yaml, glm4_prefix.yaml, lora_demo.yaml, ptuning_chat.yaml, ptuning_demo.yaml, "
+        "ptuning_official.yaml"
     )
     with pytest.raises(
         ConfigError, match=r"^ptuning_oficial.yaml: no such file; did you mean ptuning_official.yaml\?$"

@@ -5,9 +5,10 @@ import os
 import subprocess
 
 import pytest
+import torch
 
 from benchmarks import all as every
-from benchmarks import compare, long, methods
+from benchmarks import compare, gpu, long, methods
 from tests.end_to_end.conftest import BIN, ROOT
 
 TOY = [
@@ -91,6 +92,41 @@ def test_a_length_that_would_take_too_much_is_left_out(capsys):
     long.main(["--small", "--kernels", "plain", "--memory_mb", "0"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert found["plain"]["128"] and found["plain"]["256"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_says_in_one_line_that_there_is_none(capsys):
+    assert gpu.main([]) == 0
+    assert capsys.readouterr().out == "no GPU here: run this on a machine with one (CUDA, 30 GB of GPU memory)\n"
+
+
+def test_gpu_on_a_cpu(tmp_path, capsys, monkeypatch):
+    """One way in this process, and what becomes of figures and failures."""
+    torch.manual_seed(0)
+    gpu.write_base(tmp_path, gpu.TINY_SHAPE)
+
+    def here(command):
+        if "generate.py" in command[1]:
+            return {"engine_tokens_per_s": 5.0, "batch_1_tokens_per_s": 1.0}
+        if "full" in command:
+            return {"failed": "out of memory"}
+        return gpu.train(gpu.arguments(command[2:]))
+
+    monkeypatch.setattr(gpu, "last_line", here)
+    monkeypatch.setattr(gpu, "matmul_rates", lambda device, dtype: {"torch": 1e11})
+    output = tmp_path / "found" / "gpu.json"
+    flags = ["--small", "--device", "cpu", "--steps", "1", "--batch", "2", "--folder", str(tmp_path)]
+    assert gpu.main([*flags, "--output", str(output), "--ways", "prefix", "full"]) == 1  # one has failed
+    summary = json.loads(output.read_text())
+    found = summary["training"]["prefix"]
+    assert (
+        found["tokens_per_s"] > 0
+        and 0 < found["share"] < 1
+        and summary["training"]["full"] == {"failed": "out of memory"}
+    )
+    shown = capsys.readouterr().out
+    assert f"| prefix | {found['samples_per_s']} | {found['tokens_per_s']} |" in shown
+    assert "| full | out of memory |" in shown and "answers: 5.0 tokens/s with 64 rows, 1.0 one by one" in shown
 
 
 def test_every_benchmark_is_run_small_or_left_out_with_a_reason():

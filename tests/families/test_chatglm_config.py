@@ -11,7 +11,8 @@ from ptuning.errors import ModelError
 from ptuning.families import family_of
 from ptuning.families.chatglm2.config import OFFICIAL_NAMES, ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.loading import load_base, load_tokenizer
+from ptuning.families.chatglm2.versions import version_in, version_of
+from ptuning.loading import load_tokenizer
 
 
 @pytest.fixture
@@ -97,15 +98,6 @@ def test_codegeex2(tmp_path, official):
         ({"add_bias_linear": True}, ["add_bias_linear=True means biases in the dense layers"]),
         ({"post_layer_norm": False}, ["post_layer_norm=False means no final layer norm"]),
         ({"original_rope": False}, ["original_rope=False means a rotary embedding that is not"]),
-        (
-            {"_name_or_path": "THUDM/chatglm3-6b"},
-            [
-                "config.json says _name_or_path THUDM/chatglm3-6b, so it is ChatGLM3 or GLM-4, which use another chat template"
-            ],
-        ),
-        ({"_name_or_path": "THUDM/glm-4-9b-chat"}, ["_name_or_path THUDM/glm-4-9b-chat, so it is ChatGLM3 or GLM-4"]),
-        ({"_name_or_path": "/data/my-ChatGLM3/"}, ["_name_or_path /data/my-ChatGLM3/, so it is ChatGLM3 or GLM-4"]),
-        ({"padded_vocab_size": 151552}, ["padded_vocab_size is 151552, so it is ChatGLM3 or GLM-4"]),
     ],
 )
 def test_other_architectures_are_refused_by_content(tmp_path, official, change, words):
@@ -128,35 +120,51 @@ def test_a_folders_name_says_nothing(tmp_path, official, folder):
     assert read(tmp_path / folder, named).num_layers == 3
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "seen"),
-    [
-        (
-            "tokenizer_config.json",
-            '{"added_tokens_decoder": {"64795": {"content": "<|user|>"}}}',
-            "has the token <|user|>",
-        ),
-        (
-            "special_tokens_map.json",
-            '{"additional_special_tokens": ["<|observation|>"]}',
-            "has the token <|observation|>",
-        ),
-        ("tokenization_chatglm.py", 'role_special_tokens = ["<|system|>", "<|user|>"]', "has the token <|user|>"),
-        ("tokenizer_config.json", '{"name_or_path": "THUDM/chatglm3-6b"}', "says name_or_path THUDM/chatglm3-6b"),
-    ],
-)
-def test_chatglm3_under_an_innocent_name_is_refused(tmp_path, official, file, text, seen):
-    """Its config.json has the same keys, so that without this it would load and answer with the wrong template."""
+TOLD = {
+    "its name": ({"_name_or_path": "THUDM/chatglm3-6b"}, {}, "chatglm3"),
+    "its name in a path": ({"_name_or_path": "/data/my-ChatGLM3/"}, {}, "chatglm3"),
+    "role tokens": (
+        {},
+        {"tokenizer_config.json": '{"added_tokens_decoder": {"9": {"content": "<|user|>"}}}'},
+        "chatglm3",
+    ),
+    "special tokens": (
+        {},
+        {"special_tokens_map.json": '{"additional_special_tokens": ["<|observation|>"]}'},
+        "chatglm3",
+    ),
+    "code": ({}, {"tokenization_chatglm.py": 'role_special_tokens = ["<|system|>", "<|user|>"]'}, "chatglm3"),
+    "tokenizer's name": ({}, {"tokenizer_config.json": '{"name_or_path": "THUDM/chatglm3-6b"}'}, "chatglm3"),
+    "a file that is no JSON": ({}, {"tokenizer_config.json": "{"}, "chatglm2"),
+    "GLM-4's name": ({"_name_or_path": "THUDM/glm-4-9b-chat"}, {}, "chatglm4"),
+    "GLM-4's vocabulary": ({"padded_vocab_size": 151552}, {}, "chatglm4"),
+    "GLM-4's tokenizer": ({}, {"tokenizer_config.json": '{"tokenizer_class": "ChatGLM4Tokenizer"}'}, "chatglm4"),
+    "GLM-4's name and roles": (
+        {"_name_or_path": "THUDM/glm-4-9b"},
+        {"tokenization_chatglm.py": '"<|user|>"'},
+        "chatglm4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "files", "version"), TOLD.values(), ids=TOLD)
+def test_relatives_with_the_same_keys_are_told_apart_by_content(tmp_path, official, values, files, version):
+    """Without this one would load as the other and answer with the wrong template."""
     folder = tmp_path / "my-model"
-    read(folder, official)
-    assert read_base_config(folder)
-    (folder / file).write_text(text, encoding="utf-8")
-    for load in (load_base, load_tokenizer):
-        with pytest.raises(ModelError) as caught:
-            load(folder)
-        message = str(caught.value)
-        assert f"{folder}: {file} {seen}, so it is ChatGLM3 or GLM-4, which use another chat template" in message
-        assert "Supported: chatglm2-6b, chatglm2-6b-32k and codegeex2-6b" in message
+    folder.mkdir()
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(official | values), encoding="utf-8")
+    assert version_in(folder) == version
+    assert version_of(official | values, folder) == version
+    if version == "chatglm4":
+        for read_it in (read_base_config, AutoConfig.from_pretrained):
+            with pytest.raises(ModelError) as caught:
+                read_it(folder)
+            assert str(caught.value).startswith(f"{folder}: this is GLM-4 in its original format, with a tiktoken")
+            assert "give it in transformers' own format (THUDM/glm-4-9b-chat-hf)" in str(caught.value)
+    else:
+        assert read_base_config(folder)["model_type"] == {"chatglm2": "chatglm"}.get(version, version)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from ptuning.errors import ConfigError
+from ptuning.families import Part
 from ptuning.families.chatglm2.template import build_prompt
 from ptuning.serving.errors import ApiError
 from ptuning.serving.messages import dialogue_from
@@ -78,6 +79,11 @@ def test_a_tool_call_is_told_in_words():
     assert (
         dialogue.history == (("天气？", '调用工具：weather({"city": "北京"})'),) and dialogue.prompt == "工具返回：晴"
     )
+    called, returned = dialogue.history[0][1], dialogue.prompt  # for a template that has roles for them
+    assert called.parts == (Part("assistant", '{"city": "北京"}', "weather"),)
+    assert returned.parts == (Part("observation", "晴"),)
+    odd = dialogue_from([messages[0], Message(role="assistant", tool_calls=[{"function": 3}]), messages[2]])
+    assert odd.history[0][1] == '调用工具：{"function": 3}'
 
 
 def test_fields_of_messages_that_mean_nothing_here(client):

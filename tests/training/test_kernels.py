@@ -21,7 +21,7 @@ from tests.training.two_ranks import SCRIPT
 
 BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
 DEMO = REPO / "models" / "chatglm2-tiny"
-FAST = {"kernels": "fast", "product": "torch", "micro_batch_tokens": MICRO_BATCH_TOKENS}
+FAST = {"kernels": "fast", "product": "torch", "micro_batch_tokens": MICRO_BATCH_TOKENS, "answers": "torch"}
 
 
 def config_of(*flags, trains=True):
@@ -75,7 +75,6 @@ def test_elsewhere_it_is_transformers_own(flags, known):
             True,
             "--kernels fast: --torch_compile makes kernels of its own; leave it out",
         ),
-        (["--kernels", "plain"], False, "--kernels is for training; leave it out"),
         (["--micro_batch_tokens", "64"], False, "--micro_batch_tokens is for training; leave it out"),
     ],
 )

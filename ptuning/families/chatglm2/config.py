@@ -11,6 +11,7 @@ from transformers import GlmConfig
 from transformers.utils import logging
 
 from ptuning.errors import ModelError
+from ptuning.families.chatglm2.versions import Version, version_of
 from ptuning.families.official import check_sizes
 from ptuning.quantization import METHOD, precision_in
 
@@ -46,6 +47,9 @@ OFFICIAL_CONSTANTS = {
     "rmsnorm": True,
 }
 
+# Only half of each head is rotated; theta is fixed in the official code.
+ROPE = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+
 # A different value of these means a network that GlmForCausalLM does not compute.
 _REFUSED = {
     "rmsnorm": (True, "LayerNorm instead of RMSNorm"),
@@ -55,14 +59,10 @@ _REFUSED = {
     "original_rope": (True, "a rotary embedding that is not the original interleaved one"),
 }
 
-# Names of relatives that have ChatGLM2's config keys but another template and rotary base.
 _SIZES = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "multi_query_group_num", "kv_channels"),
     *("padded_vocab_size", "seq_length"),
 )
-
-_RELATIVES = ("chatglm3", "glm-4", "glm4")
-_GLM4_VOCABULARY = 150_000  # GLM-4 has 151,552 tokens, ChatGLM2 and ChatGLM3 have 65,024
 
 
 class ChatGLMConfig(GlmConfig):
@@ -72,12 +72,18 @@ class ChatGLMConfig(GlmConfig):
     them (`config.num_layers`), and `save_pretrained` writes the official names. `rope_ratio` (chatglm2-6b-32k) means
     positional interpolation: positions are divided by it, which transformers calls linear scaling.
 
+    Read from a folder it becomes the configuration of the model that is there: a subclass for another one with the same keys.
+
     Raises:
-        ModelError: the file describes another architecture (ChatGLM-6B v1, GLM-4, LayerNorm, …). A ChatGLM3 whose config.json
-            doesn't name it has the same keys; the family's `check` looks at the files beside it.
+        ModelError: the file describes another architecture (ChatGLM-6B v1, LayerNorm, …).
     """
 
     model_type = "chatglm"
+    version: ClassVar[Version] = "chatglm2"
+    supported: ClassVar[str] = SUPPORTED
+    official_name: ClassVar[str | None] = (
+        None  # written as _name_or_path where nothing else in config.json names the model
+    )
     attribute_map: ClassVar[dict[str, str]] = dict(OFFICIAL_NAMES)
 
     # defaults of the official configuration class, where GLM-4's (the parent's) differ
@@ -91,21 +97,41 @@ class ChatGLMConfig(GlmConfig):
 
     def __post_init__(self, **kwargs):
         # `_name_or_path` is written in the file, `name_or_path` is what transformers was asked for.
-        check_architecture(kwargs, kwargs.get("name_or_path") or "config.json")
+        check_architecture(kwargs, kwargs.get("name_or_path") or "config.json", self.supported)
         # The base class would set these aliases too, but only after it has used the values.
         for official, native in OFFICIAL_NAMES.items():
             if official in kwargs:
                 setattr(self, native, kwargs.pop(official))
         if not kwargs.pop("multi_query_attention", True):
             self.num_key_value_heads = self.num_attention_heads
-        for official in OFFICIAL_CONSTANTS:
+        for official in (*OFFICIAL_CONSTANTS, "model_type"):  # the last is the class's, whatever the file says
             kwargs.pop(official, None)
         if bits := kwargs.pop("quantization_bit", 0):
             kwargs["quantization_config"] = {"quant_method": METHOD, "bits": bits}
         self.architectures = self.architectures or ["ChatGLMModel"]
         if kwargs.get("rope_parameters") is None and self.rope_parameters is None:
-            self.rope_parameters = _rope_parameters(self.rope_ratio)
+            self.rope_parameters = self.rope_of_ratio(self.rope_ratio)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # with return_unused_kwargs a pair
+        """The configuration of the model that the values, and the files beside them, are of."""
+        if cls is ChatGLMConfig:
+            folder = kwargs.get("name_or_path") or config_dict.get("name_or_path")
+            version = version_of(config_dict, Path(folder) if folder else None)
+            found = next((each for each in (cls, *cls.__subclasses__()) if each.version == version), None)
+            if found is None:
+                refuse_glm4(folder or "config.json")
+            if found is not cls:
+                return found.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+    @staticmethod
+    def rope_of_ratio(ratio: float) -> dict[str, Any]:
+        """transformers' `rope_parameters` of a `rope_ratio`."""
+        return (
+            {"rope_type": "default", **ROPE} if ratio == 1 else {"rope_type": "linear", "factor": float(ratio), **ROPE}
+        )
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written to config.json: official names, complete, so that no reader depends on its own defaults."""
@@ -114,7 +140,7 @@ class ChatGLMConfig(GlmConfig):
         values |= OFFICIAL_CONSTANTS
         values |= {official: getattr(self, native) for official, native in OFFICIAL_NAMES.items()}
         values |= {
-            "model_type": self.model_type,
+            "model_type": ChatGLMConfig.model_type,
             "architectures": [
                 "ChatGLMModel"
             ],  # save_pretrained puts the class's name; the official files have this one
@@ -129,56 +155,43 @@ class ChatGLMConfig(GlmConfig):
         }
         if self.rope_ratio != 1:
             values["rope_ratio"] = self.rope_ratio
+        if self.official_name is not None:
+            values["_name_or_path"] = self.official_name
         if (precision := precision_in(self)) is not None and precision.bits is not None:
             del values["quantization_config"]
             values["quantization_bit"] = precision.bits
         return values
 
 
-def _rope_parameters(rope_ratio: float) -> dict[str, Any]:
-    # Only half of each head is rotated; theta is fixed in the official code.
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    if rope_ratio != 1:
-        rope |= {"rope_type": "linear", "factor": float(rope_ratio)}
-    return rope
-
-
-def named_relative(name: Any) -> bool:
-    """Whether a `_name_or_path` written in a file says ChatGLM3 or GLM-4."""
-    name = str(name or "").rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()  # a parent folder says nothing
-    return "chatglm2" not in name and any(relative in name for relative in _RELATIVES)
-
-
-def refuse_relative(where: str | Path, seen: str) -> NoReturn:
-    """Raises ModelError for a model that has ChatGLM2's config keys and isn't one.
+def refuse_glm4(where: str | Path) -> NoReturn:
+    """Raises ModelError for a GLM-4 whose files have ChatGLM2's keys.
 
     Args:
-        where: the folder or file.
-        seen: what shows it.
+        where: it was read.
     """
     raise ModelError(
-        f"{where}: {seen}, so it is ChatGLM3 or GLM-4, which use another chat template and rotary base. Supported: {SUPPORTED}."
+        f"{where}: this is GLM-4 in its original format, with a tiktoken vocabulary, which isn't read here; give it in "
+        "transformers' own format (THUDM/glm-4-9b-chat-hf)."
     )
 
 
-def check_architecture(values: Mapping[str, Any], where: str) -> None:
+def check_architecture(values: Mapping[str, Any], where: str, supported: str = SUPPORTED) -> None:
     """Refuses what config.json alone shows to be another architecture.
 
     Args:
         values: of config.json.
         where: it was read, for the message.
+        supported: models of the family, for the message.
 
     Raises:
         ModelError: with what was seen and what is supported.
     """
 
     def refuse(what: str) -> NoReturn:
-        raise ModelError(f"{where}: {what}. Supported: {SUPPORTED}.")
+        raise ModelError(f"{where}: {what}. Supported: {supported}.")
 
     if "position_encoding_2d" in values or "inner_hidden_size" in values:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
-    if named_relative(values.get("_name_or_path")):
-        refuse_relative(where, f"config.json says _name_or_path {values['_name_or_path']}")
     check_sizes(values, _SIZES, where)
     heads, groups = values.get("num_attention_heads"), values.get("multi_query_group_num")
     if values.get("multi_query_attention", True) and heads and groups and heads % groups:
@@ -186,9 +199,6 @@ def check_architecture(values: Mapping[str, Any], where: str) -> None:
             f"{where}: num_attention_heads is {heads} in config.json, and multi_query_group_num, {groups}, must divide it; "
             "copy config.json again from the official model"
         )
-    vocabulary = values.get("padded_vocab_size", 0)
-    if vocabulary >= _GLM4_VOCABULARY:
-        refuse_relative(where, f"padded_vocab_size is {vocabulary}")
     for key, (expected, meaning) in _REFUSED.items():
         if values.get(key, expected) != expected:
             refuse(f"{key}={values[key]} means {meaning}, which is not supported (expected {expected})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,16 @@ import torch
 from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
-from ptuning.families.chatglm2.config import (
-    SUPPORTED,
-    ChatGLMConfig,
-    check_architecture,
-    named_relative,
-    refuse_relative,
-)
+from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture, refuse_glm4
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+from ptuning.families.chatglm2.versions import Version, version_of
 from ptuning.families.family import Family
 from ptuning.families.official import as_parent
+from ptuning.families.template import Template
 
 INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
-
-# Words of ChatGLM3's and GLM-4's chat template, which stand in their tokenizer's files and in no ChatGLM2's.
-_ROLE_TOKENS = ("<|user|>", "<|observation|>")
-_TOKENIZER_TEXTS = ("tokenizer_config.json", "special_tokens_map.json", "tokenization_chatglm.py")
 
 
 class ChatGLM2(Family):
@@ -47,24 +38,24 @@ class ChatGLM2(Family):
     eager_attention = staticmethod(eager_attention_forward)
     norm, feed_forward = GlmRMSNorm, GlmMLP
 
+    config_class: type[ChatGLMConfig] = ChatGLMConfig
+    versions: tuple[Version, ...] = ("chatglm2", "chatglm4")  # the second to refuse it with a word
+
+    def claims(self, values: Mapping[str, Any], folder: Path | None = None) -> bool:
+        if values.get("model_type") != ChatGLMConfig.model_type:
+            return super().claims(values)
+        return version_of(values, folder) in self.versions
+
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
-        check_architecture(values, str(folder))
-        for file in _TOKENIZER_TEXTS:
-            try:
-                text = (folder / file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):
-                continue
-            found = next((token for token in _ROLE_TOKENS if token in text), None)
-            if found is not None:
-                refuse_relative(folder, f"{file} has the token {found}")
-            if file == "tokenizer_config.json" and named_relative(name := _name_in(text)):
-                refuse_relative(folder, f"{file} says name_or_path {name}")
+        if version_of(values, folder) == "chatglm4":
+            refuse_glm4(folder)
+        check_architecture(values, str(folder), self.supported)
 
     def register(self) -> None:
         self.register_classes(ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer)
         register_weight_names(ChatGLMConfig.model_type)
 
-    def template(self, tokenizer) -> ChatGLM2Template:
+    def template(self, tokenizer) -> Template:
         return ChatGLM2Template(tokenizer)
 
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -83,7 +74,7 @@ class ChatGLM2(Family):
                 f"vLLM's class for the official format ignores kv_channels ({config.head_dim} for {config.num_attention_heads} "
                 f"heads of hidden_size {config.hidden_size})"
             )
-        if config.rope_ratio != 1:
+        if config.rope_parameters["rope_type"] != "default":
             return f"vLLM's class for the official format takes rope_ratio ({config.rope_ratio}) for another scaling"
         return None
 
@@ -111,11 +102,3 @@ def rotate_interleaved(keys: torch.Tensor, offset: int, inv_freq: torch.Tensor) 
     even, odd = x[..., 0::2], x[..., 1::2]
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     return torch.cat((rotated.to(keys.dtype), keys[..., rotary_dim:]), dim=-1)
-
-
-def _name_in(text: str) -> Any:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None  # the tokenizer says what is wrong with the file
-    return values.get("name_or_path") if isinstance(values, dict) else None

@@ -4,13 +4,15 @@ Source: THUDM/chatglm2-6b `tokenization_chatglm.py`. The difference: text never 
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import sentencepiece
 
 from ptuning.families.chatglm2.template import ChatGLM2Template, build_prompt
+from ptuning.families.chatglm2.versions import Version, version_in
 from ptuning.families.pieces import PieceTokenizer
-from ptuning.families.template import Dialogue
+from ptuning.families.template import Dialogue, Template
 
 # Their ids follow the last sentencepiece piece, in this order.
 CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -18,6 +20,8 @@ CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
 class ChatGLMTokenizer(PieceTokenizer):
     """Reads `tokenizer.model`. Pads on the left with 0, ends with 2 (`</s>`), begins a sequence with [gMASK] sop.
+
+    Official files of ChatGLM3 name the same class; in a folder of one it is that subclass which is made.
 
     Args:
         vocab_file: path of `tokenizer.model`.
@@ -31,13 +35,23 @@ class ChatGLMTokenizer(PieceTokenizer):
         "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
     }
 
+    version: ClassVar[Version] = "chatglm2"
+    control_tokens: ClassVar[tuple[str, ...]] = CONTROL_TOKENS
+
+    def __new__(cls, vocab_file: str | None = None, *args: Any, **kwargs: Any) -> Self:
+        made: Any = cls
+        if cls is ChatGLMTokenizer and vocab_file is not None:  # None: a copy is made
+            version = version_in(Path(vocab_file).parent)
+            made = next((each for each in ChatGLMTokenizer.__subclasses__() if each.version == version), cls)
+        return super().__new__(made)
+
     def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
         processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         first = processor.get_piece_size()
-        controls = {token: first + i for i, token in enumerate(CONTROL_TOKENS)}
+        controls = {token: first + i for i, token in enumerate(self.control_tokens)}
         super().__init__(vocab_file, processor, controls, padding_side, **kwargs)
 
-    def template(self) -> ChatGLM2Template:
+    def template(self) -> Template:
         return ChatGLM2Template(self)
 
     def prompt_text(self, dialogue: Dialogue) -> str:
@@ -71,5 +85,5 @@ class ChatGLMTokenizer(PieceTokenizer):
         return encoded_inputs
 
     def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
-        """The official method of this name; see ptuning.families.chatglm2.template."""
-        return build_prompt(query, history or ())
+        """The official method of this name: a question after earlier turns, as text."""
+        return self.prompt_text(Dialogue(query, tuple(history or ())))

@@ -34,7 +34,7 @@ def check_folder(root: Any, fingerprint: str) -> None:
     if found is None:
         read_base_config(path.parent)
         config = read_config(path.parent)
-        if (why := family_of(values).vllm_refusal(config)) is not None:
+        if (why := family_of(config).vllm_refusal(config)) is not None:
             raise ConfigError(
                 f"vLLM has loaded {root}, and {why}; give it what ptuning export --format vllm makes of it"
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -22,7 +22,7 @@ from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 from ptuning.distributed import own_heads
 from ptuning.families import family_of
-from ptuning.kernels.attention import split_attention, splits
+from ptuning.kernels.attention import split_attention, splits, takes_groups
 from ptuning.kernels.swap import SPLIT
 from ptuning.methods.prefix.encoder import PrefixKeyValues
 
@@ -102,6 +102,19 @@ def _flex_mask(*, q_offset: torch.Tensor | int = 0, **kwargs) -> BlockMask:
     return flex_attention_mask(q_offset=q_offset.clone() if torch.is_tensor(q_offset) else q_offset, **kwargs)
 
 
+def _sdpa(module: Any, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """transformers' own; but behind a causal bias, before which it would repeat the keys for every query head of their group (16
+    times in ChatGLM2-6B), they stay as they are where torch's flash kernel takes them so."""
+    if not isinstance(attention_mask, CausalBias) or not takes_groups(query, key, value, dropout):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
 def _eager(module: nn.Module, *args, **kwargs):
     """The eager kernel of the module's own family."""
     return family_of(module.config).eager_attention(module, *args, **kwargs)
@@ -174,7 +187,7 @@ def register() -> None:
     and `prefix_sdpa_split`, which needs no mask while whole rows are trained on."""
     implementations = {
         "eager": (_with_prefix(_eager), eager_mask),
-        "sdpa": (_with_prefix(sdpa_attention_forward), sdpa_mask),
+        "sdpa": (_with_prefix(_sdpa), sdpa_mask),
         "flex_attention": (_with_prefix(flex_attention_forward), _flex_mask),
     }
     for name in ("flash_attention_2", "flash_attention_3"):

@@ -1,0 +1,34 @@
+"""The ChatGLM3 family: ChatGLM2's network and files with another template and another meaning of `rope_ratio`."""
+
+from __future__ import annotations
+
+from ptuning.families.chatglm2.config import ChatGLMConfig
+from ptuning.families.chatglm2.family import ChatGLM2
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, register_weight_names
+from ptuning.families.chatglm3.config import SUPPORTED, ChatGLM3Config
+from ptuning.families.chatglm3.template import ChatGLM3Template
+from ptuning.families.chatglm3.tokenizer import ChatGLM3Tokenizer
+
+
+class ChatGLM3ForConditionalGeneration(ChatGLMForConditionalGeneration):
+    """ChatGLM2's network; the rotary base is in the configuration."""
+
+    config_class = ChatGLM3Config
+
+
+class ChatGLM3(ChatGLM2):
+    name = "chatglm3"
+    model_type = ChatGLM3Config.model_type
+    written_type = ChatGLMConfig.model_type
+    config_class = ChatGLM3Config
+    versions = ("chatglm3",)
+    template_name = ChatGLM3Template.name
+    supported = SUPPORTED
+    example = "THUDM/chatglm3-6b"
+
+    def register(self) -> None:
+        self.register_classes(ChatGLM3Config, ChatGLM3ForConditionalGeneration, ChatGLM3Tokenizer)
+        register_weight_names(ChatGLM3Config.model_type)
+
+    def template(self, tokenizer) -> ChatGLM3Template:
+        return ChatGLM3Template(tokenizer)

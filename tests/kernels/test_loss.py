@@ -1,0 +1,93 @@
+"""The loss of labels in chunks: values and gradients of the cross entropy of all logits, and what it keeps."""
+
+import pytest
+import torch
+from torch import nn
+
+from ptuning.families.logits import label_loss, logits_of_labels, loss_of
+from ptuning.kernels import ONEDNN, TORCH, products, swap
+from ptuning.kernels.loss import LabelLoss, LossHead
+from ptuning.kernels.product import _onednn
+
+LABELS, HIDDEN, VOCABULARY = 13, 24, 50
+
+
+def given(dtype, labels=LABELS, large=1.0):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(labels, HIDDEN, dtype=dtype), torch.randn(VOCABULARY, HIDDEN, dtype=dtype)
+    return (large * hidden).requires_grad_(True), weight, torch.randn(VOCABULARY, dtype=dtype)
+
+
+def reference(hidden, weight, bias, targets):
+    logits = nn.functional.linear(hidden, weight, bias)
+    return nn.functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum"
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk", [1, 4 * VOCABULARY, 5 * VOCABULARY + 1, 10**9])  # 1, 4, 5 rows at a time, and all
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "large"),
+    [
+        (torch.float32, 2e-6, 1.0),
+        (torch.float64, 1e-14, 1.0),
+        (torch.float64, 1e-14, 40.0),
+        (torch.bfloat16, 0.02, 1.0),
+    ],
+)
+def test_equals_the_cross_entropy_of_all_logits(dtype, tolerance, large, chunk, bias):
+    hidden, weight, offset = given(dtype, large=large)
+    offset = offset if bias else None
+    targets = torch.randint(0, VOCABULARY, (LABELS,))
+    products = [nn.functional.linear] + ([_onednn] if dtype == torch.float32 and ONEDNN in products_here else [])
+    expected = reference(hidden, weight, offset, targets)
+    (gradient,) = torch.autograd.grad(expected / 7, hidden)
+    for multiply in products:
+        loss = LabelLoss.apply(hidden, weight, offset, targets, multiply, chunk)
+        (found,) = torch.autograd.grad(loss / 7, hidden)
+        assert loss.dtype == expected.dtype and found.dtype == dtype
+        assert (loss - expected).abs() <= tolerance * expected.abs()
+        assert (found - gradient).norm() <= tolerance * gradient.norm()
+
+
+products_here = products()
+
+
+def test_no_labels():
+    hidden, weight, _ = given(torch.float32, labels=0)
+    loss = LabelLoss.apply(hidden, weight, None, torch.zeros(0, dtype=torch.long), nn.functional.linear, 100)
+    loss.backward()
+    assert loss == 0 and hidden.grad.shape == (0, HIDDEN)
+
+
+def test_it_keeps_the_gradient_alone():
+    hidden, weight, _ = given(torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
+        LabelLoss.apply(hidden, weight, None, torch.zeros(LABELS, dtype=torch.long), nn.functional.linear, 100)
+    assert kept == [(LABELS, HIDDEN)]
+
+
+@pytest.mark.parametrize("product", products())
+def test_a_model_gives_the_sum_while_it_trains(golden, load_tiny, product):
+    model, ids, labels = load_tiny("embedding"), golden["train.input_ids"], golden["train.labels"]
+    expected = float(loss_of(model, ids, labels).detach())
+    swap(model, product)
+    assert isinstance(model.lm_head, LossHead)
+    for trains in (False, True):
+        model.train(trains)
+        model.prefix_encoder.eval()  # dropout off
+        with logits_of_labels(model, labels):
+            found = model(input_ids=ids, use_cache=False).logits
+        assert found.ndim == (0 if trains else 2)
+        assert float(label_loss(found, labels).detach()) == pytest.approx(expected, abs=1e-6)
+    assert model(input_ids=ids, use_cache=False).logits.ndim == 3  # nobody has told it the labels
+
+
+def test_an_output_layer_that_trains_has_its_logits(load_tiny):
+    model = load_tiny().requires_grad_(True)
+    swap(model, TORCH)
+    assert type(model.lm_head) is nn.Linear
