@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ptuning.errors import ConfigError, PTuningError, TrainingError
 from ptuning.messages import message
+
+Value = TypeVar("Value")
 
 # What torch and gloo say when the process at the other end is gone.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
@@ -167,9 +169,60 @@ def raise_together(problem: str | None, device: torch.device, error: type[PTunin
         raise error(problem)
 
 
-def of_main_process(value: str) -> str:
+def is_main() -> bool:
+    """Whether this is the first process, or the only one."""
+    return world_size() == 1 or dist.get_rank() == 0
+
+
+def of_main_process(value: Value) -> Value:
     """The first process's, on all of them."""
     return value if world_size() == 1 else broadcast_object_list([value])[0]
+
+
+# --- processes that compute one model together ----------------------------------------------------------------------------
+
+_divided = False
+_WITHOUT_END = timedelta(days=3650)
+
+
+def join() -> bool:
+    """Makes the process group of processes that wait for each other as long as a user or client doesn't ask anything. Returns
+    whether this is the first process."""
+    # Where no accelerator is, accelerate has to be told so, or each process takes itself for the only one.
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=_WITHOUT_END)
+    return is_main()
+
+
+def divide() -> None:
+    """From now on all processes compute the same rows, each its share of the model."""
+    global _divided
+    _divided = True
+
+
+def is_divided() -> bool:
+    return _divided
+
+
+def place_in_rows() -> tuple[int, int]:
+    """This process's place among those that rows are divided among, and their number."""
+    state = PartialState()
+    return (0, 1) if _divided else (state.process_index, state.num_processes)
+
+
+def from_all(own: list) -> list:
+    """What processes that divide rows have found, joined."""
+    return own if _divided else gather_object(own)
+
+
+def own_heads(whole: torch.Tensor, heads: int, dim: int) -> torch.Tensor:
+    """This process's share of keys or values; the whole where it isn't divided.
+
+    Args:
+        whole: of all heads.
+        heads: that are here.
+        dim: the heads'.
+    """
+    return whole if whole.shape[dim] == heads else whole.narrow(dim, dist.get_rank() * heads, heads)
 
 
 def most_anywhere(number: int) -> int:

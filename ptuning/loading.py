@@ -26,6 +26,7 @@ from ptuning.checkpoint.base import (
     resolve_base,
     whole_folder,
 )
+from ptuning.checkpoint.divided import check_devices, check_division, load_divided
 from ptuning.checkpoint.finite import require_finite
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.checkpoint.partitioned import load_partitioned
@@ -60,6 +61,8 @@ def load_model(
     quantization_bit: int | None = None,
     quantization: str | None = None,
     double_quantization: bool = False,
+    device_map: str | None = None,
+    tensor_parallel: int | None = None,
     say: Callable[[str], object] = log.warning,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base, with the prefix of a checkpoint attached if one is given, ready for `generate`.
@@ -76,6 +79,9 @@ def load_model(
             means. An official int8 or int4 folder needs none.
         quantization: nf4: the same by bitsandbytes.
         double_quantization: with nf4, scales in 8 bit.
+        device_map: auto: the base's layers are divided among the GPUs of this process.
+        tensor_parallel: its matrices are divided among so many processes, which torchrun has started and which must all make the
+            same calls.
         say: gets one line where the dtype isn't the one asked for.
 
     Returns:
@@ -84,7 +90,7 @@ def load_model(
     Raises:
         ModelError: the base is missing, incomplete, quantised otherwise, has NaN in it, or is another architecture.
         CheckpointError: the checkpoint is damaged, belongs to another base or template, or has no effect.
-        ConfigError: unknown dtype, attention implementation or precision.
+        ConfigError: unknown dtype, attention implementation or precision; a base or checkpoint that can't be divided so.
     """
     precision = chosen(quantization_bit, quantization, double_quantization)
     # What reads fast is checked first, so that a wrong path is known before 12 GB are read.
@@ -97,6 +103,8 @@ def load_model(
         device=device,
         attn_implementation=attn_implementation,
         precision=precision,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
     )
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
@@ -116,6 +124,8 @@ def load_base(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     precision: Precision | None = None,
+    device_map: str | None = None,
+    tensor_parallel: int | None = None,
 ) -> PreTrainedModel:
     """Loads the base alone, in eval mode; arguments and errors as in `load_model`.
 
@@ -130,6 +140,7 @@ def load_base(
         raise ConfigError(f"attn_implementation is {attn_implementation!r}; use one of {', '.join(ATTENTION)}.")
     read_base_config(resolve_base(model_name_or_path))
     stored = base_precision(model_name_or_path, precision)
+    check_division(device_map, tensor_parallel, read_config(resolve_base(model_name_or_path)), stored)
     folder = whole_folder(model_name_or_path)
     check_weights(folder)
     manifest = read_manifest(folder)
@@ -144,11 +155,16 @@ def load_base(
         "ignore_mismatched_sizes": True,  # reported below, with names and shapes
         "output_loading_info": True,
     }
-    if device.type != "cpu":
+    if device_map is not None:
+        options["device_map"] = device_map
+    elif device.type != "cpu" and tensor_parallel is None:
         # Straight onto the device: a copy in the host's memory first would take 12 GB there.
         options["device_map"] = {"": device}
     try:
-        if stored is not None:
+        if tensor_parallel is not None:
+            model, info = load_divided(folder, read_config(folder), tensor_parallel, options)
+            _read_the_rest(model, folder)
+        elif stored is not None:
             model, info = _load_quantized(folder, stored, options)
         else:
             config = read_config(folder)
@@ -160,6 +176,7 @@ def load_base(
             raise
         raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause
     _check_loading_info(info, model_name_or_path)
+    check_devices(getattr(model, "hf_device_map", {}), model_name_or_path)
     require_finite(dict(model.named_parameters()), model.config, folder)
     return model.eval()
 

@@ -19,12 +19,14 @@ from ptuning import distributed
 from ptuning.checkpoint.base import base_fingerprint, resolve_base
 from ptuning.checkpoint.manifest import Manifest, describe, read_manifest
 from ptuning.config import Config, parse, with_config
+from ptuning.config.engine import VLLM
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.encoded import EncodedSplit, encode_split
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import Split, load_split, mixed
 from ptuning.errors import ConfigError, PTuningError
 from ptuning.evaluation.best import resolve_best_metric, write_best
+from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
 from ptuning.kernels import swap, swap_to_answer
@@ -125,6 +127,8 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
                 make_room(config, folder, delete=True)
         checkpoint = None if resume_from is None else str(resume_from.checkpoint)
         with recording(config, folder, replace(record, resumed_from=checkpoint), encoded):
+            if is_only_asked(config):
+                return evaluate(config, method, template, splits, encoded, say)
             return train_and_evaluate(config, method, kernels, template, splits, encoded, must_score, checkpoint, say)
 
 
@@ -143,7 +147,7 @@ def train_and_evaluate(
     training = config.training
     model = build_model(config, method, say, kernels)
     evaluation = Evaluation(
-        EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say
+        EvaluationSettings.of(config), LocalModel(model), template, encoder_of(config, template, "test"), method, say
     )
     rows = {name: split.rows for name, split in encoded.items()}
     questions = {name: Questions(split.records, rows[name]) for name, split in splits.items()}
@@ -176,6 +180,36 @@ def train_and_evaluate(
         for line in method.next_commands(base, training.output_dir, asked):
             say(line)
     return results
+
+
+def is_only_asked(config: Config) -> bool:
+    """Whether no trainer has anything to do with the model, because it is elsewhere or divided."""
+    model = config.model
+    return config.generation.engine == VLLM or model.device_map is not None or model.tensor_parallel is not None
+
+
+def evaluate(
+    config: Config,
+    method: Method | None,
+    template: Template,
+    splits: dict[str, Split],
+    encoded: dict[str, EncodedSplit],
+    say: Say,
+) -> dict[str, dict]:
+    """Scores of a model that `is_only_asked`. Returns what metrics.json holds."""
+    args = config.model
+    model: EvaluatedModel
+    if config.generation.engine == VLLM:
+        model = connect(config.generation, args.model_name_or_path, args.ptuning_checkpoint, template)
+    else:
+        model = LocalModel(build_model(config, method, say))
+    evaluation = Evaluation(
+        EvaluationSettings.of(config), model, template, encoder_of(config, template, "test"), method, say
+    )
+    evaluation.after_training(Questions(splits["test"].records, encoded["test"].rows))
+    say(evaluation.summary())
+    say(message("results", file=evaluation.write({})))
+    return evaluation.results
 
 
 def validate(trainer: TuningTrainer, say: Say) -> dict[str, float]:
@@ -331,6 +365,8 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
         device=training.device,
         attn_implementation=args.attn_implementation,
         precision=asked_precision(args),
+        device_map=args.device_map,
+        tensor_parallel=args.tensor_parallel,
     )
     if not training.do_train:
         choose_kernels(model, args.cpu_kernels, say)

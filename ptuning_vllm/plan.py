@@ -29,13 +29,15 @@ def wanted(params: Any, salt: Any, prompt_tokens: int) -> tuple[str, int] | None
 
     Args:
         params: its kv_transfer_params, whatever a client made of them.
-        salt: its cache_salt. It must be the digest: else vLLM answers from the blocks of another prefix.
+        salt: its cache_salt. It must be the digest: else vLLM answers from the blocks of another prefix. With a point and
+            more behind it, it shares no blocks with any other request.
         prompt_tokens: placeholders included.
     """
     if not isinstance(params, dict) or params.get("prefix") is None:
         return None
     prefix, length = params["prefix"], params.get("length")
-    right = isinstance(prefix, str) and type(length) is int and 0 < length < prompt_tokens and salt == prefix
+    right = isinstance(prefix, str) and type(length) is int and 0 < length < prompt_tokens
+    right = right and isinstance(salt, str) and salt.partition(".")[0] == prefix
     return (prefix, length) if right else (MALFORMED, 0)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from ptuning.checkpoint.tensors import TensorFiles
@@ -13,7 +14,9 @@ from ptuning.families import family_of
 
 
 def not_finite(tensor: torch.Tensor) -> int:
-    """How many values are NaN or infinite."""
+    """How many values are NaN or infinite, of this process's share where the tensor is divided."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     if not tensor.is_floating_point() or not tensor.numel():
         return 0
     # One pass without a copy; torch.isfinite alone takes 25 times as long (0.07 s against 1.6 s for 10^8 values on 2 cores).

@@ -108,13 +108,21 @@ class TensorFiles:
 
 
 class UnreadTensor:
-    """Stands for a tensor until `[...]` reads it, as the slices of safetensors do."""
+    """Stands for a tensor until `[...]` reads it, as the slices of safetensors do.
 
-    def __init__(self, files: TensorFiles, name: str):
-        self._files, self._name = files, name
+    Args:
+        rows: first and last of those that it stands for; default: all.
+    """
+
+    def __init__(self, files: TensorFiles, name: str, rows: tuple[int, int] | None = None):
+        self._files, self._name, self._rows = files, name, slice(*rows) if rows else slice(None)
 
     def __getitem__(self, where: Any) -> torch.Tensor:
-        return self._files.read(self._name)[where]
+        return self._files.read(self._name)[self._rows][where]
+
+    def get_shape(self) -> list[int]:
+        first, *others = self._files.shape(self._name)
+        return [len(range(first)[self._rows]), *others]
 
     def get_dtype(self) -> str:
         return DTYPES[self._files.dtype(self._name)]

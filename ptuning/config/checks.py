@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from ptuning.config.engine import VLLM, check_engine
 from ptuning.config.options import DATASET, Config, DataArguments, TuningArguments
 from ptuning.errors import ConfigError
 from ptuning.packages import missing, require
@@ -76,6 +77,13 @@ def check(config: Config, given: Collection[str]) -> None:
     for flag in ("early_stopping_patience", "metric_for_best_model"):
         if getattr(training, flag) is not None and not data.sources("validation"):
             raise ConfigError(f"--{flag} needs --validation_file")
+    _check_engine(config)
+    for flag in ("device_map", "tensor_parallel"):
+        if getattr(model, flag) is not None and (training.do_train or training.do_eval):
+            raise ConfigError(
+                f"--{flag} {getattr(model, flag)} is for answers; training divides a model with --deepspeed configs/zero3.json: "
+                f"leave {'--do_train' if training.do_train else '--do_eval'} or --{flag} out"
+            )
     generation = config.generation
     answers = training.do_predict or (training.do_eval and generation.predict_with_generate)
     for flag in ("baseline", "baseline_from"):
@@ -85,6 +93,17 @@ def check(config: Config, given: Collection[str]) -> None:
         raise ConfigError(
             "--baseline answers with the base again, --baseline_from takes an earlier run's answers; give one"
         )
+
+
+def _check_engine(config: Config) -> None:
+    model, generation, training = config.model, config.generation, config.training
+    check_engine(generation.engine, (model, generation), needs_store=model.ptuning_checkpoint is not None)
+    if generation.engine == VLLM:
+        for flag in ("do_train", "do_eval"):
+            if getattr(training, flag):
+                raise ConfigError(
+                    f"--engine {VLLM} answers and scores a test file; --{flag} computes in this process: leave one of the two out"
+                )
 
 
 def _check_tokens_per_batch(data: DataArguments, training: TuningArguments, given: Collection[str]) -> None:

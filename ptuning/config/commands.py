@@ -43,10 +43,14 @@ def language_option(of: str) -> Any:
     return option(None, f"of the {of}; default: {VARIABLE} in the environment, else the locale")
 
 
-def same_option(cls: type, name: str) -> Any:
-    """A field that another command's options have too."""
+def same_option(cls: type, name: str, **more: Any) -> Any:
+    """A field that another command's options have too.
+
+    Args:
+        more: metadata that is this command's.
+    """
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata={**field.metadata, **more})
 
 
 def parse_options(cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None) -> Options:

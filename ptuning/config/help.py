@@ -33,7 +33,7 @@ TRAINING = {
 }
 
 EVALUATION = {
-    "model": ("model_name_or_path", "ptuning_checkpoint", "dtype"),
+    "model": ("model_name_or_path", "ptuning_checkpoint", "dtype", "device_map", "tensor_parallel"),
     "data": (
         "test_file",
         "prompt_column",
@@ -44,7 +44,16 @@ EVALUATION = {
         "val_max_target_length",
         "max_predict_samples",
     ),
-    "answers": ("generation_mode", "num_beams", "generation_batch_tokens", "seed"),
+    "answers": (
+        "generation_mode",
+        "num_beams",
+        "generation_batch_tokens",
+        "seed",
+        "engine",
+        "vllm_url",
+        "vllm_key",
+        "prefix_store",
+    ),
     "scores": ("baseline", "baseline_from", "probe"),
     "output": ("output_dir", "overwrite_output_dir"),
 }

@@ -113,6 +113,7 @@ ANSWERS = {
     "bnb_4bit_quant_type": _PRECISION,
     "bnb_4bit_use_double_quant": "use --double_quantization, with --quantization nf4",
     "bnb_4bit_compute_dtype": "what isn't quantised says it: --dtype, or --bf16 true",
+    "tensor_parallel_size": "use --tensor_parallel N",
     "packing": "rows aren't packed: those of similar length share a batch, and little is padded; leave it out",
     "flash_attn": "use --attn_implementation flash_attention_2",
     "neftune_alpha": "use --neftune_noise_alpha",

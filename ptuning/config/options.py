@@ -74,6 +74,19 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa (default), eager, flex_attention or flash_attention_2."}
     )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto: the base's layers are divided among this process's GPUs, for answers.",
+            "choices": ["auto"],
+        },
+    )
+    tensor_parallel: int | None = field(
+        default=None,
+        metadata={
+            "help": "Divide the base's matrices among the N processes of torchrun --nproc-per-node N, for answers."
+        },
+    )
     quantization_bit: int | None = field(
         default=None,
         metadata={"help": "8 or 4: quantise the base as it is read; an official int8 or int4 folder needs none."},
@@ -201,6 +214,21 @@ class GenerationArguments:
             "help": "Rows decoded together are bounded by this many tokens (prefix, prompt and answer); halved when memory "
             "runs out."
         },
+    )
+    engine: str = field(
+        default="continuous",
+        metadata={
+            "help": "continuous: this process answers; vllm: vLLM does, at --vllm_url.",
+            "choices": ["continuous", "vllm"],
+        },
+    )
+    vllm_url: list[str] | None = field(
+        default=None, metadata={"help": "Address of a vLLM server, or of several with the same model."}
+    )
+    vllm_key: str | None = field(default=None, metadata={"help": "vLLM's own --api-key."})
+    prefix_store: str | None = field(
+        default=None,
+        metadata={"help": "With --engine vllm: the folder that vLLM reads prefixes and LoRAs from."},
     )
     baseline: bool = field(default=False, metadata={"help": "Score the untuned base on the same rows too."})
     baseline_from: str | None = field(

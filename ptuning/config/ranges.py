@@ -59,6 +59,7 @@ RANGES = {
     "max_predict_samples": ONE,
     "preprocessing_num_workers": Range(1, advice="at least 1, or leave it out"),
     "num_beams": ONE,
+    "tensor_parallel": Range(2, advice="at least 2 (the processes of torchrun), or leave it out"),
     "generation_batch_tokens": Range(1, advice="at least 1024"),
     "per_device_train_batch_size": BATCH,
     "tokens_per_batch": Range(1, advice="at least 1 (e.g. 4096), or leave it out for --per_device_train_batch_size"),

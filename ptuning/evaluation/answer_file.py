@@ -1,6 +1,6 @@
 """`ptuning predict`: answers to the questions of a file, without references and scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,18 @@ from accelerate import PartialState
 
 from ptuning.config import DataArguments, GenerationArguments, ModelArguments, TuningArguments
 from ptuning.config.commands import option, parse_options, same_option
+from ptuning.config.engine import VLLM, VLLM_KEY, check_engine
 from ptuning.config.ranges import check_values
 from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.formats import Record
 from ptuning.data.guess import FormatOptions
 from ptuning.data.splits import load_split
+from ptuning.distributed import join
 from ptuning.errors import ConfigError
 from ptuning.evaluation.answers import Answer, GenerationOptions
-from ptuning.evaluation.predictions import answered_lines, key_of
+from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
+from ptuning.evaluation.predictions import answered_lines
+from ptuning.families import Template
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, silent
 from ptuning.methods import attach_checkpoint, base_of, read_checkpoint
@@ -53,8 +57,14 @@ class PredictOptions:
     generation_mode: str = same_option(GenerationArguments, "generation_mode")
     num_beams: int = same_option(GenerationArguments, "num_beams")
     generation_batch_tokens: int = same_option(GenerationArguments, "generation_batch_tokens")
+    engine: str = same_option(GenerationArguments, "engine")
+    vllm_url: tuple[str, ...] | None = same_option(GenerationArguments, "vllm_url", together=True)
+    vllm_key: str | None = same_option(GenerationArguments, "vllm_key", env=VLLM_KEY)
+    prefix_store: str | None = same_option(GenerationArguments, "prefix_store")
     seed: int = same_option(TuningArguments, "seed")
     dtype: str = same_option(ModelArguments, "dtype")
+    device_map: str | None = same_option(ModelArguments, "device_map")
+    tensor_parallel: int | None = same_option(ModelArguments, "tensor_parallel")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
@@ -63,6 +73,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         check_values(vars(self))
+        check_engine(self.engine, (self,), needs_store=self.ptuning_checkpoint is not None)
 
 
 def predict_command(argv: Sequence[str]) -> None:
@@ -74,7 +85,9 @@ def predict_command(argv: Sequence[str]) -> None:
         PTuningError: the model or the checkpoint can't be used.
     """
     options = parse_options(PredictOptions, argv, "ptuning predict", _ABOUT)
-    output, precision = Path(options.output), asked_precision(options)
+    output = Path(options.output)
+    asked_precision(options)  # a wrong one is said before anything is read
+    join()
     state = PartialState()
     say = print if state.is_main_process else silent
     _check_output(output, options.overwrite)
@@ -91,17 +104,32 @@ def predict_command(argv: Sequence[str]) -> None:
     template = load_template(base)
     prompts, _ = Encoder(template, Lengths(source, target), prefix).prompt_rows(split.records)
     generation = GenerationOptions.of(options, source, target, options.seed)
-    model = load_base(base, dtype=computed_dtype(options.dtype, state.device, say), precision=precision)
-    choose_kernels(model, options.cpu_kernels, say)
-    if options.ptuning_checkpoint is not None:
-        attach_checkpoint(model, options.ptuning_checkpoint, base, say)
+    model = _model(options, base, template, say)
     same = replace(generation, batch_tokens=0)  # which doesn't change the answers
-    key = key_of(model, same, [row.input_ids for row in prompts])
+    key = model.key(same, [row.input_ids for row in prompts])
     lines = answered_lines(model, template, split.records, prompts, generation, ResumableLines(output, key), _line, say)
     if state.is_main_process:
         write_lines(output, lines)
         delete_parts(output)
     say(message("wrote_answers", count=len(lines), file=output))
+
+
+def _model(options: PredictOptions, base: str, template: Template, say: Callable[[str], None]) -> EvaluatedModel:
+    """What answers: vLLM, or a model that is loaded now."""
+    if options.engine == VLLM:
+        return connect(options, base, options.ptuning_checkpoint, template)
+    dtype = computed_dtype(options.dtype, PartialState().device, say)
+    model = load_base(
+        base,
+        dtype=dtype,
+        precision=asked_precision(options),
+        device_map=options.device_map,
+        tensor_parallel=options.tensor_parallel,
+    )
+    choose_kernels(model, options.cpu_kernels, say)
+    if options.ptuning_checkpoint is not None:
+        attach_checkpoint(model, options.ptuning_checkpoint, base, say)
+    return LocalModel(model)
 
 
 def _line(record: Record, answer: Answer) -> dict[str, Any]:

@@ -1,45 +1,32 @@
 """Many rows put to the model: its answers to prompts, and how likely it finds answers that are given.
 
-Both are divided among the processes, and start with the longest rows, so that a batch that doesn't fit fails at once and not
+Both are divided among the processes. Answers start with the longest rows, so that a batch that doesn't fit fails at once and not
 at the end.
-
-Shapes: B rows of a batch, S its longest row.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from transformers import PreTrainedModel
-
-from ptuning.data.batch import PadRight
-from ptuning.data.encode import IGNORE, EncodedRow
-from ptuning.distributed import anywhere, most_anywhere
+from ptuning.data.encode import EncodedRow
+from ptuning.distributed import anywhere, from_all, place_in_rows
+from ptuning.evaluation.model import EvaluatedModel
 from ptuning.families import Template
-from ptuning.families.logits import label_positions, logits_at, row_losses
-from ptuning.generation import GREEDY, OFFICIAL, BeamSearch, Engine, GenerationRequest, Generator
-from ptuning.methods import attached
-
-_LOSS_TOKENS = 4096  # of a batch: each label brings fp32 logits over the vocabulary, 0.26 MB with ChatGLM2-6B's
+from ptuning.generation import GREEDY, OFFICIAL, GenerationRequest
+from ptuning.methods import Companion
 
 Result = TypeVar("Result")
 
 
 def own_rows(rows: Sequence) -> Sequence:
     """This process's of rows that are divided among all: every n-th, n being the number of processes."""
-    state = PartialState()
-    return rows[state.process_index :: state.num_processes]
+    place, processes = place_in_rows()
+    return rows[place::processes]
 
 
 def _in_order(own: Sequence[tuple[int, Result]]) -> list[Result]:
     """The results of all processes, ordered by row number; every process must call."""
-    return [result for _, result in sorted(gather_object(list(own)), key=lambda pair: pair[0])]
-
-
-# --- answers --------------------------------------------------------------------------------------------------------------
+    return [result for _, result in sorted(from_all(list(own)), key=lambda pair: pair[0])]
 
 
 class Asked(Protocol):
@@ -109,7 +96,7 @@ class Answer:
 
 
 def generate_answers(
-    model: PreTrainedModel,
+    model: EvaluatedModel,
     template: Template,
     rows: Sequence[EncodedRow],
     options: GenerationOptions,
@@ -127,32 +114,19 @@ def generate_answers(
     Yields:
         One answer a row, in the order they are done.
     """
-    requests = _requests(model, rows, options, numbers or range(len(rows)))
-    was_training = model.training
-    model.eval()
-    try:
-        tokens: dict[Hashable, list[int]] = {request.id: [] for request in requests}
-        with _generator(model, template, options, say) as generator:
-            for event in generator.submit(requests, anywhere):
-                if event.token is not None:
-                    tokens[event.id].append(event.token)
-                if event.finish is not None:
-                    answer = tokens.pop(event.id)
-                    yield Answer(event.id, template.decode(answer).strip(), len(answer), event.finish == "stop")
-    finally:
-        model.train(was_training)
-
-
-def _generator(model: PreTrainedModel, template: Template, options: GenerationOptions, say) -> Generator:
-    """The engine's running batch, or transformers' beam search in batches."""
-    limits = {"batch_tokens": options.batch_tokens, "notify": say}
-    if options.num_beams > 1:
-        return BeamSearch(model, template.stop_ids, template.pad_id, num_beams=options.num_beams, **limits)
-    return Engine(model, template.stop_ids, **limits)
+    requests = _requests(model.companion(), rows, options, numbers or range(len(rows)))
+    tokens: dict[Hashable, list[int]] = {request.id: [] for request in requests}
+    with model.answering(template, options.batch_tokens, options.num_beams, say) as generator:
+        for event in generator.submit(requests, anywhere):
+            if event.token is not None:
+                tokens[event.id].append(event.token)
+            if event.finish is not None:
+                answer, index = tokens.pop(event.id), cast(int, event.id)  # of `_requests`
+                yield Answer(index, template.decode(answer).strip(), len(answer), event.finish == "stop")
 
 
 def all_answers(
-    model: PreTrainedModel,
+    model: EvaluatedModel,
     template: Template,
     rows: Sequence[EncodedRow],
     options: GenerationOptions,
@@ -164,98 +138,20 @@ def all_answers(
     return _in_order([(own[answer.index], answer) for answer in found])
 
 
-def _requests(model, rows, options: GenerationOptions, numbers: Sequence[int]) -> list[GenerationRequest]:
+def all_losses(model: EvaluatedModel, rows: Sequence[EncodedRow], pad_id: int) -> list[tuple[float, int]]:
+    """(summed loss, tokens) of each row's labels, in the rows' order, on every process; each process computes its own."""
+    own = own_rows(range(len(rows)))
+    found = model.losses([rows[index] for index in own], pad_id, rows[0])
+    return _in_order(list(zip(own, found, strict=True)))
+
+
+def _requests(
+    companion: Companion | None, rows: Sequence[EncodedRow], options: GenerationOptions, numbers: Sequence[int]
+) -> list[GenerationRequest]:
     """Longest first."""
-    method = attached(model)
-    prefix = None if method is None else method.served(model, "tuned")
     requests = []
     for index in sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids)):
         ids = rows[index].input_ids
         sampling = replace(OFFICIAL, seed=options.seed * 1_000_003 + numbers[index]) if options.sample else GREEDY
-        requests.append(GenerationRequest(index, ids, options.new_tokens(len(ids)), sampling, prefix))
+        requests.append(GenerationRequest(index, ids, options.new_tokens(len(ids)), sampling, companion))
     return requests
-
-
-# --- losses of given answers ----------------------------------------------------------------------------------------------
-
-
-def answer_losses(
-    model: PreTrainedModel,
-    rows: Sequence[EncodedRow],
-    pad_id: int,
-    batch_tokens: int,
-    calls: int = 0,
-    filler: EncodedRow | None = None,
-) -> list[tuple[float, int]]:
-    """Each row's negative log likelihood, summed over its labels, and their number; (0.0, 0) for a row without labels.
-
-    Logits are computed at the labels only, and the logarithm in fp32.
-
-    Args:
-        model: or what wraps it under DeepSpeed; its mode is put back afterwards.
-        rows: with labels, as `Encoder.training_rows` makes them.
-        pad_id: the template's.
-        batch_tokens: B * S is at most this, except for a single longer row.
-        calls: the model is called at least so often, because under ZeRO-3 all processes gather each layer together.
-            Take the most that any process has of `number_of_batches`.
-        filler: the row of calls that have no rows left.
-
-    Raises:
-        ValueError: calls are left over and there is no filler.
-    """
-    batches, collate = _batches(rows, batch_tokens), PadRight(pad_id)
-    if calls > len(batches) and filler is None:
-        raise ValueError(f"{calls} calls for {len(batches)} batches need a filler row")
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    was_training = model.training
-    model.eval()
-    try:
-        # ZeRO-3 keeps gathered weights for training, where inference tensors can't be used.
-        with torch.no_grad():
-            for batch in batches:
-                losses = _batch_losses(model, collate([_item(rows[index]) for index in batch]))
-                for index, loss in zip(batch, losses, strict=True):
-                    results[index] = (loss, sum(label != IGNORE for label in rows[index].labels[1:]))
-            for _ in range(len(batches), calls):
-                assert filler is not None
-                _batch_losses(model, collate([_item(filler)]))
-    finally:
-        model.train(was_training)
-    return results
-
-
-def all_losses(model: PreTrainedModel, rows: Sequence[EncodedRow], pad_id: int) -> list[tuple[float, int]]:
-    """(summed loss, tokens) of each row's labels, in the rows' order, on every process; each process computes its own."""
-    own = own_rows(range(len(rows)))
-    chosen = [rows[index] for index in own]
-    calls = most_anywhere(number_of_batches(chosen, _LOSS_TOKENS))
-    found = answer_losses(model, chosen, pad_id, _LOSS_TOKENS, calls, rows[0])
-    return _in_order(list(zip(own, found, strict=True)))
-
-
-def number_of_batches(rows: Sequence[EncodedRow], batch_tokens: int) -> int:
-    """How often `answer_losses` calls the model for these rows."""
-    return len(_batches(rows, batch_tokens))
-
-
-def _batches(rows: Sequence[EncodedRow], batch_tokens: int) -> list[list[int]]:
-    """Row numbers. A batch is as wide as its first row, so its size is known beforehand."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
-    batches, start = [], 0
-    while start < len(order):
-        size = max(batch_tokens // max(len(rows[order[start]].input_ids), 1), 1)
-        batches.append(order[start : start + size])
-        start += size
-    return batches
-
-
-def _item(row: EncodedRow) -> dict:
-    return {"input_ids": row.input_ids, "labels": row.labels, "row": 0}
-
-
-def _batch_losses(model, batch: dict[str, torch.Tensor]) -> list[float]:
-    """→ B sums."""
-    ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-    with logits_at(model, label_positions(labels)):
-        logits_NV = model(input_ids=ids, use_cache=False).logits
-    return row_losses(logits_NV, labels).tolist()

@@ -1,26 +1,26 @@
 """Files of predictions: written line by line as the answers come, scored at the end, and read back."""
 
-import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from ptuning.data.encode import EncodedRow
 from ptuning.data.encoded import EncodedRows
 from ptuning.data.formats import Record
 from ptuning.data.problems import Problem, described, listed
+from ptuning.distributed import from_all, is_divided, place_in_rows
 from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import Answer, GenerationOptions, all_losses, generate_answers, own_rows
 from ptuning.evaluation.metrics import row_metrics, row_scores, summarise
+from ptuning.evaluation.model import EvaluatedModel
 from ptuning.families import Template
 from ptuning.messages import message
-from ptuning.methods import attached
 from ptuning.runs.folder import BASE, TUNED
 from ptuning.runs.lines import ResumableLines, append, read_lines, write_lines
 
@@ -32,7 +32,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "tokens": (int, float),
 }
 _NAMES: dict[type | tuple[type, ...], str] = {str: "text", bool: "true or false", (int, float): "a number"}
-_SAMPLED = 16  # numbers of each tensor of the base that go into a key
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Questions:
 
 
 def predict(
-    model: PreTrainedModel,
+    model: EvaluatedModel,
     template: Template,
     questions: Questions,
     options: GenerationOptions,
@@ -76,7 +75,7 @@ def predict(
     settings = replace(options, batch_tokens=0)  # which doesn't change the answers
     scores = [metric.name for metric in row_metrics()]
     texts = [(record.prompt, record.history, record.response) for record in records]  # ids don't have what was cut off
-    key = key_of(model, settings, max_target_length, scores, texts, questions.rows.sha256)
+    key = model.key(settings, max_target_length, scores, texts, questions.rows.sha256)
 
     def line_of(record: Record, answer: Answer) -> dict[str, Any]:
         reference = _reference(record.response or "", template, options, max_target_length)
@@ -106,7 +105,7 @@ def predict(
 
 
 def answered_lines(
-    model: PreTrainedModel,
+    model: EvaluatedModel,
     template: Template,
     records: Sequence[Record],
     prompts: Sequence[EncodedRow],
@@ -137,14 +136,16 @@ def answered_lines(
     own = []
     shows_bar = shows_bar and state.is_main_process
     bar = tqdm(total=len(todo), desc=kept.path.stem, unit="row", leave=False, disable=not shows_bar)
-    with kept.open(state.process_index) as file, bar:
+    place, _ = place_in_rows()
+    writes = state.is_main_process or not is_divided()  # the others have the same lines
+    with kept.open(place) if writes else open(os.devnull, "w") as file, bar:  # noqa: PTH123
         for answer in answers:
             index = todo[answer.index]
             line = {"index": index, **line_of(records[index], answer)}
             append(file, line)
             own.append(line)
             bar.update()
-    return sorted([*done.values(), *gather_object(own)], key=lambda line: line["index"])
+    return sorted([*done.values(), *from_all(own)], key=lambda line: line["index"])
 
 
 def _reference(text: str, template: Template, options: GenerationOptions, max_target_length: int) -> str:
@@ -153,23 +154,6 @@ def _reference(text: str, template: Template, options: GenerationOptions, max_ta
     # The official script scores against references cut at max_target_length.
     (ids,) = template.encode_text([text])
     return template.decode(ids[:max_target_length])
-
-
-def key_of(model: PreTrainedModel, *settings: object) -> str:
-    """16 hex digits that change with the weights (some of each tensor, all that a method has attached) and the settings.
-
-    Args:
-        settings: what `repr` shows of them counts.
-    """
-    digest = hashlib.sha256(repr(settings).encode())
-    method = attached(model)
-    tuned = set() if method is None else {id(parameter) for parameter in method.parameters(model)}
-    for parameter in model.parameters():
-        numbers = getattr(parameter, "ds_tensor", parameter).detach().flatten()  # under ZeRO-3: this process's part
-        if id(parameter) not in tuned:
-            numbers = numbers[:: max(len(numbers) // _SAMPLED, 1)]
-        digest.update(numbers.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def prediction_file(run: str, name: str | None = None) -> Path:

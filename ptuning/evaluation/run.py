@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.config import Config
@@ -18,11 +17,12 @@ from ptuning.errors import ConfigError, DataError
 from ptuning.evaluation.answers import GenerationOptions, all_answers, all_losses
 from ptuning.evaluation.compare import compare, require_same_rows
 from ptuning.evaluation.metrics import METRICS, scores_table
+from ptuning.evaluation.model import EvaluatedModel
 from ptuning.evaluation.predictions import Questions, predict, read_predictions
 from ptuning.evaluation.probe import Prober, probe_base, probe_tuned, read_probe, read_probe_base
 from ptuning.families import Template
 from ptuning.messages import message
-from ptuning.methods import Method, bare
+from ptuning.methods import Method
 from ptuning.runs import RunFolder
 from ptuning.runs.files import read_json
 from ptuning.runs.folder import BASE, PROBE, PROBE_BASE, TUNED, VALIDATION
@@ -73,7 +73,7 @@ class Evaluation:
 
     Args:
         settings: what is asked for.
-        model: with what the method attaches, if it does.
+        model: tuned, where it is.
         template: of the model's family, over its tokenizer.
         encoder: of evaluation rows; makes those of the probe.
         method: how the model is or will be tuned; None: this run neither trains nor loads a tuned checkpoint.
@@ -86,7 +86,7 @@ class Evaluation:
     def __init__(
         self,
         settings: EvaluationSettings,
-        model: PreTrainedModel,
+        model: EvaluatedModel,
         template: Template,
         encoder: Encoder,
         method: Method | None,
@@ -126,7 +126,7 @@ class Evaluation:
         settings = self.settings
         if test is not None:
             if settings.baseline and self._keeps_base:
-                with bare(self.model):
+                with self.model.bare():
                     self._score("base", test)
             self._score("tuned" if self._is_tuned else "base", test)
             if settings.baseline_from is not None:
@@ -135,7 +135,7 @@ class Evaluation:
             return
         base = self._base_probe
         if self._keeps_base or base is None:
-            with bare(self.model):
+            with self.model.bare():
                 base = probe_base(self._prober)
         self._finish_probe(self._prober, base)
 

@@ -175,6 +175,10 @@ class Family(ABC):
         """
         return config
 
+    def tensor_parallel_refusal(self, config: PreTrainedConfig) -> str | None:
+        """Why a base's matrices can't be divided among processes by heads; None: they can."""
+        return None if getattr(config, "base_model_tp_plan", None) else "this architecture has no plan for it"
+
     def vllm_refusal(self, config: PreTrainedConfig) -> str | None:
         """Why vLLM would compute something else from files in this family's own format, without a word; None: it wouldn't."""
         return None

@@ -25,7 +25,7 @@ def _select(head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | 
     selected = getattr(head, _SELECTED, None)
     if selected is None:
         return None
-    return (args[0][selected], *args[1:]), kwargs
+    return (args[0][selected.to(args[0].device)], *args[1:]), kwargs
 
 
 @contextmanager

@@ -73,7 +73,8 @@ class Engine:
         self.set_back = 0  # how often a row went back into the queue for lack of room
         self._arrivals = count()
         sizes = row_dimensions(model.config)
-        self.cache = SlotCache(sizes.layers, sizes.groups, sizes.head_dim, model.dtype, model.device)
+        groups = sizes.groups // (model.tp_size or 1)
+        self.cache = SlotCache(sizes.layers, groups, sizes.head_dim, model.dtype, model.device)
         self._compute = Forward(model, self.cache)
 
     def __enter__(self) -> "Engine":
@@ -135,8 +136,7 @@ class Engine:
         self.prefix_cache.drop(prefix)
 
     def step(self) -> list[Token]:
-        """One forward call: prompts of rows that can join, or the next token of every running row, or both with a piece of one
-        prompt.
+        """One forward call: prompts of rows that can join, the next token of every running row, or both with a piece of a prompt.
 
         Returns:
             What became known, in the rows' order; empty when there is no work, after a piece of a prompt, or when memory

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ptuning.distributed import own_heads
 from ptuning.errors import GenerationError
 from ptuning.families import Dimensions, family_of
 from ptuning.generation.together import Layout, spans
@@ -43,7 +44,9 @@ class _Slice(CacheLayerMixin):
         """Nothing to do: the owner allocates before each call."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Writes (n, G, S, D) behind what each row has, and returns the rows' (n, G, columns in use, D)."""
+        """Writes (n, G, S, D) behind what each row has, and returns the rows' (n, G, columns in use, D) where they came from."""
+        layer_device, own_device = key_states.device, self.owner.store.device
+        key_states, value_states = key_states.to(own_device), value_states.to(own_device)
         rows, index, width = self.owner.rows, self.owner.index, self.owner.width
         keys, values = self.owner.store[self.layer, :, rows]
         if self.owner.piece is not None:
@@ -51,10 +54,10 @@ class _Slice(CacheLayerMixin):
             for store, states in ((keys, key_states), (values, value_states)):
                 store[:count].scatter_(2, index, states[:count])
                 store[count, :, start:stop] = states[count:, :, 0].transpose(0, 1)
-            return keys[:, :, :width], values[:, :, :width]
+            return keys[:, :, :width].to(layer_device), values[:, :, :width].to(layer_device)
         keys.scatter_(2, index, key_states)
         values.scatter_(2, index, value_states)
-        return keys[:, :, :width], values[:, :, :width]
+        return keys[:, :, :width].to(layer_device), values[:, :, :width].to(layer_device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.width, 0
@@ -152,8 +155,9 @@ class SlotCache(Cache):
         return Layout(len(starts), rows_mask, apart, piece_mask[None, None])
 
     def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
-        """Writes (L, 2, G, n, D) into a row from column `start` on."""
-        self.store[:, :, row, :, start : start + key_values.shape[3]] = key_values
+        """Writes (L, 2, G, n, D), of which this process may have a share, into a row from column `start` on."""
+        own = own_heads(key_values, self.store.shape[3], 2)
+        self.store[:, :, row, :, start : start + own.shape[3]] = own
 
     def take(self, row: int, start: int, stop: int) -> torch.Tensor:
         """A copy of a row's columns: (L, 2, G, stop - start, D)."""

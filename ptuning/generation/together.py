@@ -86,7 +86,7 @@ def _attention(
         parts.append((query[r:, :, 0].transpose(0, 1)[None], slice(r, r + 1), layout.piece_mask))  # (1, H, p, D)
     outputs = []
     for part, slots, mask in parts:
-        width = mask.shape[3]
+        width, mask = mask.shape[3], mask.to(query.device)
         found, _ = sdpa_attention_forward(module, part, key[slots, :, :width], value[slots, :, :width], mask, **kwargs)
         outputs.append(found.flatten(0, 1)[:, None])  # (rows or p, 1, H, D)
     return torch.cat(outputs), None

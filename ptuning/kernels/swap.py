@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ptuning.distributed import of_main_process
+from ptuning.distributed import is_divided, of_main_process
 from ptuning.errors import ConfigError
 from ptuning.families import family_of
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
@@ -72,6 +72,8 @@ def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str
         why = "this base is quantised, which --cpu_kernels is for"
     elif is_deepspeed_zero3_enabled():
         why = "ZeRO stage 3 gathers weights in its own way"
+    elif is_divided():
+        why = "the matrices are divided among processes (--tensor_parallel)"
     elif weight.device.type != "cpu" or weight.dtype != torch.float32:
         why = f"they are for a base in float32 on a CPU, and this one is in {str(weight.dtype)[6:]} on {weight.device.type}"
     else:

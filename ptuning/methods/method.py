@@ -76,6 +76,7 @@ class Method(ABC):
     defaults: ClassVar[dict[str, Any]] = {}  # of those, where a new run doesn't give them
     keeps_base: bool  # the untuned base is still there after training
     merges = False  # it can become part of the base's weights
+    divides = False  # it can be on a base whose matrices are divided among processes
 
     @abstractmethod
     def describe(self) -> str:

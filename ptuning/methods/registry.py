@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptuning.checkpoint.manifest import Manifest, read_manifest
-from ptuning.errors import ConfigError
+from ptuning.distributed import is_divided
+from ptuning.errors import CheckpointError, ConfigError
 from ptuning.messages import message, note
 from ptuning.methods.method import Method
 from ptuning.methods.store import Stored
@@ -115,7 +116,13 @@ def attach_checkpoint(
         notify: gets one line where the base had another precision while training.
     """
     folder = Path(folder).expanduser()
-    manifest = method_of_checkpoint(folder).attach(model, folder, base)
+    method = method_of_checkpoint(folder)
+    if is_divided() and not method.divides:
+        raise CheckpointError(
+            f"{folder}: a {method.noun} can't be put on a base that --tensor_parallel divides; merge it first (ptuning export "
+            "--merge), or leave --tensor_parallel out"
+        )
+    manifest = method.attach(model, folder, base)
     if manifest is not None:
         now = precision_in(model.config)
         here, there = "" if now is None else now.name, manifest.base.precision

@@ -33,6 +33,7 @@ FREE_OPTIONS = (
     *("eval_*", "batch_eval_metrics", "prediction_loss_only", "*_full_eval", "per_device_eval_batch_size"),
     *("validation_file", "test_file", "max_eval_samples", "max_predict_samples", "val_max_target_length"),
     *("predict_with_generate", "generation_*", "num_beams", "baseline", "baseline_from", "probe"),
+    *("engine", "vllm_*", "prefix_store", "device_map", "tensor_parallel"),
     # Compared as what they came to (RunRecord.kernels).
     *("kernels", "micro_batch_tokens"),
     # The checkpoint's own weights stand in the place of the prefix that the run began with.

@@ -1,10 +1,14 @@
 """`ptuning chat`: a dialogue in the terminal, on the engine that serves."""
 
+import contextlib
+import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ptuning import distributed
 from ptuning.config import ModelArguments
 from ptuning.config.commands import option, parse_options, same_option
 from ptuning.errors import PTuningError
@@ -29,6 +33,8 @@ class ChatOptions:
     model_name_or_path: str | None = option(None, "default: the base that the checkpoint names")
     ptuning_checkpoint: str | None = option(None, "a tuned prefix; /prefix takes it off again")
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    device_map: str | None = same_option(ModelArguments, "device_map")
+    tensor_parallel: int | None = same_option(ModelArguments, "tensor_parallel")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
@@ -46,12 +52,25 @@ def chat(argv: Sequence[str]) -> None:
         PTuningError: an option, the model or the checkpoint can't be used.
     """
     options = parse_options(ChatOptions, argv, "ptuning chat", words("help"))
+    with distributed.session(), contextlib.ExitStack() as stack:
+        if options.tensor_parallel is not None and not distributed.join():
+            silence = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123  the first process speaks
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        _talk(options)
+
+
+def _talk(options: ChatOptions) -> None:
     if options.ptuning_checkpoint is not None:
         read_checkpoint(options.ptuning_checkpoint)  # damaged: say so before the base is loaded
     base = base_of(options.model_name_or_path, options.ptuning_checkpoint)
     asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, print, options.kernels)
-    sampling = SamplingParams(options.temperature, options.top_p) if options.temperature > 0 else SamplingParams()
+    divided = options.device_map, options.tensor_parallel
+    loaded = LoadedModel.load(base, options.dtype, *asked, options.cpu_kernels, *divided, print, options.kernels)
+    sampling = SamplingParams()
+    if options.temperature > 0:
+        # Processes that compute one model must draw the same numbers.
+        seed = None if options.tensor_parallel is None else distributed.of_main_process(secrets.randbits(63))
+        sampling = SamplingParams(options.temperature, options.top_p, seed=seed)
     with Engine(loaded.model, loaded.template.stop_ids, prefix_cache_tokens=_CACHE_TOKENS) as engine:
         conversation = Conversation(loaded, engine, sampling, options.max_new_tokens)
         if options.ptuning_checkpoint is not None:
@@ -130,18 +149,22 @@ class Conversation:
                 if piece.finish is not None:
                     break
         except KeyboardInterrupt:  # stops the answer, not the dialogue
-            pass
+            if distributed.is_divided():  # the processes would stop at different tokens
+                raise
         self.engine.cancel(0)  # interrupted, or ended by a text; else it is gone already
         print()
         self.history.append((question, whole))
 
 
 def _input() -> str | None:
-    try:
-        return input("问：").strip()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
+    """A line of the user's, on all processes; None at the end of the input."""
+    line = None
+    if distributed.is_main():
+        try:
+            line = input("问：").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+    return distributed.of_main_process(line)
 
 
 def _free_name(name: str, taken: dict[str, Served]) -> str:

@@ -175,6 +175,8 @@ class LoadedModel:
         quantization: str | None = None,
         double_quantization: bool = False,
         cpu_kernels: str | None = None,
+        device_map: str | None = None,
+        tensor_parallel: int | None = None,
         say: Callable[[str], object] = log.info,
         kernels: str | None = None,
     ) -> "LoadedModel":
@@ -186,6 +188,8 @@ class LoadedModel:
             quantization_bit=quantization_bit,
             quantization=quantization,
             double_quantization=double_quantization,
+            device_map=device_map,
+            tensor_parallel=tensor_parallel,
             say=say,
         )
         choose_kernels(model, cpu_kernels, say)

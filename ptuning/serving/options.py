@@ -3,31 +3,20 @@
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from ptuning.checkpoint.base import read_base_config, resolve_base
-from ptuning.config import ModelArguments
+from ptuning.config import GenerationArguments, ModelArguments
 from ptuning.config.commands import language_option, option, parse_options, same_option
+from ptuning.config.engine import VLLM_KEY, check_engine
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Family, family_of
 from ptuning.language import Language
 from ptuning.serving.key_file import Key, read_keys
 
 OUTPUT = "output"
-# What says how this process computes.
-_OWN_ENGINE = (
-    "dtype",
-    "quantization_bit",
-    "quantization",
-    "double_quantization",
-    "cpu_kernels",
-    "kernels",
-    "batch_tokens",
-    "step_timeout",
-)
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+")
 _HOST = re.compile(r"(\*\.)?[^\s/:*?#@]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*")
@@ -72,6 +61,8 @@ class ServeOptions:
         parse=_alias,
     )
     dtype: str = option("auto", "of the base: auto, float32, bfloat16 or float16")
+    device_map: str | None = same_option(ModelArguments, "device_map")
+    tensor_parallel: int | None = same_option(ModelArguments, "tensor_parallel")
     quantization_bit: int | None = same_option(ModelArguments, "quantization_bit")
     quantization: str | None = same_option(ModelArguments, "quantization")
     double_quantization: bool = same_option(ModelArguments, "double_quantization")
@@ -102,8 +93,8 @@ class ServeOptions:
     engine: Literal["continuous", "sequential", "vllm"] = option(
         "continuous", "sequential: one request at a time, for comparison; vllm: vLLM computes, at --vllm_url"
     )
-    vllm_url: tuple[str, ...] = option((), "address of a vLLM server, or of several with the same model", together=True)
-    vllm_key: str | None = option(None, "vLLM's own --api-key", env="PTUNING_VLLM_KEY")
+    vllm_url: tuple[str, ...] | None = same_option(GenerationArguments, "vllm_url", together=True)
+    vllm_key: str | None = same_option(GenerationArguments, "vllm_key", env=VLLM_KEY)
     prefix_store: str | None = option(
         None, "folder that vLLM reads prefixes from, shared by all servers before it; with --engine vllm"
     )
@@ -136,7 +127,7 @@ class ServeOptions:
         for name in ("request_timeout", "step_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
-        self._check_engine()
+        check_engine(self.engine, (self,), needs_store=True)
         for name in ("api_key", "admin_key", "vllm_key"):
             value = getattr(self, name)
             if value is not None and (not value or not value.isascii() or value != value.strip()):
@@ -160,22 +151,6 @@ class ServeOptions:
                 "Give --api_key KEY (or PTUNING_API_KEY in the environment), or --allow_remote if something in front of it "
                 "checks who asks"
             )
-
-    def _check_engine(self) -> None:
-        if self.engine != "vllm":
-            for name in ("vllm_url", "prefix_store"):  # a key may lie in the environment for another server
-                if getattr(self, name):
-                    raise ConfigError(f"--{name} is for --engine vllm; give that too, or leave it out")
-            return
-        for name in ("vllm_url", "prefix_store"):
-            if not getattr(self, name):
-                raise ConfigError(f"--engine vllm needs --{name}; bash scripts/serve_vllm.sh starts vLLM with both")
-        for url in self.vllm_url:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-                raise ConfigError(f"--vllm_url {url}: expected an address such as http://127.0.0.1:8000")
-        for each in fields(self):
-            if each.name in _OWN_ENGINE and getattr(self, each.name) != each.default:
-                raise ConfigError(f"--{each.name} is for this package's own engine; vLLM is told when it is started")
 
     def _read_keys(self) -> tuple[Key, ...]:
         keys = () if self.api_key is None else (Key("api_key", self.api_key),)

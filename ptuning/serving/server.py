@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
+from ptuning import distributed
 from ptuning.errors import ConfigError
 from ptuning.generation import Engine
 from ptuning.generation.pace import PAUSE
@@ -21,6 +23,7 @@ from ptuning.serving.access import Metrics
 from ptuning.serving.app import create_app, default_model
 from ptuning.serving.backend import Backend, UnknownModel
 from ptuning.serving.connections import HttpConfig
+from ptuning.serving.divided import LeadingEngine, LeadingModel, join, repeat
 from ptuning.serving.doors import HostNames
 from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
@@ -40,8 +43,15 @@ def serve(options: ServeOptions) -> int:
     Raises:
         PTuningError: model or prefix can't be used, or a port is taken.
     """
-    people = options.lang or language()
     configure_logs()
+    if options.tensor_parallel is None:
+        return _serve(options)
+    with distributed.session():
+        return _serve(options) if join() else follow_first(options)
+
+
+def _serve(options: ServeOptions) -> int:
+    people = options.lang or language()
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
     sockets = [listen(options.host, family_port(options.model) if options.port is None else options.port)]
     page = not options.no_page
@@ -73,27 +83,48 @@ def build(options: ServeOptions) -> tuple[Backend, Metrics]:
         from ptuning.serving.vllm.build import build_vllm  # here, because only it needs httpx
 
         return build_vllm(options)
-    asked = (options.quantization_bit, options.quantization, options.double_quantization)
-    loaded = LoadedModel.load(options.model, options.dtype, *asked, options.cpu_kernels, log.info, options.kernels)
+    loaded = _load(options, LoadedModel if options.tensor_parallel is None else LeadingModel)
     registry = Registry(options.model, aliases=options.served_model_name)
     if options.prefix is not None:
         registry.add_named(options.prefix, loaded.read_prefix)
     else:
         registry.add_found(Path(OUTPUT), loaded.read_prefix)
     registry.check_aliases()
-    engine = Engine(
-        loaded.model,
-        loaded.template.stop_ids,
-        batch_tokens=options.batch_tokens,
-        max_rows=1 if options.sequential else options.max_concurrent,
-        pause=PAUSE,
-        prefix_cache_tokens=0 if options.sequential else options.batch_tokens // 4,
-        notify=log.warning,
-    )
+    if isinstance(loaded, LeadingModel):
+        engine: Engine = LeadingEngine(
+            loaded.model, loaded.template.stop_ids, companions=loaded.companions, **_limits(options)
+        )
+    else:
+        engine = Engine(loaded.model, loaded.template.stop_ids, **_limits(options))
     metrics = Metrics()
     queue = options.max_queue + (options.max_concurrent - 1 if options.sequential else 0)
     limits = {"timeout": options.request_timeout, "step_timeout": options.step_timeout}
     return Worker(loaded, registry, engine, max_queue=queue, metrics=metrics, **limits), metrics
+
+
+def follow_first(options: ServeOptions) -> int:
+    """Computes this process's share of what the first one serves, until that ends. Returns the exit status."""
+    with speaking("en"):
+        loaded = _load(options, LoadedModel)
+    repeat(loaded, Engine(loaded.model, loaded.template.stop_ids, **_limits(options)))
+    return 0
+
+
+def _load(options: ServeOptions, kind: type[LoadedModel]) -> LoadedModel:
+    asked = (options.quantization_bit, options.quantization, options.double_quantization)
+    divided = (options.device_map, options.tensor_parallel)
+    return kind.load(options.model, options.dtype, *asked, options.cpu_kernels, *divided, log.info, options.kernels)
+
+
+def _limits(options: ServeOptions) -> dict[str, Any]:
+    """The engine's options, the same in every process."""
+    return {
+        "batch_tokens": options.batch_tokens,
+        "max_rows": 1 if options.sequential else options.max_concurrent,
+        "pause": PAUSE if options.tensor_parallel is None else None,
+        "prefix_cache_tokens": 0 if options.sequential else options.batch_tokens // 4,
+        "notify": log.warning,
+    }
 
 
 def listen(host: str, port: int, flag: str = "--port") -> socket.socket:

@@ -75,6 +75,7 @@ def tuned(request, tmp_path_factory):
     return request.param, train(folder, request.param, **scores, max_target_length=24)
 
 
+@pytest.mark.works("baichuan", "prefix", "LoRA")
 def test_train_evaluate_and_load(tuned):
     name, folder = tuned
     manifest = read_manifest(folder)
@@ -103,6 +104,7 @@ def test_resume_is_exact(tuned, tmp_path):
     assert losses(half) == losses(folder)
 
 
+@pytest.mark.works("baichuan", "int8", "int4", "NF4")
 @pytest.mark.parametrize("method", ["prefix", "lora"])
 @pytest.mark.parametrize("precision", [{"quantization_bit": 8}, {"quantization_bit": 4}, {"quantization": "nf4"}])
 def test_quantised_bases_train(tmp_path, method, precision):
@@ -198,6 +200,7 @@ def test_what_other_programs_can_t_have_is_said(prefixes, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.works("baichuan", "vLLM", only="7B")
 def test_a_rotary_one_is_written_for_vllm_as_llama(tmp_path):
     torch.manual_seed(0)
     sizes = {
@@ -333,6 +336,7 @@ def test_shipped_configurations(name, tmp_path):
     assert read_manifest(tmp_path / "run").method == name
 
 
+@pytest.mark.works("baichuan", "full")
 @pytest.mark.slow
 def test_all_weights_under_zero3(tmp_path, run_main):
     """Loaded and saved tensor by tensor: the losses and weights of a run without DeepSpeed."""

@@ -36,6 +36,7 @@ def whole(tmp_path_factory):
     return folder, flags
 
 
+@pytest.mark.works("chatglm2", "LoRA")
 def test_everything_of_a_run_is_there(whole, capsys):
     folder, _ = whole
     manifest = read_manifest(folder)

@@ -7,6 +7,7 @@ from ptuning.data.encode import Encoder, Lengths
 from ptuning.data.formats import Columns
 from ptuning.data.records import read_records
 from ptuning.evaluation.answers import GenerationOptions, generate_answers
+from ptuning.evaluation.model import LocalModel
 from ptuning.families import family_of
 from ptuning.generation import Engine, Token
 from ptuning.loading import load_model
@@ -19,7 +20,7 @@ def loaded():
     model, tokenizer = load_model(MODEL)
     torch.manual_seed(0)
     attach_prefix(model, 16)
-    return model, family_of(model.config).template(tokenizer)
+    return LocalModel(model), family_of(model.config).template(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_an_answer_that_runs_on_into_the_next_turn_is_scored_as_it_is(loaded, ro
 
 
 def test_beams_halve_the_batch_when_memory_runs_out(loaded, rows, monkeypatch):
-    model = loaded[0]
+    model = loaded[0].model
     expected, generate = texts(loaded, rows, num_beams=2), model.generate
 
     def limited(input_ids, **kwargs):
@@ -95,7 +96,7 @@ def test_the_official_limit_is_on_prompt_and_answer_together(loaded, rows):
 
 
 def test_the_mode_is_put_back(loaded, rows):
-    model = loaded[0].train()
+    model = loaded[0].model.train()
     texts(loaded, rows[:1])
     assert model.training and prefix_of(model).training
     model.eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ptuning.data.encode import IGNORE, EncodedRow
-from ptuning.evaluation.answers import answer_losses, number_of_batches
+from ptuning.evaluation.losses import answer_losses, number_of_batches
 from ptuning.methods.prefix.attach import prefix_of
 
 PAD = 0

@@ -12,6 +12,7 @@ from ptuning.data.formats import Columns
 from ptuning.data.splits import load_split
 from ptuning.evaluation.answers import GenerationOptions
 from ptuning.evaluation.metrics import METRICS, Metric, scores_table
+from ptuning.evaluation.model import LocalModel
 from ptuning.evaluation.predictions import Questions, predict
 from ptuning.families import family_of
 from ptuning.generation import Engine
@@ -36,7 +37,7 @@ def tools():
     torch.manual_seed(0)
     attach_prefix(model, 16)
     template = family_of(model.config).template(tokenizer)
-    return model, template, questions(template, 8)
+    return LocalModel(model), template, questions(template, 8)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_answers_of_something_else_are_thrown_away(tools, tmp_path, monkeypatch,
     path = tmp_path / "predictions.jsonl"
     interrupt(tools, path)
     options = OPTIONS
-    weight = prefix_of(model).embedding.weight
+    weight = prefix_of(model.model).embedding.weight
     before = weight.detach().clone()
     if change == "weights":
         with torch.no_grad():

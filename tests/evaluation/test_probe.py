@@ -10,7 +10,7 @@ import torch
 from ptuning import load_model
 from ptuning.data.encode import IGNORE, Encoder, Lengths
 from ptuning.errors import DataError
-from ptuning.evaluation.answers import answer_losses
+from ptuning.evaluation.losses import answer_losses
 from ptuning.evaluation.probe import (
     KINDS,
     ProbeQuestion,

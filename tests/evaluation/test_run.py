@@ -10,6 +10,7 @@ from ptuning.data.encode import Encoder, Lengths
 from ptuning.errors import ConfigError
 from ptuning.evaluation import run
 from ptuning.evaluation.answers import GenerationOptions
+from ptuning.evaluation.model import LocalModel
 from ptuning.evaluation.predictions import Questions
 from ptuning.evaluation.run import Evaluation, EvaluationSettings
 from ptuning.families import family_of
@@ -32,7 +33,7 @@ def evaluation(loaded, tmp_path, method=None, **asked) -> Evaluation:
     model, tokenizer = loaded
     settings = EvaluationSettings(RunFolder(tmp_path), GenerationOptions(16), str(MODEL), **asked)
     template = family_of(model.config).template(tokenizer)
-    return Evaluation(settings, model, template, Encoder(template, Lengths(64, 16)), method, print)
+    return Evaluation(settings, LocalModel(model), template, Encoder(template, Lengths(64, 16)), method, print)
 
 
 @pytest.mark.parametrize("flag", ["baseline", "probe"])
@@ -61,11 +62,11 @@ def asked(monkeypatch):
     found = []
 
     def predict(model, template, questions, options, max_target_length, path, say, losses, shows_bar):
-        found.append((path.name, attached(model)))
+        found.append((path.name, attached(model.model)))
         return {"rows": 0}
 
     def probe_base(prober):
-        found.append(("probe", attached(prober.answer.__closure__[-1].cell_contents.model)))
+        found.append(("probe", attached(prober.answer.__closure__[-1].cell_contents.model.model)))
         return []
 
     monkeypatch.setattr(run, "predict", predict)

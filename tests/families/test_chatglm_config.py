@@ -61,6 +61,7 @@ def test_without_multi_query_attention_every_head_has_its_own_key(tmp_path, offi
     assert read(tmp_path, official | {"multi_query_attention": False}).num_key_value_heads == 4
 
 
+@pytest.mark.works("chatglm2", "32k")
 @pytest.mark.parametrize("rope_ratio", [1, 2, 50])
 def test_rope_ratio_divides_positions(tmp_path, official, rope_ratio):
     config = read(tmp_path / "in", official | {"rope_ratio": rope_ratio})

@@ -68,6 +68,7 @@ def test_real_tokens_as_a_prefix_are_those_tokens_in_front(model, attention):
         model.config._attn_implementation = "sdpa"
 
 
+@pytest.mark.works("baichuan", "engine")
 def test_rows_of_several_prefixes_and_of_none_share_a_batch(model, encoders):
     prefixes = {None: None} | {length: Prefix.of(f"p{length}", each, model.dtype) for length, each in encoders.items()}
     pairs = [(ids, length) for ids in PROMPTS for length in prefixes]

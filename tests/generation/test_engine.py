@@ -40,6 +40,7 @@ def test_golden_greedy_tokens(golden, load_tiny, name):
         assert found[index] == (ids[: ids.index(2)] if 2 in ids else ids)
 
 
+@pytest.mark.works("chatglm2", "engine")
 @pytest.mark.parametrize(("max_rows", "batch_tokens"), [(64, 16384), (4, 16384), (64, 200), (1, 16384)])
 def test_any_mixture_equals_one_by_one(model, prefixes, one_by_one, max_rows, batch_tokens):
     requests = some_requests(prefixes)

@@ -35,6 +35,7 @@ def model(folder, attention):
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
 
 
+@pytest.mark.works("baichuan", "load")
 @torch.no_grad()
 def test_full_rows(model, expected, attention):
     logits = model(expected["full.input_ids"]).logits

@@ -49,6 +49,7 @@ def test_the_shards_merge_to_the_undivided_weights(folder, golden_dir):
     assert found == digests
 
 
+@pytest.mark.works("glm130b", "load")
 @pytest.mark.parametrize("kind", ["gmask", "mask"])
 @torch.no_grad()
 def test_logits(model, expected, kind):
@@ -93,6 +94,7 @@ def test_offloaded_to_disk(folder, expected, tmp_path):
         assert torch.equal(model(expected[f"{kind}.input_ids"]).logits, expected[f"{kind}.logits"])
 
 
+@pytest.mark.works("glm130b", "int4")
 @torch.no_grad()
 def test_quantised_and_offloaded(golden_dir, expected, tmp_path):
     merge_shards(

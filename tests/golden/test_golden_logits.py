@@ -10,6 +10,7 @@ TOLERANCE = {"sdpa": 1e-6, "eager": 2e-5}
 pytestmark = pytest.mark.parametrize("name", PREFIX_OF)
 
 
+@pytest.mark.works("chatglm2", "load")
 @pytest.mark.parametrize("attention", TOLERANCE)
 @torch.no_grad()
 def test_full_rows(golden, load_tiny, name, attention):

@@ -46,6 +46,7 @@ def test_gradient_of_step_0(golden, load_tiny, name, checkpointing, on_labels_on
     assert (gradient - expected).abs().max() <= 1e-6
 
 
+@pytest.mark.works("chatglm2", "prefix")
 @pytest.mark.parametrize("on_labels_only", [True, False])
 @pytest.mark.parametrize("name", LEARNING_RATE)
 def test_twenty_losses(golden, load_tiny, name, on_labels_only):

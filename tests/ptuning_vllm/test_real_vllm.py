@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -114,6 +115,7 @@ def same(server, expected) -> str:
     return f"{sum(one == two for one, two in zip(found, answers, strict=True))} of {len(answers)}"
 
 
+@pytest.mark.works("chatglm2", "vLLM")
 def test_a_mixture_bad_requests_logprobs_and_a_kill(folders, prefix_folders, lora_folders, expected):
     served = prefix_folders | lora_folders
     with (
@@ -204,3 +206,28 @@ def test_prompt_logprobs_see_the_prefix(folders, prefix_folders):
             entries = reply["prompt_logprobs"][stored.length + 1 :]
             found[prefix] = [entry[str(token)]["logprob"] for entry, token in zip(entries, ids[1:], strict=True)]
         assert max(abs(one - two) for one, two in zip(*found.values(), strict=True)) > 0.1
+
+
+def test_evaluation_gives_the_figures_of_this_packages_engine(folders, prefix_folders, lora_folders, tmp_path):
+    """The prompts, the base's own answers and the references lie in vLLM's cache when losses are asked for."""
+    rows = ["--test_file", str(REPO / "data" / "advertise" / "dev.json"), "--max_predict_samples", "12"]
+    with vllm(folders, "--enable-lora", "--max-lora-rank", "8", *SMALL_CACHE) as made:
+        there = ["--engine", "vllm", "--vllm_url", made.url, "--prefix_store", str(folders / "store")]
+        for name, folder in {"ads": prefix_folders["ads"], "low": lora_folders["low"]}.items():
+            asked = ["evaluate", "--ptuning_checkpoint", str(folder), *rows, "--baseline", "--probe"]
+            own, their = tmp_path / name, tmp_path / f"{name}-vllm"
+            assert main([*asked, "--output_dir", str(own)]) == 0
+            assert main([*asked, "--output_dir", str(their), *there]) == 0
+            assert main([*asked, "--output_dir", f"{their}-again", *there]) == 0
+            for file in ("predictions.jsonl", "predictions_base.jsonl", "probe.jsonl"):
+                ours, theirs, again = (
+                    [json.loads(line) for line in (path / file).read_text().splitlines()]
+                    for path in (own, their, Path(f"{their}-again"))
+                )
+                for one in (theirs, again):
+                    losses = [key for key in one[0] if "loss" in key and key != "loss_tokens"]
+                    for mine, other in zip(ours, one, strict=True):
+                        assert {key: mine[key] for key in losses} == pytest.approx(
+                            {key: other[key] for key in losses}, abs=2e-3
+                        )
+                        assert all(mine[key] == other[key] for key in mine.keys() - losses), (name, file)

@@ -24,6 +24,10 @@ def test_a_prefix():
     assert plan.take() == []
 
 
+def test_a_salt_that_shares_no_blocks():
+    assert wanted({"prefix": DIGEST, "length": 20}, f"{DIGEST}.1", 50) == (DIGEST, 20)
+
+
 @pytest.mark.parametrize("params", [None, {}, {"prefix": None}, {"do_remote_prefill": True}, [], "text"])
 def test_no_prefix(params):
     assert wanted(params, None, 50) is None
@@ -35,6 +39,8 @@ def test_no_prefix(params):
     [
         ({"prefix": DIGEST, "length": 20}, "other", 50),  # another prefix's blocks would be taken
         ({"prefix": DIGEST, "length": 20}, None, 50),
+        ({"prefix": DIGEST, "length": 20}, f"{DIGEST}1", 50),
+        ({"prefix": "x.y", "length": 20}, "x.y", 50),
         ({"prefix": DIGEST, "length": 50}, DIGEST, 50),  # nothing left to compute: vLLM's assertion would end it
         ({"prefix": DIGEST, "length": 0}, DIGEST, 50),
         ({"prefix": DIGEST, "length": -1}, DIGEST, 50),

@@ -50,6 +50,7 @@ def require_same(found: TensorFiles, expected: TensorFiles) -> None:
         assert found.dtype(name) == expected.dtype(name) and torch.equal(found.read(name), expected.read(name)), name
 
 
+@pytest.mark.works("chatglm2", "int8", "int4")
 @torch.no_grad()
 def test_logits(quantized, golden, bits):
     assert (quantized(golden["full.input_ids"]).logits - golden[f"int{bits}.full.logits"]).abs().max() == 0

@@ -45,7 +45,8 @@ DECIDED_FREE = """
     predict_with_generate prediction_loss_only probe project ptuning_checkpoint push_to_hub report_to resume_from_checkpoint
     run_name save_on_each_node save_only_model save_steps save_strategy save_total_limit skip_memory_metrics test_file
     trackio_bucket_id trackio_space_id trackio_static_space_id val_max_target_length validation_file
-    overwrite_cache preprocessing_num_workers kernels micro_batch_tokens
+    overwrite_cache preprocessing_num_workers kernels micro_batch_tokens engine vllm_url vllm_key prefix_store
+    device_map tensor_parallel
 """.split()  # noqa: SIM905
 
 

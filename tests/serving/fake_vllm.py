@@ -97,6 +97,14 @@ class FakeVllm:
         self.loras.add(self.loaded[-1]["lora_name"])
         return Response("Success")
 
+    def answer_ids(self, body: dict) -> list[int]:
+        """What is answered, without an end token."""
+        return self.template.encode_text([answer_to(body)])[0]
+
+    def prompt_logprobs(self, body: dict) -> list[dict | None]:
+        """An entry a token of the prompt, placeholders included."""
+        raise NotImplementedError
+
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
@@ -105,11 +113,13 @@ class FakeVllm:
             return JSONResponse({"error": {"message": "a secret of vLLM's"}}, self.fail["status"])
         if body.get("model") not in (None, *self.loras):
             return JSONResponse({"error": {"message": "no such model"}}, 404)
+        if "prompt_logprobs" in body["sampling_params"]:
+            return JSONResponse({"choices": [], "prompt_logprobs": self.prompt_logprobs(body)})
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 
     async def _events(self, body: dict, request: Request):
         rule = body["sampling_params"]
-        ids = [*self.template.encode_text([answer_to(body)])[0], *rule["stop_token_ids"]][: rule["max_tokens"]]
+        ids = [*self.answer_ids(body), *rule["stop_token_ids"]][: rule["max_tokens"]]
         self.running += 1
         try:
             if self.fail is not None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -245,6 +247,27 @@ def test_two_servers_share_their_names(vllm, tmp_path, prefix_folders):
         assert two.chat(model="late").status_code == 404
         (tmp_path / "names.json").write_text("{")
         assert two.chat(model="ads").status_code == 200, "the last table that could be read"
+
+
+def test_what_has_no_name_for_a_week_leaves_the_store(vllm, tmp_path, prefix_folders):
+    week = time.time() - 8 * 86400
+    for name in ("0" * 32 + ".safetensors", "1" * 32 + ".safetensors", "other.safetensors", f"lora-{'2' * 32}"):
+        if name.startswith("lora"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "adapter_config.json").touch()
+            os.utime(tmp_path / name / "adapter_config.json", (week, week))
+        else:
+            (tmp_path / name).touch()
+        if not name.startswith("1"):
+            os.utime(tmp_path / name, (week, week))
+    with front([vllm], tmp_path, prefix_folders) as server:
+        named = {f"{one.prefix.prefix}.safetensors" for one in server.worker.served() if one.prefix}
+        there = {path.name for path in tmp_path.iterdir()} - {"names.json", "names.lock"}
+        assert there == named | {"1" * 32 + ".safetensors", "other.safetensors"} and len(named) == 3
+        for name in named:
+            os.utime(tmp_path / name, (week, week))
+        server.worker.names.sweep()
+        assert text(server.chat(model="ads")) and {path.name for path in tmp_path.iterdir()} >= named
 
 
 def test_many_changes_at_once(vllm, tmp_path, prefix_folders):

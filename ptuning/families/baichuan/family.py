@@ -47,6 +47,13 @@ class Baichuan(Family):
     def dimensions(self, config: BaichuanConfig) -> Dimensions:
         return replace(super().dimensions(config), output_copy=config.has_norm_head, score_bias=not config.is_rotary)
 
+    def tensor_parallel_refusal(self, config: BaichuanConfig) -> str | None:
+        return (
+            super().tensor_parallel_refusal(config)
+            if config.is_rotary
+            else "ALiBi's slopes belong to all heads together"
+        )
+
     def native_config(self, config: BaichuanConfig) -> LlamaConfig:
         """A rotary one is Llama, its output layer's rows divided by their lengths once and for all."""
         if not config.is_rotary:

@@ -25,7 +25,7 @@ from ptuning.methods.lora.checkpoint import (
     for_base,
 )
 from ptuning.methods.lora.targets import linears_of, shortened, sources
-from ptuning.methods.store import Stored, digest, save_readable
+from ptuning.methods.store import LORA, Stored, digest, mark_used, save_readable
 from ptuning.runs.files import write_atomically
 
 
@@ -121,9 +121,9 @@ def export_vllm(checkpoint: LoraCheckpoint, base_config: PreTrainedConfig, store
         "modules_to_save": None,
         "inference_mode": True,
     }
-    name = f"lora-{digest(named.values())}"
+    name = f"{LORA}{digest(named.values())}"
     folder, text = store / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    if not (folder / CONFIG).is_file():  # written last, so that a folder with it is whole
+    if not mark_used(folder / CONFIG):  # written last, so that a folder with it is whole
         write_atomically(folder / WEIGHTS[0], lambda path: save_readable(named, path))
         write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return Stored(lora=name)

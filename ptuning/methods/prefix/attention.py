@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask, sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
+from ptuning.distributed import own_heads
 from ptuning.families import family_of
 from ptuning.kernels.attention import split_attention, splits, takes_groups
 from ptuning.kernels.swap import SPLIT
@@ -121,7 +122,10 @@ def _eager(module: nn.Module, *args, **kwargs):
 
 def _of_layer(prefix: PrefixKeyValues, module: Any, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The layer's prefix, (B, G, T, D) each, in the dtype of the keys (B, G, K, D)."""
-    own_key, own_value = (part.to(key.dtype).expand(len(key), -1, -1, -1) for part in prefix[module.layer_idx])
+    own_key, own_value = (
+        own_heads(part, key.shape[1], 1).to(key.device, key.dtype).expand(len(key), -1, -1, -1)
+        for part in prefix[module.layer_idx]
+    )
     return own_key, own_value
 
 

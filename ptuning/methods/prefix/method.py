@@ -49,6 +49,7 @@ class PrefixMethod(Method):
     noun = "prefix"
     learning_rate = 2e-2
     keeps_base = True
+    divides = True
     options = ("pre_seq_len", "prefix_projection", "prefix_dropout", "fold_projection")
     defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
 

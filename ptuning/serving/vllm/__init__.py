@@ -1,1 +1,1 @@
-"""vLLM as what computes, behind the same front: its replicas, a request's stream, the table of names, the Backend."""
+"""vLLM as what computes, behind the same front: the table of names and the Backend, over ptuning/generation/vllm."""

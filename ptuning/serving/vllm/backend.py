@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from functools import partial
-from typing import Any
-
-import httpx
 
 from ptuning.errors import PTuningError
 from ptuning.families import Template
-from ptuning.generation import GenerationRequest, Token
+from ptuning.generation import GenerationRequest
+from ptuning.generation.vllm.client import BrokeOff, NobodyAnswers, VllmClient
+from ptuning.generation.vllm.replicas import Replicas
+from ptuning.generation.vllm.stream import RequestRefused
 from ptuning.methods import Stored
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import (
@@ -28,8 +29,6 @@ from ptuning.serving.options import ServeOptions
 from ptuning.serving.places import Places
 from ptuning.serving.scheduler import AnswerStream, call
 from ptuning.serving.vllm.names import NameTable, put
-from ptuning.serving.vllm.replicas import Replica, Replicas
-from ptuning.serving.vllm.stream import NoSuchLora, ReplicaFailed, RequestRefused, body, tokens
 
 log = logging.getLogger("ptuning.serving")
 
@@ -72,7 +71,7 @@ class VllmBackend:
         self._running = 0
         self._streams: dict[AnswerStream, dict[int, asyncio.Task]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # in which requests come, with what belongs to it:
-        self._client: httpx.AsyncClient
+        self._client: VllmClient
         self._free: asyncio.Semaphore
 
     # --- the interface ----------------------------------------------------------------------------------------------------
@@ -139,15 +138,7 @@ class VllmBackend:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._free = loop, asyncio.Semaphore(self.places.together)
-            # The time of a whole answer is bounded by --request_timeout; between two tokens vLLM may well take long.
-            self._client = httpx.AsyncClient(
-                headers=self.replicas.headers,
-                timeout=httpx.Timeout(None, connect=5.0),
-                # An idle connection is given up before vLLM closes it, after 5 s.
-                limits=httpx.Limits(
-                    max_connections=None, max_keepalive_connections=self.places.together, keepalive_expiry=2.0
-                ),
-            )
+            self._client = VllmClient(self.replicas, self.template.stop_ids, self.names.store, self.places.together)
 
     async def _answer(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
         """Puts one answer's tokens, or why there are none, into its stream."""
@@ -156,7 +147,7 @@ class VllmBackend:
             async with asyncio.timeout(seconds), self._free:
                 self._running += 1
                 try:
-                    await self._from_any(stream, index, request)
+                    await self._put_tokens(stream, index, request)
                 finally:
                     self._running -= 1
         except TimeoutError:
@@ -168,64 +159,23 @@ class VllmBackend:
             log.exception("an answer of vLLM's can't be read")
             stream.events.put_nowait(Unavailable("an error of the server's; its log says more"))
 
-    async def _from_any(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
-        """Asks one replica after the other until one has begun to answer."""
-        stored = stream.model.prefix or _BARE
-        posted, latest, sent = body(request, stored, self.template.stop_ids), stream.submitted, 0
-        tried: list[Replica] = []
-        while True:
-            replica = self.replicas.choose(stored.prefix or stored.lora, tried)
-            if replica is None:
-                raise Unavailable("no vLLM can answer at the moment; ask again later" if tried else self._down())
-            tried.append(replica)
-            try:
-                async for token in self._from_one(replica, posted, request):
+    async def _put_tokens(self, stream: AnswerStream, index: int, request: GenerationRequest) -> None:
+        stored, latest, first = stream.model.prefix or _BARE, stream.submitted, True
+        try:
+            async with aclosing(self._client.answer(request, stored)) as answer:
+                async for token in answer:
                     stream.events.put_nowait((index, token))
                     if token.token is not None:
                         now = time.monotonic()
-                        self.metrics.token(stream.model.name, now - latest, first=not sent)
-                        sent, latest = sent + 1, now
-                return
-            except RequestRefused as error:
-                log.error("vLLM refuses a request", extra={"fields": {"url": replica.url, "reason": str(error)}})
-                raise Refused("vLLM refuses this request; the server's log says why") from None
-            except ReplicaFailed as error:
-                fields = {"url": replica.url, "reason": str(error), "tokens": sent}
-                log.warning("vLLM failed", extra={"fields": fields})
-                if isinstance(error.__cause__, httpx.TransportError):
-                    self.replicas.lost(replica)
-                if sent:
-                    raise Unavailable(f"vLLM failed after {sent} tokens of this answer; ask again") from None
-
-    async def _from_one(
-        self, replica: Replica, posted: dict[str, Any], request: GenerationRequest
-    ) -> AsyncGenerator[Token]:
-        replica.running += 1
-        try:
-            for again in (True, False):
-                answer = tokens(self._client, replica.url, posted, request, self.template.stop_ids)
-                try:
-                    async for token in answer:
-                        yield token
-                    return
-                except NoSuchLora as error:
-                    if not again:
-                        raise ReplicaFailed(str(error)) from error
-                    await self._load_lora(replica, posted["model"])
-                finally:
-                    await answer.aclose()
-        finally:
-            replica.running -= 1
-
-    async def _load_lora(self, replica: Replica, name: str) -> None:
-        """Has a replica load a LoRA, which it has to be allowed to (VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)."""
-        asked = {"lora_name": name, "lora_path": str((self.names.store / name).absolute())}
-        try:
-            reply = await self._client.post(f"{replica.url}/v1/load_lora_adapter", json=asked)
-        except httpx.HTTPError as error:
-            raise ReplicaFailed(repr(error)) from error
-        if reply.status_code != 200 and "already" not in reply.text:
-            raise ReplicaFailed(f"LoRA {name} can't be loaded: HTTP {reply.status_code}: {reply.text[:500]}")
+                        self.metrics.token(stream.model.name, now - latest, first=first)
+                        first, latest = False, now
+        except RequestRefused:
+            raise Refused("vLLM refuses this request; the server's log says why") from None
+        except NobodyAnswers as error:
+            text = "no vLLM can answer at the moment; ask again later" if error.reason else self._down()
+            raise Unavailable(text) from None
+        except BrokeOff as error:
+            raise Unavailable(f"vLLM failed after {error.tokens} tokens of this answer; ask again") from None
 
     def _drop(self, stream: AnswerStream, indices: set[int]) -> None:
         """Called in the event loop: closing the connection frees the place in vLLM."""

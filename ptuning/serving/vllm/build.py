@@ -1,14 +1,13 @@
 """Looks at vLLM and at what is to be served, and puts the two together."""
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from ptuning.checkpoint.base import base_fingerprint, read_base_config, resolve_base
-from ptuning.checkpoint.native import FINGERPRINT
+from ptuning.checkpoint.base import base_fingerprint, resolve_base
 from ptuning.errors import ConfigError
-from ptuning.families import family_of, read_config
+from ptuning.families import read_config
+from ptuning.generation.vllm.check import check_folder
+from ptuning.generation.vllm.replicas import Replicas, headers
 from ptuning.loading import load_template
 from ptuning.serving.access import Metrics
 from ptuning.serving.backend import Served
@@ -16,7 +15,6 @@ from ptuning.serving.models import Registry
 from ptuning.serving.options import OUTPUT, ServeOptions
 from ptuning.serving.vllm.backend import VllmBackend
 from ptuning.serving.vllm.names import NameTable, put
-from ptuning.serving.vllm.replicas import Replicas
 
 log = logging.getLogger("ptuning.serving")
 
@@ -27,8 +25,7 @@ def build_vllm(options: ServeOptions) -> tuple[VllmBackend, Metrics]:
     Raises:
         PTuningError: vLLM doesn't answer or would answer wrong; a prefix can't be used.
     """
-    headers = {} if options.vllm_key is None else {"Authorization": f"Bearer {options.vllm_key}"}
-    replicas = Replicas(options.vllm_url, headers)
+    replicas = Replicas(options.vllm_url or (), headers(options.vllm_key))
     about, template = replicas.describe(), load_template(options.model)
     fingerprint = base_fingerprint(options.model)
     check_folder(about["root"], fingerprint)
@@ -44,6 +41,7 @@ def build_vllm(options: ServeOptions) -> tuple[VllmBackend, Metrics]:
     else:
         registry.add_found(Path(OUTPUT), read)
     registry.check_aliases()
+    names.sweep()
     most, base = about["max_model_len"], read_config(resolve_base(options.model)).max_position_embeddings
     longest = max((served.pre_seq_len for served in registry), default=0)
     context = min(base, most - longest)
@@ -56,36 +54,3 @@ def build_vllm(options: ServeOptions) -> tuple[VllmBackend, Metrics]:
         log.warning("vLLM shortens the context", extra={"fields": {"context": context, "max_model_len": most}})
     metrics = Metrics()
     return VllmBackend(options, template, registry, names, replicas, (context, most), metrics), metrics
-
-
-def check_folder(root: Any, fingerprint: str) -> None:
-    """Refuses what vLLM would answer wrong with, as far as its folder can be seen from here.
-
-    Args:
-        root: the folder that vLLM says it has loaded.
-        fingerprint: of --model.
-
-    Raises:
-        ConfigError: other weights, or a format that vLLM reads wrong without a word.
-    """
-    path = Path(root or "") / "config.json"
-    if not path.is_file():
-        log.warning(
-            "vLLM's model can't be seen from here, so it isn't compared with --model", extra={"fields": {"root": root}}
-        )
-        return
-    values = json.loads(path.read_text(encoding="utf-8"))
-    found = values.get(FINGERPRINT)
-    if found is None:
-        read_base_config(path.parent)
-        config = read_config(path.parent)
-        if (why := family_of(config).vllm_refusal(config)) is not None:
-            raise ConfigError(
-                f"vLLM has loaded {root}, and {why}; give it what ptuning export --format vllm makes of it"
-            )
-        found = base_fingerprint(path.parent)
-    if found != fingerprint:
-        raise ConfigError(
-            f"vLLM has loaded {root} (fingerprint {found}), and --model has other weights (fingerprint {fingerprint}); give both "
-            "the same model"
-        )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ptuning.errors import CheckpointError, ConfigError, DataError
 from ptuning.methods import Stored, store_checkpoint
+from ptuning.methods.store import sweep
 from ptuning.runs.files import read_json, write_json
 from ptuning.serving.backend import Served, UnknownModel
 from ptuning.serving.models import saved_at
@@ -17,6 +18,7 @@ from ptuning.serving.models import saved_at
 log = logging.getLogger("ptuning.serving")
 
 FILE, LOCK = "names.json", "names.lock"
+_UNNAMED_DAYS = 7
 _FORMAT, _VERSION = "ptuning-names", 1
 
 
@@ -88,6 +90,15 @@ class NameTable:
             if name not in names:
                 raise UnknownModel(f"there is no model {name!r} any more")
             return names.pop(name)
+
+    def sweep(self) -> None:
+        """Deletes what has had no name for days from the store: answers of those that used it have ended long ago."""
+        with self._locked():
+            gone = sweep(
+                self.store, (served.prefix or Stored() for served in self.copy().values()), _UNNAMED_DAYS * 86400
+            )
+        if gone:
+            log.info("unused files deleted from the prefix store", extra={"fields": {"files": gone}})
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[dict[str, Served]]:

@@ -1,12 +1,13 @@
-"""One request to vLLM's token endpoint: its body, and the tokens in what comes back."""
+"""One request to vLLM's token endpoint: its body, and the tokens or log probabilities in what comes back."""
 
 import json
-from collections.abc import AsyncGenerator, Collection
+import math
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any
 
 import httpx
 
-from ptuning.generation import GenerationRequest, SamplingParams, Token
+from ptuning.generation.protocol import GenerationRequest, SamplingParams, Token
 from ptuning.methods import Stored
 
 ENDPOINT = "/inference/v1/generate"  # with --enable-scale-out
@@ -40,13 +41,34 @@ def body(request: GenerationRequest, stored: Stored, stop_ids: Collection[int]) 
         | ({} if request.logprobs is None else {"logprobs": request.logprobs}),
         "stream": True,
     }
+    # Without the salt vLLM would take the blocks that another prefix has computed for the same placeholders.
+    return made | _named(stored, stored.prefix)
+
+
+def prompt_body(ids: list[int], stored: Stored, salt: str) -> dict[str, Any]:
+    """What is posted for the log probabilities of a prompt.
+
+    Args:
+        stored: what it is put to.
+        salt: that no other request has. vLLM computes nothing for tokens whose blocks it has in its cache, and a prefix
+            makes it look there: those of the same question, or of the model's own answer, would have no log probability.
+    """
+    made: dict[str, Any] = {
+        "token_ids": [0] * stored.length + ids,
+        "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False},
+        "stream": False,
+    }
+    return made | _named(stored, f"{stored.prefix}.{salt}")
+
+
+def _named(stored: Stored, salt: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
     if stored.prefix:
-        made["kv_transfer_params"] = {"prefix": stored.prefix, "length": stored.length}
-        # Without it vLLM would take the blocks that another prefix has computed for the same placeholders.
-        made["cache_salt"] = stored.prefix
+        named["kv_transfer_params"] = {"prefix": stored.prefix, "length": stored.length}
+        named["cache_salt"] = salt
     if stored.lora:
-        made["model"] = stored.lora
-    return made
+        named["model"] = stored.lora
+    return named
 
 
 def _sampling(rule: SamplingParams) -> dict[str, Any]:
@@ -98,6 +120,38 @@ async def tokens(
         raise ReplicaFailed(f"an event that isn't vLLM's: {error!r}") from error
     if not done:
         raise ReplicaFailed("the answer broke off")
+
+
+async def prompt_logprobs(
+    client: httpx.AsyncClient, url: str, posted: dict[str, Any], ids: Sequence[int]
+) -> list[float]:
+    """The log probability of each token of a prompt after those before it, S - 1 of S tokens.
+
+    Args:
+        url: of the replica.
+        posted: of `prompt_body`.
+        ids: the prompt's own, without placeholders.
+
+    Raises:
+        ReplicaFailed, RequestRefused, NoSuchLora.
+    """
+    try:
+        reply = await client.post(url + ENDPOINT, json=posted)
+        if reply.status_code != 200:
+            raise _problem(reply.status_code, reply.text[:500], "model" in posted)
+        entries = reply.json()["prompt_logprobs"]
+        if len(entries) != len(posted["token_ids"]):
+            raise ValueError(f"{len(entries)} log probabilities for {len(posted['token_ids'])} tokens")
+        # Those of the placeholders are memory that nothing was written into.
+        own = entries[len(entries) - len(ids) + 1 :]
+        found = [float(entry[str(token)]["logprob"]) for entry, token in zip(own, ids[1:], strict=True)]
+        if not all(math.isfinite(value) for value in found):
+            raise ValueError("a log probability that is no number")
+        return found
+    except httpx.HTTPError as error:
+        raise ReplicaFailed(repr(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReplicaFailed(f"log probabilities that aren't vLLM's: {error!r}") from error
 
 
 def _problem(status: int, text: str, with_lora: bool) -> Exception:

@@ -11,12 +11,17 @@ import httpx
 
 from ptuning.errors import ConfigError
 
-log = logging.getLogger("ptuning.serving")
+log = logging.getLogger("ptuning.serving.vllm")
 
 POLL_SECONDS = 1.0
 _PATIENCE = 5.0  # for /health and /v1/models
 _EVEN = 1.25  # a prefix stays where it is cached until that replica has so many times the average to do
 _FEW = 8  # answers that are no load
+
+
+def headers(key: str | None) -> dict[str, str]:
+    """Of every request to a vLLM with this --api-key."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 @dataclass(eq=False)
