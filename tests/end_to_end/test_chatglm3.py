@@ -49,6 +49,7 @@ def tuned(base, tmp_path_factory):
     return folders
 
 
+@pytest.mark.works("chatglm3", "prefix", "LoRA")
 @pytest.mark.parametrize("method", METHODS)
 def test_train_evaluate_and_load(tuned, base, method):
     manifest = read_manifest(tuned[method])
@@ -69,6 +70,7 @@ def client(base, tuned):
     worker.close()
 
 
+@pytest.mark.works("chatglm3", "engine")
 def test_serving(client, base, tuned):
     found = {}
     for name, folder in {"base": None, "p": tuned["prefix"]}.items():

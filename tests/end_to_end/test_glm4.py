@@ -128,6 +128,7 @@ def tuned(base, tmp_path_factory):
     return folders
 
 
+@pytest.mark.works("glm4", "load", "prefix", "LoRA")
 @pytest.mark.parametrize("method", METHODS)
 def test_train_evaluate_and_load(tuned, base, method):
     manifest = read_manifest(tuned[method])
@@ -138,6 +139,7 @@ def test_train_evaluate_and_load(tuned, base, method):
     assert attached(model).name == method and type(model).__name__ == "GlmForCausalLM"
 
 
+@pytest.mark.works("glm4", "engine")
 def test_serving(base, tuned):
     options = ServeOptions(model=str(base), prefix=(("p", str(tuned["prefix"])),), default_model="base")
     worker, metrics = build(options)

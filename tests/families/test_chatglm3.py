@@ -61,6 +61,7 @@ def test_it_is_told_apart_on_every_way_in(folder):
     assert type(AutoTokenizer.from_pretrained(TINY)) is ChatGLMTokenizer
 
 
+@pytest.mark.works("chatglm3", "load")
 def test_the_network_is_chatglm2_s(folder, golden, golden_dir):
     with torch.no_grad():
         logits = load_base(folder, device="cpu", dtype="float32")(golden["full.input_ids"]).logits
@@ -79,6 +80,7 @@ def test_saved_it_is_official_and_still_a_chatglm3(folder, tmp_path):
     assert type(load_tokenizer(tmp_path / "model")) is ChatGLM3Tokenizer
 
 
+@pytest.mark.works("chatglm3", "32k")
 @pytest.mark.parametrize("ratio", [1, 50])
 def test_rope_ratio_multiplies_the_rotary_base(folder, tmp_path, ratio):
     shutil.copytree(folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.bin*"))
