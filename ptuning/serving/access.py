@@ -14,6 +14,8 @@ from urllib.parse import quote
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ptuning.serving.traces import Traces
+
 log = logging.getLogger("ptuning.serving")
 
 _ID = re.compile(rb"[\w.:/+=-]{1,128}")  # what of a client's X-Request-ID may stand in a log
@@ -82,10 +84,10 @@ class Metrics:
 
 
 class AccessLog:
-    """One log line and one count a request, also where it is cut off."""
+    """One log line and one count a request, also where it is cut off; and one span where they are collected."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_prompts: bool):
-        self.app, self.metrics, self.log_prompts = app, metrics, log_prompts
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_prompts: bool, traces: Traces | None = None):
+        self.app, self.metrics, self.log_prompts, self.traces = app, metrics, log_prompts, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,6 +135,8 @@ class AccessLog:
         fields |= {key: state[key] for key in ("key", "model", "error") if key in state}
         if (usage := state.get("usage")) is not None:
             fields |= {"prompt_tokens": usage.prompt, "answer_tokens": usage.answer}
+        if self.traces is not None:
+            self.traces.record(scope, fields, seconds)
         if self.log_prompts:
             fields |= {key: state[key] for key in ("prompt", "answer") if key in state}
         log.info("request", extra={"fields": fields})

@@ -27,15 +27,17 @@ from ptuning.serving.openai_schema import (
 from ptuning.serving.options import ServeOptions
 from ptuning.serving.prompts import PromptBuilder
 from ptuning.serving.rest import RestRequest
+from ptuning.serving.traces import Traces
 
 _ERRORS = (400, 401, 403, 404, 405, 408, 409, 413, 429, 431, 503, 504)  # statuses that any route may have
 
 
-def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> FastAPI:
+def create_app(backend: Backend, options: ServeOptions, metrics: Metrics, traces: Traces | None = None) -> FastAPI:
     """The application over a backend that is running.
 
     Args:
         metrics: the one that the backend reports to.
+        traces: where spans go; the caller closes it.
     """
     prompts = PromptBuilder(backend.template, backend.context)
     services = Services(backend, prompts, default_model(options, backend.served()))
@@ -91,7 +93,7 @@ def create_app(backend: Backend, options: ServeOptions, metrics: Metrics) -> Fas
     app.add_middleware(
         Door, host=options.host, allowed_hosts=options.allowed_host, origins=options.cors_origin, rest=rest_paths
     )
-    app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts)
+    app.add_middleware(AccessLog, metrics=metrics, log_prompts=options.log_prompts, traces=traces)
     return app
 
 

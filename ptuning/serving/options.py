@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import GenerationArguments, ModelArguments
@@ -106,6 +107,9 @@ class ServeOptions:
     step_timeout: float = option(300.0, "seconds a step of the model may take; beyond that /health says stuck")
     grace_seconds: float = option(30.0, "seconds to finish what runs when stopped")
     log_prompts: bool = option(False, "write prompts and answers into the log")
+    trace_endpoint: str | None = option(
+        None, "OpenTelemetry collector that gets a span a request, OTLP over HTTP: http://127.0.0.1:4318"
+    )
     lang: Language | None = language_option("greeting, and of the page until another is chosen there")
     keys: tuple[Key, ...] = field(init=False, repr=False, default=())  # of --api_key and --api_keys
 
@@ -127,6 +131,12 @@ class ServeOptions:
         for name in ("request_timeout", "step_timeout", "grace_seconds"):
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
+        if self.trace_endpoint is not None:
+            address = urlsplit(self.trace_endpoint)
+            if address.scheme not in ("http", "https") or not address.netloc:
+                raise ConfigError(
+                    f"--trace_endpoint {self.trace_endpoint}: expected an address such as http://127.0.0.1:4318"
+                )
         check_engine(self.engine, (self,), needs_store=True)
         for name in ("api_key", "admin_key", "vllm_key"):
             value = getattr(self, name)

@@ -28,6 +28,7 @@ from ptuning.serving.doors import HostNames
 from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
 from ptuning.serving.options import OUTPUT, ServeOptions, family_port
+from ptuning.serving.traces import Traces
 from ptuning.serving.words import words
 from ptuning.serving.worker import Worker
 
@@ -52,6 +53,7 @@ def serve(options: ServeOptions) -> int:
 
 def _serve(options: ServeOptions) -> int:
     people = options.lang or language()
+    traces = None if options.trace_endpoint is None else Traces(options.trace_endpoint)
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
     sockets = [listen(options.host, family_port(options.model) if options.port is None else options.port)]
     page = not options.no_page
@@ -67,13 +69,15 @@ def _serve(options: ServeOptions) -> int:
     address = _address(options.host, sockets[0].getsockname()[1])
     with speaking(people):
         _greet(options, address, backend, page, default)
-    config = HttpConfig(create_app(backend, options, metrics), options.max_connections)
+    config = HttpConfig(create_app(backend, options, metrics, traces), options.max_connections)
     server = Server(config, backend, options)
     with _page(options, address, people) if page else contextlib.nullcontext():
         try:
             server.run(sockets=sockets)
         finally:
             backend.close()
+            if traces is not None:
+                traces.close()
     return server.status
 
 
