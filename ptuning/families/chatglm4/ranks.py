@@ -21,10 +21,10 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise _damaged(f"{path}:{number}", f"{line[:40]!r} isn't a token in base64 and its rank") from None
-    for index, rank in enumerate(sorted(ranks.values())):
-        if rank != index:
+    for index, found in enumerate(sorted(ranks.values())):
+        if found != index:
             raise _damaged(
-                path, f"the ranks don't count from 0 to {len(ranks) - 1}: {rank} stands in the place of {index}"
+                path, f"the ranks don't count from 0 to {len(ranks) - 1}: {found} stands in the place of {index}"
             )
     for byte in range(256):
         if bytes([byte]) not in ranks:
