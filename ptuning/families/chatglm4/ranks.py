@@ -20,7 +20,8 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise _damaged(f"{path}:{number}", f"{line[:40]!r} isn't a token in base64 and its rank") from None
+            shown = line[:40].decode(errors="replace")
+            raise _damaged(f"{path}:{number}", f"{shown!r} isn't a token in base64 and its rank") from None
     for index, found in enumerate(sorted(ranks.values())):
         if found != index:
             raise _damaged(

@@ -24,6 +24,7 @@ CONTROL_TOKENS = (
     *(f"<|{role}|>" for role in ROLES),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
+# What tokenizer_config.json says of tokens; here the file with the ranks does.
 _OWN = (
     *("unk_token", "bos_token", "eos_token", "pad_token", "additional_special_tokens", "extra_special_tokens"),
     *("added_tokens_decoder", "clean_up_tokenization_spaces"),
