@@ -6,6 +6,7 @@ A family is told apart by what config.json says, never by a folder's name.
 from ptuning.families.baichuan.family import Baichuan
 from ptuning.families.chatglm2.family import ChatGLM2
 from ptuning.families.chatglm3.family import ChatGLM3
+from ptuning.families.chatglm4.family import ChatGLM4
 from ptuning.families.family import Dimensions, Family, add_family, families, family_of, read_config
 from ptuning.families.glm4.family import GLM4
 from ptuning.families.glm130b.family import GLM130B
@@ -34,4 +35,5 @@ add_family(ChatGLM2())
 add_family(Baichuan())
 add_family(ChatGLM3())
 add_family(GLM4())
+add_family(ChatGLM4())
 add_family(GLM130B())

@@ -21,19 +21,13 @@ from ptuning.serving.options import ServeOptions
 from ptuning.serving.server import build
 from tests.conftest import CORPUS
 from tests.end_to_end.conftest import ROOT, full_flags
+from tests.tiny_chatglm4 import TEMPLATE
 
 DEV = ROOT / "data" / "advertise" / "dev.json"
 CONTROLS = [
     *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
 ]
-# In the official one's form, its words about tools shortened.
-TEMPLATE = (
-    "[gMASK]<sop>{% for item in messages %}{% if item['tools'] is defined %}<|system|>\n# 可用工具"
-    "{% for tool in item['tools'] %}\n\n## {{ tool['function']['name'] }}\n\n{{ tool['function'] | tojson(indent=4) }}"
-    "{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}\n{{ item['content'] }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 METHODS = {"prefix": {"pre_seq_len": 16, "learning_rate": 0.3}, "lora": {"learning_rate": 1e-2}}
 TOOL = {"name": "get_weather", "description": "查询天气"}
 

@@ -119,9 +119,7 @@ class ChatGLMConfig(GlmConfig):
         if cls is ChatGLMConfig:
             folder = kwargs.get("name_or_path") or config_dict.get("name_or_path")
             version = version_of(config_dict, Path(folder) if folder else None)
-            found = next((each for each in (cls, *cls.__subclasses__()) if each.version == version), None)
-            if found is None:
-                refuse_glm4(folder or "config.json")
+            found = next(each for each in (cls, *cls.__subclasses__()) if each.version == version)
             if found is not cls:
                 return found.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -163,18 +161,6 @@ class ChatGLMConfig(GlmConfig):
         return values
 
 
-def refuse_glm4(where: str | Path) -> NoReturn:
-    """Raises ModelError for a GLM-4 whose files have ChatGLM2's keys.
-
-    Args:
-        where: it was read.
-    """
-    raise ModelError(
-        f"{where}: this is GLM-4 in its original format, with a tiktoken vocabulary, which isn't read here; give it in "
-        "transformers' own format (THUDM/glm-4-9b-chat-hf)."
-    )
-
-
 def check_architecture(values: Mapping[str, Any], where: str, supported: str = SUPPORTED) -> None:
     """Refuses what config.json alone shows to be another architecture.
 
@@ -192,6 +178,8 @@ def check_architecture(values: Mapping[str, Any], where: str, supported: str = S
 
     if "position_encoding_2d" in values or "inner_hidden_size" in values:
         refuse("this is ChatGLM-6B (v1), another architecture (2-D positions, prefix attention)")
+    if "vision_config" in values:
+        refuse("this is a model for images (vision_config, as in GLM-4V's), of which only the text would be read")
     check_sizes(values, _SIZES, where)
     heads, groups = values.get("num_attention_heads"), values.get("multi_query_group_num")
     if values.get("multi_query_attention", True) and heads and groups and heads % groups:

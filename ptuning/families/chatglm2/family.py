@@ -10,7 +10,7 @@ import torch
 from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
-from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture, refuse_glm4
+from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
@@ -39,7 +39,7 @@ class ChatGLM2(Family):
     norm, feed_forward = GlmRMSNorm, GlmMLP
 
     config_class: type[ChatGLMConfig] = ChatGLMConfig
-    versions: tuple[Version, ...] = ("chatglm2", "chatglm4")  # the second to refuse it with a word
+    versions: tuple[Version, ...] = ("chatglm2",)
 
     def claims(self, values: Mapping[str, Any], folder: Path | None = None) -> bool:
         if values.get("model_type") != ChatGLMConfig.model_type:
@@ -47,8 +47,6 @@ class ChatGLM2(Family):
         return version_of(values, folder) in self.versions
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
-        if version_of(values, folder) == "chatglm4":
-            refuse_glm4(folder)
         check_architecture(values, str(folder), self.supported)
 
     def register(self) -> None:
