@@ -46,6 +46,7 @@ SMALL = {
 # These have no small form that says anything.
 LEFT_OUT = {
     "gpu": "needs a GPU: bash benchmarks/gpu.sh",
+    "proof": "takes its five minutes",
     "methods": "scores of whole training runs",
     "busy": "needs a machine that is busy on purpose",
     "verdicts": "reads predictions that are there",

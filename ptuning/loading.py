@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -171,7 +170,7 @@ def load_base(
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, trust_remote_code=False, **options
             )
-    except (OSError, ValueError, ImportError, RuntimeError, TypeError, StrictDataclassError) as cause:
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError) as cause:
         if isinstance(cause, torch.OutOfMemoryError):
             raise
         raise ModelError(f"{model_name_or_path}: can't be loaded: {_short(cause)}") from cause

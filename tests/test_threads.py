@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
     "package": ["-c", "import ptuning, torch"],
     "script": [str(ROOT / "ptuning" / "main.py")],
-    "command": ["-m", "ptuning.cli", "estimate", "--help"],
 }
 
 

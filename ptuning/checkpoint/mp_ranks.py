@@ -6,15 +6,13 @@ Source of the layout: SwissArmyTransformer 0.2.12, as DeepSpeed writes it.
 
 import argparse
 import mmap
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch.serialization import safe_globals, set_crc32_options, set_default_mmap_options, skip_data
+from torch.serialization import set_crc32_options, set_default_mmap_options, skip_data
 
-from ptuning.checkpoint.tensors import require_whole
+from ptuning.checkpoint.tensors import load_pickled
 from ptuning.errors import ModelError
 
 LATEST, FILE, MODULE = "latest", "mp_rank_{:02d}_model_states.pt", "module"
@@ -102,17 +100,8 @@ class DividedWriter:
 
 
 def _mapped(file: Path) -> dict[str, torch.Tensor]:
-    require_whole(file, ModelError)
-    try:
-        with safe_globals([argparse.Namespace]):  # the command line of the trainer, which such files may hold
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as cause:
-        raise ModelError(
-            f"{file}: damaged, or it holds other objects than tensors, which are not loaded because they could run code "
-            f"({str(cause).splitlines()[0]})"
-        ) from cause
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as cause:
-        raise ModelError(f"{file}: damaged, can't be read ({str(cause).splitlines()[0]}); copy it again") from cause
+    # the command line of the trainer, which such files may hold
+    state = load_pickled(file, ModelError, allowed=[argparse.Namespace])
     tensors = state.get(MODULE) if isinstance(state, dict) else None
     if not isinstance(tensors, dict):
         raise ModelError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.serialization import safe_globals
 
 from ptuning.errors import PTuningError
 
@@ -171,11 +172,17 @@ def _read_index(path: Path, error: type[PTuningError]) -> dict[str, Path]:
     return {name: path.parent / file for name, file in weight_map.items()}
 
 
-def _load_bin(path: Path, error: type[PTuningError]) -> dict[str, torch.Tensor]:
+def load_pickled(path: Path, error: type[PTuningError], allowed: Sequence[type] = ()) -> Any:
+    """What a file of torch.save holds, mapped into memory: tensors, plain values and objects of the allowed classes.
+
+    Raises:
+        error: the file is damaged, a git-lfs pointer, or holds other objects.
+    """
     require_whole(path, error)
     try:
-        # Files from before torch 1.6 aren't zip files and can't be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with safe_globals(list(allowed)):
+            # Files from before torch 1.6 aren't zip files and can't be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as cause:
         raise error(
             f"{path}: damaged, or it holds other objects than tensors, which are not loaded because they could run code "
@@ -183,6 +190,10 @@ def _load_bin(path: Path, error: type[PTuningError]) -> dict[str, torch.Tensor]:
         ) from cause
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as cause:
         raise error(f"{path}: damaged, can't be read ({str(cause).splitlines()[0]}); copy it again.") from cause
+
+
+def _load_bin(path: Path, error: type[PTuningError]) -> dict[str, torch.Tensor]:
+    state = load_pickled(path, error)
     if not isinstance(state, dict):
         raise error(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors.")
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}

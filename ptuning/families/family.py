@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
@@ -266,5 +267,12 @@ def family_of(config: PreTrainedConfig | Mapping[str, Any], folder: Path | None 
 
 
 def read_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration in a base's folder, without remote code."""
-    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    """The configuration in a base's folder, without remote code.
+
+    Raises:
+        ModelError: a value has another type than it must.
+    """
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except StrictDataclassError as cause:
+        raise ModelError(f"{folder}: can't be loaded: config.json: {' '.join(str(cause).split())}") from cause

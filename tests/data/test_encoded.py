@@ -280,13 +280,13 @@ for file in sys.argv[2:]:
     print(len(found), anonymous())
 """
     files = []
-    for count in (2000, 5000, 50_000):
+    for count in (2000, 5000, 30_000):
         rows = [{"prompt": f"问题 {i} 好好好好", "response": f"答案 {i} 很好很好"} for i in range(count)]
         files.append(write(tmp_path / f"{count}.jsonl", rows))
     out = run(SCRIPT + code, template.tokenizer.vocab_file, *files)
     sizes = dict(map(int, line.split()) for line in out.splitlines())
-    grown = (sizes[50_000] - sizes[5000]) * 1024
-    assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 150 MB
+    grown = (sizes[30_000] - sizes[5000]) * 1024
+    assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 80 MB
 
 
 def test_one_process_of_a_machine_encodes_for_all(tmp_path, template, monkeypatch, warm_bin, free_port):

@@ -1,5 +1,6 @@
 """Runs ptuning/main.py's main and looks inside: LOOK in the environment says at what, FOUND is a folder for what is found."""
 
+import ctypes
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from ptuning.checkpoint import model_folder  # noqa: E402
 from ptuning.methods import full  # noqa: E402
 from ptuning.training.trainer import TuningTrainer  # noqa: E402
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 RANK = int(os.environ.get("RANK", "0"))
 IDS = torch.arange(3, 43).view(2, 20)
 
@@ -68,6 +70,10 @@ def full_disk(folder: Path) -> None:
 
 def measure(folder: Path) -> None:
     """Anonymous memory before and after loading, its peak, and the peak while saving: one line a process."""
+    # glibc keeps freed blocks of up to 32 MB, which here are all tensors; so it gives them back, as it does those of 6B.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 65536)
+    libc.mallopt(M_TRIM_THRESHOLD, 0)
     load, save = entry.load_base, full.save_model_folder
     figures = {}
 

@@ -12,9 +12,6 @@ from tests.end_to_end.conftest import MODEL, ROOT, full_flags
 SHARD = 16 * 2**20  # what tests/end_to_end/inside.py passes
 OVERHEAD = 32 * 2**20  # buffers of gloo and DeepSpeed, code imported on first use; measured: 17 MB on the small model
 
-# glibc keeps freed blocks of up to 32 MB, which here are all tensors; with this it gives them back, as it does those of 6B.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-
 
 @pytest.fixture(scope="module")
 def twelve_layers(tmp_path_factory):
@@ -44,7 +41,7 @@ def test_memory_of_two_processes(tmp_path, run_main, two_processes, twelve_layer
         max_target_length=8,
         save_steps=1,
     )
-    look = {"LOOK": "measure", "FOUND": str(tmp_path)} | GIVE_BACK
+    look = {"LOOK": "measure", "FOUND": str(tmp_path)}
     run_main(*flags, launcher=two_processes, script="tests/end_to_end/inside.py", **look)
     figures = []
     for rank in (0, 1):

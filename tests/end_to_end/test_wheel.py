@@ -82,7 +82,7 @@ def test_all_of_the_package_and_nothing_else(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_train_and_evaluate(run, rows_file):
+def test_train_with_all_that_evaluates(run, rows_file):
     few = "--max_eval_samples 4 --max_predict_samples 4"
     folder, done = run(
         *f"train --config ptuning_official.yaml --model_name_or_path {MODEL} --train_file {rows_file}".split(),
@@ -92,10 +92,6 @@ def test_train_and_evaluate(run, rows_file):
     assert "Saved the tuned prefix in tuned" in done.stdout
     names = ("report.html", "probe.jsonl", "predictions.jsonl", "metrics.json", "loss_curve.png")
     assert [name for name in names if not (folder / "tuned" / name).is_file()] == []
-    columns = "--prompt_column content --response_column summary"
-    run(*f"evaluate --ptuning_checkpoint tuned --test_file {rows_file} {columns} --output_dir scored {few}".split())
-    assert (folder / "scored" / "report.html").is_file()
-    assert (folder / "scored" / "predictions.jsonl").read_text() == (folder / "tuned" / "predictions.jsonl").read_text()
 
 
 def test_what_is_missing_says_the_pip_line(run):
