@@ -29,7 +29,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
-from ptuning.kernels import swap, swap_to_answer
+from ptuning.kernels import divide_positions, swap, swap_to_answer
 from ptuning.language import speaking
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
@@ -382,6 +382,8 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
             say(kernels)
             if kernels.fast:
                 swap(model, kernels.product, kernels.answers)
+        if training.sequence_parallel is not None:
+            divide_positions(model)
     return model
 
 

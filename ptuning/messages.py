@@ -199,6 +199,10 @@ message = Texts(
             "  损失：先对每次前向的标签取平均（--loss_average rows）",
             "  loss: the mean of each forward pass's labels first (--loss_average rows)",
         ),
+        "divided_rows": (
+            "  每条数据由 {processes} 个进程分担（--sequence_parallel）",
+            "  each row is divided among {processes} processes (--sequence_parallel)",
+        ),
         "continuing": ("  从 {checkpoint} 继续训练", "  continuing the run at {checkpoint}"),
         "saved": ("微调结果（{noun}）已保存到 {folder}", "Saved the tuned {noun} in {folder}"),
         "best": (

@@ -263,6 +263,13 @@ class TuningArguments(TrainingArguments):
             "a longer row stands alone."
         },
     )
+    sequence_parallel: int | None = field(
+        default=None,
+        metadata={
+            "help": "Divide each row among the N processes of torchrun --nproc-per-node N, for rows that one device can't hold (a "
+            "prefix's training)."
+        },
+    )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows a device in evaluation."})
     loss_average: str = field(
         default="tokens",
@@ -320,6 +327,11 @@ class TuningArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from error
+
+    @property
+    def row_takers(self) -> int:
+        """How many processes, or groups of them that divide rows among themselves, train on rows of their own."""
+        return max(self.world_size // (self.sequence_parallel or 1), 1)
 
 
 @dataclass

@@ -63,6 +63,7 @@ RANGES = {
     "generation_batch_tokens": Range(1, advice="at least 1024"),
     "per_device_train_batch_size": BATCH,
     "tokens_per_batch": Range(1, advice="at least 1 (e.g. 4096), or leave it out for --per_device_train_batch_size"),
+    "sequence_parallel": Range(2, advice="at least 2 (the processes of torchrun), or leave it out"),
     "per_device_eval_batch_size": BATCH,
     "gradient_accumulation_steps": BATCH,
     "micro_batch_tokens": Range(0, advice="at least 1 (0: no pieces)"),

@@ -180,6 +180,13 @@ class Family(ABC):
         """Why a base's matrices can't be divided among processes by heads; None: they can."""
         return None if getattr(config, "base_model_tp_plan", None) else "this architecture has no plan for it"
 
+    def sequence_parallel_refusal(self, config: PreTrainedConfig) -> str | None:
+        """Why a row's positions can't be divided among processes that train on it; None: they can."""
+        biased = self.dimensions(config).score_bias
+        return (
+            "this base's attention adds a bias to each head's scores, which is made for whole rows" if biased else None
+        )
+
     def vllm_refusal(self, config: PreTrainedConfig) -> str | None:
         """Why vLLM would compute something else from files in this family's own format, without a word; None: it wouldn't."""
         return None

@@ -25,7 +25,8 @@ def _select(head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | 
     selected = getattr(head, _SELECTED, None)
     if selected is None:
         return None
-    return (args[0][selected.to(args[0].device)], *args[1:]), kwargs
+    # Labels of a part of the row reach one further, where nothing is selected.
+    return (args[0][selected[:, : args[0].shape[1]].to(args[0].device)], *args[1:]), kwargs
 
 
 @contextmanager
@@ -71,7 +72,8 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 def label_positions(labels_BS: torch.Tensor) -> torch.Tensor:
-    """The positions whose logits predict a label: one before each."""
+    """The positions whose logits predict a label: one before each. Labels (B, S + 1) may go with S positions: the last one's logits
+    then predict a label too."""
     return nn.functional.pad(labels_BS[:, 1:] != IGNORE, (0, 1))
 
 

@@ -6,6 +6,7 @@ with is what serves later. Only the library that multiplies may be another one t
 """
 
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
+from ptuning.kernels.sequence import divide_positions
 from ptuning.kernels.swap import FAST, PLAIN, answer_with, swap, swap_to_answer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PLAIN",
     "TORCH",
     "answer_with",
+    "divide_positions",
     "fastest_product",
     "fastest_to_answer",
     "products",

@@ -77,6 +77,7 @@ class Method(ABC):
     keeps_base: bool  # the untuned base is still there after training
     merges = False  # it can become part of the base's weights
     divides = False  # it can be on a base whose matrices are divided among processes
+    trains_on_parts = False  # it can train where each process has some positions of every row (--sequence_parallel)
 
     @abstractmethod
     def describe(self) -> str:

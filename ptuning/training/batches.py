@@ -22,7 +22,7 @@ def token_batches(training: TuningArguments, lengths: Sequence[int] | np.ndarray
     """
     if training.tokens_per_batch is None:
         return None
-    return TokenBatchSampler(lengths, training.tokens_per_batch, order_seed(training), training.world_size)
+    return TokenBatchSampler(lengths, training.tokens_per_batch, order_seed(training), training.row_takers)
 
 
 def steps_an_epoch(training: TuningArguments, lengths: Sequence[int] | np.ndarray) -> int:
@@ -33,9 +33,9 @@ def steps_an_epoch(training: TuningArguments, lengths: Sequence[int] | np.ndarra
     """
     sampler = token_batches(training, lengths)
     if sampler is not None:
-        batches = math.ceil(len(sampler) / training.world_size)
+        batches = math.ceil(len(sampler) / training.row_takers)
     else:
-        batch = training.per_device_train_batch_size * training.world_size
+        batch = training.per_device_train_batch_size * training.row_takers
         batches = len(lengths) // batch if training.dataloader_drop_last else math.ceil(len(lengths) / batch)
     return max(math.ceil(batches / training.gradient_accumulation_steps), 1)
 

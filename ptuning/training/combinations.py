@@ -14,6 +14,7 @@ from ptuning.methods import Method
 from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import read_deepspeed
 from ptuning.training.kernels import check_kernels
+from ptuning.training.sequence_parallel import check_sequence_parallel
 
 # transformers fills "auto" in for these; for the rest of zero_optimization it is wrong without a word (measured).
 _NO_AUTO = {
@@ -43,6 +44,7 @@ def check_combinations(config: Config, method: Method | None) -> None:
     if all_weights:
         problems += _dtype(config, values)
     problems += check_kernels(config, method)
+    problems += check_sequence_parallel(config, method)
     if values is not None:
         problems += _auto(values)
         problems += _stage(config, values, all_weights)

@@ -16,7 +16,7 @@ from ptuning.training.batches import token_batches
 from ptuning.training.deepspeed_file import DEFAULT_LIVE_PARAMETERS, ZeroSettings
 from ptuning.training.machine import Machine, current_rss, rss_ready_to_train
 from ptuning.training.memory import Need, need
-from ptuning.training.workload import Workload
+from ptuning.training.workload import Workload, positions_of_a_process
 
 # The estimate is within 15 % of measured peaks, so only what is clearly too much is refused; the rest gets a warning.
 REFUSE_ABOVE = 1.1
@@ -157,8 +157,10 @@ def estimate_run(
     work = Workload.of(config, method, **figures)
     if rows is not None and (sampler := token_batches(config.training, rows[0])) is not None:
         # Many short rows can take more than few long ones: each has its own keys and values of the prefix.
-        shapes = sampler.shapes(rows[1])
-        works = [replace(work, batch=batch, length=length, labels=labels) for batch, length, labels in shapes]
+        works = []
+        for batch, whole, labels in sampler.shapes(rows[1]):
+            length = positions_of_a_process(config.training, whole)
+            works.append(replace(work, batch=batch, length=length, labels=min(labels, length)))
         work = max(works, key=lambda each: need(each, 0).device_peak)
     rss = rss_ready_to_train() if work.cpu else current_rss()
     if machine is None:

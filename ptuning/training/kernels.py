@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ptuning.config import Config
+from ptuning.config import Config, TuningArguments
 from ptuning.distributed import of_main_process
 from ptuning.errors import ConfigError
 from ptuning.kernels import FAST, ONEDNN, PLAIN, TORCH, fastest_product, fastest_to_answer, products
@@ -76,7 +76,7 @@ def kernels_of(
     kernels = FAST if applies and wish == FAST else PLAIN
     tokens = training.micro_batch_tokens
     if tokens is None:
-        tokens = known.micro_batch_tokens if before is not None else MICRO_BATCH_TOKENS if kernels == FAST else 0
+        tokens = known.micro_batch_tokens if before is not None else _in_pieces(training) if kernels == FAST else 0
     return Kernels(kernels, known.product, tokens, known.answers)
 
 
@@ -124,6 +124,10 @@ def check_kernels(config: Config, method: Method | None) -> list[str]:
             "out, and give fewer rows a batch with --per_device_train_batch_size and --gradient_accumulation_steps"
         )
     return problems
+
+
+def _in_pieces(training: TuningArguments) -> int:
+    return 0 if training.sequence_parallel else MICRO_BATCH_TOKENS  # a process has no row as a whole
 
 
 def _of_record(values: Mapping[str, Any]) -> Kernels:

@@ -22,10 +22,11 @@ class Throughput:
 
     Args:
         processes: that each train a batch like this one's.
+        takers: of them, those that train on rows of their own.
     """
 
-    def __init__(self, processes: int):
-        self.processes = processes
+    def __init__(self, processes: int, takers: int):
+        self.processes, self.takers = processes, takers
         self._reset()
 
     def count(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
@@ -50,7 +51,7 @@ class Throughput:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else current_rss()
         values = {
-            "samples_per_second": round(self.processes * self.rows / seconds, 3),
+            "samples_per_second": round(self.takers * self.rows / seconds, 3),
             "tokens_per_second": round(self.processes * self.tokens / seconds, 1),
             "memory_gib": round(memory / 2**30, 3),
         }

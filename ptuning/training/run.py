@@ -172,6 +172,7 @@ def _banner(trainer: TuningTrainer, resume_from: str | None) -> str:
         message("trainable", trainable=trainable, total=total, share=trainable / total, rows=rows),
         _batches(trainer),
         message("schedule", rate=args.learning_rate, schedule=args.lr_scheduler_type.value, device=args.device),
+        *([message("divided_rows", processes=args.sequence_parallel)] if args.sequence_parallel else []),
         *([message("row_averages")] if args.loss_average == "rows" else []),
     ]
     if resume_from:
@@ -183,8 +184,8 @@ def _batches(trainer: TuningTrainer) -> str:
     """The line of the banner on what a step and an epoch are."""
     args, sampler, lengths = trainer.args, trainer.token_batches(), trainer.train_dataset.lengths
     steps = planned_steps(args, lengths)
-    known = {"accumulation": args.gradient_accumulation_steps, "processes": args.world_size, "steps": steps}
-    at_once = args.gradient_accumulation_steps * args.world_size
+    known = {"accumulation": args.gradient_accumulation_steps, "processes": args.row_takers, "steps": steps}
+    at_once = args.gradient_accumulation_steps * args.row_takers
     if sampler is None:
         batch = args.per_device_train_batch_size
         epochs = steps * batch * at_once / len(lengths)

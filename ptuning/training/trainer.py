@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_init
@@ -21,6 +21,7 @@ from ptuning.checkpoint.model_folder import require_space
 from ptuning.checkpoint.partitioned import whole_shape
 from ptuning.config import TuningArguments
 from ptuning.data.batch import LengthGroupedSampler, PadRight, RowDataset
+from ptuning.data.positions import OwnPositions, SharedBatches
 from ptuning.data.token_batches import TokenBatchSampler
 from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
@@ -71,7 +72,7 @@ class TuningTrainer(Trainer):
         # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it
         # divides each loss by the number of accumulation steps itself.
         self.loss_is_scaled_for_ga = False if self.args.loss_average == "rows" else None
-        self._throughput = Throughput(self.args.world_size)
+        self._throughput = Throughput(self.args.world_size, self.args.row_takers)
         self.add_callback(SamplerEpoch())
 
     @property
@@ -86,7 +87,7 @@ class TuningTrainer(Trainer):
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
-        batch = self.args.per_device_train_batch_size * self.args.world_size
+        batch = self.args.per_device_train_batch_size * self.args.row_takers
         return LengthGroupedSampler(dataset.lengths, batch, order_seed(self.args))
 
     def token_batches(self) -> TokenBatchSampler | None:
@@ -94,13 +95,21 @@ class TuningTrainer(Trainer):
         return token_batches(self.args, self.train_dataset.lengths)
 
     def get_train_dataloader(self) -> DataLoader:
-        sampler, args = self.token_batches(), self.args
-        if sampler is None:
+        args, together = self.args, self.args.sequence_parallel or 1
+        batches: Sampler[list[int]] | None = self.token_batches()
+        if batches is None and together == 1:
             return super().get_train_dataloader()
+        if batches is None:
+            rows = self._get_train_sampler()
+            batches = BatchSampler(rows, args.per_device_train_batch_size, args.dataloader_drop_last)
+        collate: Callable = self.data_collator
+        if together > 1:
+            batches = SharedBatches(batches, together)
+            collate = OwnPositions(self.data_collator, args.process_index, together)
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            batch_sampler=batches,
+            collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -113,9 +122,9 @@ class TuningTrainer(Trainer):
         """Rows of a step, on average; for the rate that is logged at the end."""
         sampler = self.token_batches()
         if sampler is None:
-            return super().get_total_train_batch_size(args)
+            return super().get_total_train_batch_size(args) // (args.sequence_parallel or 1)
         rows = len(sampler.lengths) / len(sampler)
-        return round(rows * args.gradient_accumulation_steps * args.world_size)
+        return round(rows * args.gradient_accumulation_steps * args.row_takers)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ class Workload:
         compute_bytes: an activation's.
         autocast: weights stay fp32 and each forward makes 16-bit copies.
         batch: rows a process and step.
-        length: tokens of the longest row.
-        labels: tokens with a loss in the longest row, at most.
+        length: tokens of the longest row; of a process's part of it, where rows are divided.
+        labels: tokens with a loss among them, at most.
         accumulation: gradient accumulation steps.
         checkpointing: gradient checkpointing.
         eager: attention that keeps every score.
@@ -186,8 +186,8 @@ class Workload:
             compute_bytes=2 if half else weight_bytes,
             autocast=half and weight_bytes == 4,
             batch=_rows_of_a_batch(training, longest[0]),
-            length=longest[0],
-            labels=longest[1],
+            length=(length := positions_of_a_process(training, longest[0])),
+            labels=min(longest[1], length),
             accumulation=training.gradient_accumulation_steps,
             checkpointing=bool(training.gradient_checkpointing),
             eager=model.attn_implementation == "eager",
@@ -213,6 +213,11 @@ class Workload:
         tokens = None if self.tokens_per_batch is None else self.tokens_per_batch * batch // self.batch
         accumulation = self.accumulation * self.batch // batch
         return replace(self, batch=batch, tokens_per_batch=tokens, accumulation=accumulation)
+
+
+def positions_of_a_process(training: TuningArguments, length: int) -> int:
+    """Of a row with so many tokens."""
+    return -(-length // (training.sequence_parallel or 1))
 
 
 def _rows_of_a_batch(training: TuningArguments, length: int) -> int:

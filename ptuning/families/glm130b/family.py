@@ -60,6 +60,9 @@ class GLM130B(Family):
     def template(self, tokenizer) -> GLM130BTemplate:
         return GLM130BTemplate(tokenizer)
 
+    def sequence_parallel_refusal(self, config: GLM130BConfig) -> str | None:
+        return "GLM-130B finds positions and what is read both ways in whole rows"
+
     def dimensions(self, config: GLM130BConfig) -> Dimensions:
         heads = config.num_attention_heads
         return Dimensions(

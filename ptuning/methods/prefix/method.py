@@ -50,6 +50,7 @@ class PrefixMethod(Method):
     learning_rate = 2e-2
     keeps_base = True
     divides = True
+    trains_on_parts = True
     options = ("pre_seq_len", "prefix_projection", "prefix_dropout", "fold_projection")
     defaults: ClassVar[dict[str, Any]] = {"pre_seq_len": 128}
 
