@@ -90,7 +90,9 @@ class Family(ABC):
     supported: str  # the models that are known to work, for messages
     template_name: str  # written into manifests, so that evaluation can refuse another template
     example: str = ""  # hub id of a 16-bit base, for messages
-    port: int = 7030  # where it is served unless asked otherwise
+    # Where it and its page are served unless asked otherwise; a service runs several side by side
+    port: int = 7030
+    web_port: int = 7020
 
     # --- told apart by content -------------------------------------------------------------------------------------------
 

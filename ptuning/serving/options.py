@@ -1,5 +1,6 @@
 """The options of `ptuning serve`."""
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class ServeOptions:
     port: int | None = option(
         None, "of the API; default: that of the model's family, 7030 for ChatGLM2 (docs/serving.md)"
     )
-    web_port: int = option(7020, "of the page")
+    web_port: int | None = option(None, "of the page; default: that of the model's family, 7020 for ChatGLM2")
     no_page: bool = option(False, "serve the API alone")
     # Keys may come from the environment, which `ps` doesn't show.
     api_key: str | None = option(None, "clients must send it as `Authorization: Bearer KEY`", env="PTUNING_API_KEY")
@@ -176,18 +177,22 @@ class ServeOptions:
 
 
 def parse(argv: Sequence[str]) -> ServeOptions:
-    """Reads the command line; the port is the family's where none is given. Errors as `parse_options` and ServeOptions."""
+    """Reads the command line; ports that are not given are the family's. Errors as `parse_options` and ServeOptions."""
     options = parse_options(ServeOptions, argv, "ptuning serve")
-    return options if options.port is not None else replace(options, port=family_port(options.model))
+    port, web_port = ports_of(options)
+    return replace(options, port=port, web_port=web_port)
 
 
-def family_port(model: str) -> int:
-    """The port by which the clients of a model's family know it; the usual one where the model can't be read, which the server
-    says when it loads."""
-    try:
-        return family_of(read_base_config(resolve_base(model))).port
-    except ModelError:
-        return Family.port
+def ports_of(options: ServeOptions) -> tuple[int, int]:
+    """Of the API and of the page. Where none is given, those by which the clients of the model's family know them; the usual ones
+    where the model can't be read, which the server says when it loads."""
+    port, web_port = options.port, options.web_port
+    if port is not None and web_port is not None:
+        return port, web_port
+    family: Family | type[Family] = Family
+    with contextlib.suppress(ModelError):
+        family = family_of(read_base_config(resolve_base(options.model)))
+    return family.port if port is None else port, family.web_port if web_port is None else web_port
 
 
 def _is_loopback(host: str) -> bool:

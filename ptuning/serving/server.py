@@ -16,6 +16,7 @@ import uvicorn
 
 from ptuning import distributed
 from ptuning.errors import ConfigError
+from ptuning.families import Family
 from ptuning.generation import Engine
 from ptuning.generation.pace import PAUSE
 from ptuning.language import VARIABLE, Language, language, speaking
@@ -27,7 +28,7 @@ from ptuning.serving.divided import LeadingEngine, LeadingModel, join, repeat
 from ptuning.serving.doors import HostNames
 from ptuning.serving.logs import configure_logs, follow
 from ptuning.serving.models import LoadedModel, Registry
-from ptuning.serving.options import OUTPUT, ServeOptions, family_port
+from ptuning.serving.options import OUTPUT, ServeOptions, ports_of
 from ptuning.serving.traces import Traces
 from ptuning.serving.words import words
 from ptuning.serving.worker import Worker
@@ -55,10 +56,11 @@ def _serve(options: ServeOptions) -> int:
     people = options.lang or language()
     traces = None if options.trace_endpoint is None else Traces(options.trace_endpoint)
     # Before the model: loading 12 GB takes long, and a taken port is known at once.
-    sockets = [listen(options.host, family_port(options.model) if options.port is None else options.port)]
+    port, web_port = ports_of(options)
+    sockets = [listen(options.host, port)]
     page = not options.no_page
     if page:
-        listen("127.0.0.1", options.web_port, "--web_port").close()
+        listen("127.0.0.1", web_port, "--web_port").close()
     with speaking("en"):  # logs are for programs
         backend, metrics = build(options)
     try:
@@ -68,10 +70,10 @@ def _serve(options: ServeOptions) -> int:
     backend.start()
     address = _address(options.host, sockets[0].getsockname()[1])
     with speaking(people):
-        _greet(options, address, backend, page, default)
+        _greet(options, address, backend, web_port if page else None, default)
     config = HttpConfig(create_app(backend, options, metrics, traces), options.max_connections)
     server = Server(config, backend, options)
-    with _page(options, address, people) if page else contextlib.nullcontext():
+    with _page(options, web_port, address, people) if page else contextlib.nullcontext():
         try:
             server.run(sockets=sockets)
         finally:
@@ -193,7 +195,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def page_command(host: str = "127.0.0.1", port: int = 7020, allowed_hosts: Sequence[str] = ()) -> list[str]:
+def page_command(host: str = "127.0.0.1", port: int = Family.web_port, allowed_hosts: Sequence[str] = ()) -> list[str]:
     """The command line of the page's process. It takes PTUNING_API, PTUNING_API_KEY and PTUNING_LANG from its environment,
     for other users of the machine can read a command line.
 
@@ -216,13 +218,13 @@ def page_command(host: str = "127.0.0.1", port: int = 7020, allowed_hosts: Seque
 
 
 @contextlib.contextmanager
-def _page(options: ServeOptions, address: str, people: Language) -> Iterator[None]:
+def _page(options: ServeOptions, port: int, address: str, people: Language) -> Iterator[None]:
     """The Streamlit page as a process of its own, for as long as the block lasts."""
     environment = os.environ | {"PTUNING_API": address, VARIABLE: people}
     environment.pop("PTUNING_ADMIN_KEY", None)
     if options.keys:
         environment["PTUNING_API_KEY"] = options.keys[0].secret
-    command = page_command(port=options.web_port, allowed_hosts=options.allowed_host)
+    command = page_command(port=port, allowed_hosts=options.allowed_host)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     reader = None if process.stderr is None else follow(process.stderr, "the page says")
     try:
@@ -244,11 +246,11 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _greet(options: ServeOptions, address: str, backend: Backend, page: bool, default: str) -> None:
+def _greet(options: ServeOptions, address: str, backend: Backend, web_port: int | None, default: str) -> None:
     names = [served.name for served in backend.served()]
     key = " -H 'Authorization: Bearer KEY'" if options.keys else ""
     print(words("api", address=address, names=", ".join(names), default=default))
-    if page:
-        print(words("page", address=f"http://127.0.0.1:{options.web_port}"))
+    if web_port is not None:
+        print(words("page", address=f"http://127.0.0.1:{web_port}"))
     command = f"""curl {address}{backend.template.route or "/"}{key} -d '{{"prompt": "你好", "history": []}}'"""
     print(words("try", command=command), flush=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPO
+from tests.serving.conftest import running
 from tests.serving.page_fake_api import FakeApi
 from tests.serving.page_modules import FOLDER
 
@@ -418,3 +420,22 @@ def test_the_real_server(server, monkeypatch, prefix):
     at.number_input(key="seed").set_value(3)
     ask(at, "再见")
     assert not at.error  # every field is one that the server knows
+
+
+def test_a_server_of_another_family(monkeypatch):
+    with running({}, model=str(REPO / "models" / "baichuan-tiny")) as server:
+        monkeypatch.setenv("PTUNING_API", server.url)
+        at = opened()
+        assert at.selectbox(key="model_a").options == ["baichuan-tiny"]
+        at.slider(key="temperature").set_value(0.0)
+        at.number_input(key="max_tokens").set_value(8)
+        at.text_area(key="system").set_value("只用中文回答。")
+        ask(ask(at, "你好"), "再见")
+        assert not at.error
+        said = [{"role": "system", "content": "只用中文回答。"}]
+        for question in ("你好", "再见"):
+            said.append({"role": "user", "content": question})
+            body = {"model": "base", "messages": said, "temperature": 0, "max_tokens": 8}
+            answer = server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+            said.append({"role": "assistant", "content": answer})
+        assert texts(at) == [message["content"] for message in said[1:]] and all(texts(at))

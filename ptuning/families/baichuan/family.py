@@ -28,6 +28,7 @@ class Baichuan(Family):
     supported = SUPPORTED
     example = "baichuan-inc/Baichuan2-13B-Chat"
     port = 7010
+    web_port = 7021
     tokenizer_files = ("tokenizer.model",)
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
