@@ -297,10 +297,15 @@ def test_an_empty_completion_is_refused(client):
     assert answer.status_code == 400 and "the prompt is empty" in answer.json()["error"]["message"]
 
 
-def test_the_port_is_the_family_s():
-    assert parse_serving(["--model", str(BASE)]).port == 7010
-    assert parse_serving(["--model", str(BASE), "--port", "7030"]).port == 7030
-    assert parse_serving(["--model", "no/such/folder"]).port == 7030
+def test_the_ports_are_the_family_s():
+    for flags, ports in (
+        (["--model", str(BASE)], (7010, 7021)),
+        (["--model", str(BASE), "--port", "7030"], (7030, 7021)),
+        (["--model", str(BASE), "--web_port", "7020"], (7010, 7020)),
+        (["--model", "no/such/folder"], (7030, 7020)),
+    ):
+        options = parse_serving(flags)
+        assert (options.port, options.web_port) == ports
 
 
 def test_chat(monkeypatch, capsys, prefixes):
@@ -338,14 +343,15 @@ def test_shipped_configurations(name, tmp_path):
 
 @pytest.mark.works("baichuan", "full")
 @pytest.mark.slow
-def test_all_weights_under_zero3(tmp_path, run_main):
-    """Loaded and saved tensor by tensor: the losses and weights of a run without DeepSpeed."""
+def test_all_weights_under_zero3(tmp_path, run_main, two_processes):
+    """Loaded and saved tensor by tensor, on two processes: the losses and weights of one without DeepSpeed."""
     options = {"model_name_or_path": BASE, "learning_rate": 1e-3, "max_steps": 2}
-    run_main(*full_flags(tmp_path / "zero", deepspeed=ROOT / "configs" / "zero3.json", **options))
-    assert run("train", *full_flags(tmp_path / "plain", **options)) == 0
-    assert any(
-        (tmp_path / "zero" / "checkpoint-2").glob("global_step*/*zero_pp_rank*optim_states.pt")
-    )  # as stage 3 saves it
+    flags = full_flags(tmp_path / "zero", deepspeed=ROOT / "configs" / "zero3.json", **options)
+    done = run_main(*flags, launcher=two_processes)
+    assert "effective batch 4 = 2 rows × 1 accumulation steps × 2 processes" in done.stdout
+    assert run("train", *full_flags(tmp_path / "plain", **options, per_device_train_batch_size=4)) == 0
+    parts = (tmp_path / "zero" / "checkpoint-2").glob("global_step*/*zero_pp_rank*optim_states.pt")
+    assert len(list(parts)) == 2  # as stage 3 saves it
     assert losses(tmp_path / "zero") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     zero, plain = (load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("zero", "plain"))
     assert zero.keys() == plain.keys() and max((zero[name] - plain[name]).abs().max() for name in zero) < 1e-3
