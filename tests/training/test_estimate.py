@@ -16,6 +16,8 @@ from ptuning.config import parse
 from ptuning.config.options import ModelArguments
 from ptuning.errors import ConfigError
 from ptuning.families import family_of
+from ptuning.families.baichuan.config import BaichuanConfig
+from ptuning.families.baichuan.model import BaichuanForCausalLM
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.logits import loss_of
@@ -52,6 +54,13 @@ TWELVE = {
     "kv_channels": 64,
     "ffn_hidden_size": 1536,
     "padded_vocab_size": 3072,
+}
+ALIBI = {
+    "num_hidden_layers": 8,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "intermediate_size": 1536,
+    "vocab_size": 3072,
 }
 
 # Trains random full-length rows in a process of its own and prints estimate and measured peak, both in bytes.
@@ -94,6 +103,15 @@ def twelve(tmp_path_factory):
     folder = tmp_path_factory.mktemp("twelve")
     torch.manual_seed(0)
     ChatGLMForConditionalGeneration(ChatGLMConfig(**TWELVE)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alibi(tmp_path_factory):
+    """As wide, with ALiBi, keys and values of each head, and a normalised output layer."""
+    folder = tmp_path_factory.mktemp("alibi")
+    torch.manual_seed(0)
+    BaichuanForCausalLM(BaichuanConfig(**ALIBI, norm_head=True)).save_pretrained(folder)
     return folder
 
 
@@ -140,13 +158,18 @@ MEASURED = [
     ("twelve", LORA, None, IN_ONE_PIECE, True),
     ("twelve", LORA, None, PLAIN, True),
     ("twelve", FULL, None, [], True),
+    ("alibi", PREFIX, None, FAST, True),
+    ("alibi", LORA, None, FAST, False),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method", "bits", "kernels", "checkpointing"), MEASURED)
-def test_within_15_percent_of_the_measured_peak(twelve, tmp_path, warm_bin, name, method, bits, kernels, checkpointing):
-    flags = ["--model_name_or_path", TINY if name == "tiny" else twelve, "--output_dir", tmp_path / "out", *REQUIRED]
+def test_within_15_percent_of_the_measured_peak(
+    request, tmp_path, warm_bin, name, method, bits, kernels, checkpointing
+):
+    base = TINY if name == "tiny" else request.getfixturevalue(name)
+    flags = ["--model_name_or_path", base, "--output_dir", tmp_path / "out", *REQUIRED]
     flags += ["--max_source_length", 64, "--max_target_length", 128, "--per_device_train_batch_size", 4]
     flags += ["--max_steps", 3, "--save_strategy", "no", "--gradient_checkpointing", checkpointing]
     flags += [*method, *kernels, *([] if bits is None else ["--quantization_bit", bits])]

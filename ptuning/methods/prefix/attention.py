@@ -74,7 +74,9 @@ def _pad_mask(mask: torch.Tensor | BlockMask | None, query: torch.Tensor, prefix
         return _pad_block_mask(mask, prefix_length)
     padded = getattr(mask, "_with_prefix", None)  # all layers share one mask, as below
     if padded is None or padded.shape[-1] != prefix_length + mask.shape[-1]:
-        padded = nn.functional.pad(mask, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+        own = mask[:1] if mask.stride(0) == 0 else mask  # rows that share one still do, which spares memory
+        padded = nn.functional.pad(own, (prefix_length, 0), value=True if mask.dtype == torch.bool else 0.0)
+        padded = padded.expand(len(mask), *[-1] * (mask.ndim - 1))
         if not torch.compiler.is_compiling():
             mask._with_prefix = padded  # type: ignore[attr-defined]
     return padded
