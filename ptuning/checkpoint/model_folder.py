@@ -93,7 +93,8 @@ def write_rest(base: Path, folder: Path, config: PreTrainedConfig, dtype: torch.
         base: where all but the configuration is copied from.
         dtype: of the weights.
     """
-    for name in (*family_of(config).tokenizer_files, "tokenizer_config.json", "generation_config.json"):
+    beside = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    for name in (*family_of(config).tokenizer_files, *beside):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     write_config(folder, config, dtype)
