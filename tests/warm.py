@@ -100,8 +100,13 @@ def serve(address: str, python: str) -> None:
 
     import ptuning.cli
     import ptuning.main  # noqa: F401
+    from ptuning.evaluation.scores import official_scores
     from ptuning.report.page import templates
+    from ptuning.report.svg import draw
 
+    # What is read when it is first used: dictionaries, fonts, templates.
+    official_scores("你好", "你好")
+    draw(lambda axes: axes.plot([1, 2]))
     for name in templates().list_templates():
         if name.endswith(".jinja"):
             templates().get_template(name)

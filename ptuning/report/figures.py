@@ -124,6 +124,22 @@ def _line_figure(title: str, curve: Curve, name: str, bottom: float | None, nois
     if len(curve) < FEWEST_POINTS:
         return None
 
+    points = tuple(curve.steps), tuple(curve.values)
+    return Drawing(title, _line_svg(*points, name, bottom, noisy, title, words("step")), [], _lost(curve))
+
+
+@lru_cache(maxsize=32)  # once training has ended they stay the same, and the page is written twice more
+def _line_svg(
+    steps: tuple[float, ...],
+    values: tuple[float, ...],
+    name: str,
+    bottom: float | None,
+    noisy: bool,
+    title: str,
+    across: str,
+) -> Markup:
+    curve = Curve(list(steps), list(values))
+
     def plot(axes):
         if noisy:
             _raw_and_smooth(axes, curve, name, title)
@@ -131,9 +147,9 @@ def _line_figure(title: str, curve: Curve, name: str, bottom: float | None, nois
             _line(axes, curve.thin(), color(name), marked=len(curve) <= 30)
         if bottom is not None and not _scale(axes, [curve]):
             axes.set_ylim(bottom=bottom)
-        axes.set_xlabel(words("step"))
+        axes.set_xlabel(across)
 
-    return Drawing(title, draw(plot), [], _lost(curve))
+    return draw(plot)
 
 
 def score_figure(base: dict, tuned: dict) -> Drawing | None:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ptuning.errors import ConfigError
+from ptuning.report import figures, report_command, write_comparison, write_report
 from ptuning.report import page as page_module
-from ptuning.report import report_command, write_comparison, write_report
 from ptuning.report.compare import comparison_figures, differing_options, run_names, score_table, sweep_figures
 from ptuning.report.figures import curve_figures
 from ptuning.report.overview import few_values
@@ -32,10 +33,16 @@ def drawn() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_figures(request, monkeypatch) -> None:
+def quick_figures(request, monkeypatch) -> Iterator[None]:
     """Elsewhere they are plotted only: drawing takes nine tenths of the time."""
+    kept = (figures._line_svg, figures._histogram)
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write("<svg></svg>"))
+    for each in kept:
+        each.cache_clear()
+    yield
+    for each in kept:
+        each.cache_clear()
 
 
 def test_text_of_others_is_never_markup(tmp_path, drawn):
