@@ -13,4 +13,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
 # One more than there are cores, because tests also wait for processes; each takes 1 to 3 GB.
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
-exec "$python" -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal ${fast[@]+"${fast[@]}"} "$@"
+exec "$python" -m pytest -n $((workers < 4 ? workers : 4)) --dist loadfile --no-loadscope-reorder ${fast[@]+"${fast[@]}"} "$@"

@@ -62,15 +62,9 @@ CORPUS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each worker begins with files that have slow tests, and ends with quick ones, which others can take over."""
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
-    for path in sorted(files, key=lambda path: path not in slow):
-        min(shares, key=len).extend(files[path])
-    items[:] = [item for share in shares for item in share]
+    """Files with slow tests come first, so that no worker ends alone with them: each takes the next file (scripts/test.sh)."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.path.parent.name == "end_to_end"}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:
