@@ -15,6 +15,19 @@ TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
 SIX_B = {"layers": 28, "hidden": 4096, "heads": 32, "groups": 2, "ffn": 13696, "vocab": 65024}
 TINY_SHAPE = {"layers": 2, "hidden": 256, "heads": 4, "groups": 2, "ffn": 512, "vocab": 2048}
 
+# Options of a run on random rows, which are in no file.
+RANDOM_ROWS = {
+    "train_file": "-",
+    "prompt_column": "-",
+    "response_column": "-",
+    "max_source_length": MAX_SOURCE,
+    "max_target_length": MAX_TARGET,
+    "num_train_epochs": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
 
 class Template:
     """All that a trainer asks of one when nothing is saved."""

@@ -19,8 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import (
-    MAX_SOURCE,
-    MAX_TARGET,
+    RANDOM_ROWS,
     Template,
     add_model_arguments,
     matmul_rates,
@@ -66,22 +65,13 @@ def worker(args: argparse.Namespace) -> dict | None:
     lengths = sample_lengths(args.lengths, args.samples + WARMUP_STEPS * args.batch)
     rows = random_rows(lengths, args.vocab)
     with tempfile.TemporaryDirectory() as folder:
-        options = {
+        options = RANDOM_ROWS | {
             "method": "full",
             "model_name_or_path": args.base,
             "output_dir": folder,
-            "train_file": "-",
-            "prompt_column": "-",
-            "response_column": "-",
-            "max_source_length": MAX_SOURCE,
-            "max_target_length": MAX_TARGET,
             "per_device_train_batch_size": args.batch // world,
-            "num_train_epochs": 1,
             "gradient_checkpointing": args.checkpointing,
-            "save_strategy": "no",
-            "report_to": "none",
             "logging_steps": 1000,
-            "disable_tqdm": True,
             "bf16": args.dtype == "bfloat16",
             "use_cpu": args.device == "cpu",
         }

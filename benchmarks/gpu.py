@@ -22,8 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import (
-    MAX_SOURCE,
-    MAX_TARGET,
+    RANDOM_ROWS,
     SHARED_LENGTHS,
     SIX_B,
     TINY_SHAPE,
@@ -148,21 +147,12 @@ def train(args: argparse.Namespace) -> dict:
     count = (args.steps + WARMUP_STEPS) * args.batch
     lengths = sample_lengths(SHARED_LENGTHS, count)
     with tempfile.TemporaryDirectory() as folder:
-        options = {
+        options = RANDOM_ROWS | {
             "model_name_or_path": args.folder,
             "output_dir": folder,
-            "train_file": "-",
-            "prompt_column": "-",
-            "response_column": "-",
-            "max_source_length": MAX_SOURCE,
-            "max_target_length": MAX_TARGET,
             "per_device_train_batch_size": args.batch,
             "gradient_accumulation_steps": 1,
-            "num_train_epochs": 1,
-            "save_strategy": "no",
-            "report_to": "none",
             "logging_steps": 10_000,
-            "disable_tqdm": True,
             "use_cpu": args.device == "cpu",
         }
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]

@@ -135,12 +135,16 @@ def check(deepspeed_given: bool, deepspeed_enabled: bool, processes: int) -> Non
         raise TrainingError(
             "--deepspeed was given, and the trainer would train without it; start with deepspeed or torchrun."
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != processes or world_size() != processes:
+    if launched() != processes or world_size() != processes:
         raise TrainingError(
-            f"the launcher started {launched} processes, the process group has {world_size()} and the trainer {processes}: "
+            f"the launcher started {launched()} processes, the process group has {world_size()} and the trainer {processes}: "
             "they would train unsynchronised copies. Without a GPU give --use_cpu true."
         )
+
+
+def launched() -> int:
+    """Number of processes that the launcher has started, by its environment; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:

@@ -2,7 +2,6 @@
 layers among the GPUs of one process (device map).
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,10 @@ def check_division(
         return
     if device_map is not None:
         raise ConfigError("--device_map divides layers, --tensor_parallel matrices; give one of the two")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if tensor_parallel < 2 or launched != tensor_parallel:
+    started = distributed.launched()
+    if tensor_parallel < 2 or started != tensor_parallel:
         raise ConfigError(
-            f"{asked} with {launched} {'process' if launched == 1 else 'processes'}; start as many as divide the model, 2 or more: "
+            f"{asked} with {started} {'process' if started == 1 else 'processes'}; start as many as divide the model, 2 or more: "
             f"torchrun --nproc-per-node {max(tensor_parallel, 2)} -m ptuning.cli …"
         )
     family, sizes = family_of(config), family_of(config).dimensions(config)

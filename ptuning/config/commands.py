@@ -24,6 +24,7 @@ import types
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from ptuning.config.names import unknown
 from ptuning.errors import ConfigError
@@ -51,6 +52,13 @@ def same_option(cls: type, name: str, **more: Any) -> Any:
     """
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
     return dataclasses.field(default=field.default, metadata={**field.metadata, **more})
+
+
+def require_address(name: str, address: str, example: str) -> None:
+    """Raises ConfigError where an option's value is no address of HTTP."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"--{name} {address}: expected an address such as {example}")
 
 
 def parse_options(cls: type[Options], argv: Sequence[str], prog: str, description: str | None = None) -> Options:

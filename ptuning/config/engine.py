@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
-from urllib.parse import urlsplit
 
+from ptuning.config.commands import require_address
 from ptuning.errors import ConfigError
 
 VLLM = "vllm"
@@ -42,8 +42,7 @@ def check_engine(engine: str, groups: Sequence[Any], needs_store: bool) -> None:
         if not given[name][0]:
             raise ConfigError(f"--engine vllm needs --{name}; bash scripts/serve_vllm.sh starts vLLM with both")
     for url in given["vllm_url"][0]:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ConfigError(f"--vllm_url {url}: expected an address such as http://127.0.0.1:8000")
+        require_address("vllm_url", url, "http://127.0.0.1:8000")
     for name in _OWN_ENGINE:
         if name in given and given[name][0] != given[name][1]:
             raise ConfigError(f"--{name} is for this package's own engine; vLLM is told when it is started")

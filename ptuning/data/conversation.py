@@ -101,7 +101,7 @@ def tools_in(value: object) -> list[Mapping[str, Any]] | Finding:
             value = json.loads(value)
         except ValueError:
             return Finding(f"is {described(value)}, not a list of tools", _WRITE_TOOLS)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         return Finding(f"is {described(value)}, not a list of tools", _WRITE_TOOLS)

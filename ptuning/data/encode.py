@@ -175,7 +175,7 @@ class Encoder:
         limit = self.lengths.max_target_length
         # What is longer in characters is cut anyway; the rest keeps the cut away from the tokens that stay.
         longest_text = (limit + 100) * self.template.longest_token
-        texts = [
+        texts = [  # what isn't cut stays the object that it is: a slice of a turn has lost its parts
             text if len(text := record.response) <= longest_text else text[:longest_text]
             for record in records
             if record.response is not None

@@ -77,6 +77,11 @@ class PieceTokenizer(PreTrainedTokenizer):
     def prompt_text(self, dialogue: Dialogue) -> str:
         """The dialogue without its response, as text."""
 
+    def spelled(self, dialogue: Dialogue, names: Mapping[int, str]) -> str:
+        """The dialogue without its response, control tokens by these names."""
+        segments = self.template().render(Dialogue(dialogue.prompt, dialogue.history, dialogue.system))
+        return "".join(each.text or "".join(names[token] for token in each.ids) for each in segments)
+
     @property
     def vocab_size(self) -> int:
         """Pieces and control tokens."""

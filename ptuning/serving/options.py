@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from ptuning.checkpoint.base import read_base_config, resolve_base
 from ptuning.config import GenerationArguments, ModelArguments
-from ptuning.config.commands import language_option, option, parse_options, same_option
+from ptuning.config.commands import language_option, option, parse_options, require_address, same_option
 from ptuning.config.engine import VLLM_KEY, check_engine
 from ptuning.errors import ConfigError, ModelError
 from ptuning.families import Family, family_of
@@ -133,11 +132,7 @@ class ServeOptions:
             if not 0 < getattr(self, name) <= 86400:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; use seconds above 0 and up to 86400")
         if self.trace_endpoint is not None:
-            address = urlsplit(self.trace_endpoint)
-            if address.scheme not in ("http", "https") or not address.netloc:
-                raise ConfigError(
-                    f"--trace_endpoint {self.trace_endpoint}: expected an address such as http://127.0.0.1:4318"
-                )
+            require_address("trace_endpoint", self.trace_endpoint, "http://127.0.0.1:4318")
         check_engine(self.engine, (self,), needs_store=True)
         for name in ("api_key", "admin_key", "vllm_key"):
             value = getattr(self, name)

@@ -73,7 +73,7 @@ class Worker:
         self._draining = self._closing = False
         self._change = threading.Lock()  # guards what follows, and what is posted
         self._dead: str | None = None  # why, once no commands are taken any more
-        self._failed = threading.Event()  # that was an error, and everybody has been told
+        self._failed = False  # that was an error, and everybody has been told
         self._tell_death: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="ptuning-worker", daemon=True)
 
@@ -126,8 +126,8 @@ class Worker:
 
     def on_death(self, tell: Callable[[], None]) -> None:
         with self._change:
-            self._tell_death = tell
-        if self._failed.is_set():
+            self._tell_death, failed = tell, self._failed
+        if failed:
             tell()
 
     def wait_idle(self, seconds: float) -> bool:
@@ -155,8 +155,7 @@ class Worker:
             log.critical("the worker died", exc_info=error)
             self._die(_DEAD)
             with self._change:
-                self._failed.set()
-                tell = self._tell_death
+                self._failed, tell = True, self._tell_death
             tell()
         else:
             self._die(_STOPPED)

@@ -8,6 +8,7 @@ import torch
 
 from ptuning.checkpoint.base import base_precision, resolve_base
 from ptuning.config import Config, TuningArguments
+from ptuning.distributed import launched
 from ptuning.errors import ConfigError, ModelError
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
@@ -160,7 +161,7 @@ def _stage(config: Config, values: dict[str, Any], all_weights: bool) -> Iterato
 def _contradictions(training: TuningArguments, values: dict[str, Any]) -> Iterator[str]:
     """Pairs of a DeepSpeed key and a flag that say different things. transformers finds some of them, after loading."""
     batch, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = launched()
     optimizer = (values.get("optimizer") or {}).get("params") or {}
     scheduler = (values.get("scheduler") or {}).get("params") or {}
     rows = [("train_micro_batch_size_per_gpu", values, "per_device_train_batch_size", batch)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ptuning.distributed import choose_deepspeed_device
+from ptuning.distributed import choose_deepspeed_device, launched
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 for "no limit"
@@ -49,7 +49,7 @@ def local_rank() -> int:
 
 def process_counts() -> tuple[int, int]:
     """Processes in all and on this node, from the launcher's environment (torchrun: LOCAL_WORLD_SIZE, DeepSpeed: LOCAL_SIZE)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = launched()
     # DeepSpeed's first: on a CPU accelerate then sets the other one, to 1.
     local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or str(world)
     return world, min(int(local), world)

@@ -1,10 +1,10 @@
 """What --sequence_parallel can't do, or has not been shown to do: refused before anything is loaded, each with its fix."""
 
-import os
 from collections.abc import Iterator
 
 from ptuning.checkpoint.base import resolve_base
 from ptuning.config import Config
+from ptuning.distributed import launched
 from ptuning.errors import ModelError
 from ptuning.families import family_of, read_config
 from ptuning.methods import Method
@@ -24,9 +24,8 @@ def check_sequence_parallel(config: Config, method: Method | None) -> Iterator[s
     if not training.do_train or method is None:
         yield f"{option} is for training; leave it out"
         return
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != number:
-        there = "there is 1 process" if launched == 1 else f"there are {launched} processes"
+    if (started := launched()) != number:
+        there = "there is 1 process" if started == 1 else f"there are {started} processes"
         yield f"{option}: {there}, and each row is divided among all of them; start with torchrun --nproc-per-node {number}"
     if not method.trains_on_parts:
         yield (

@@ -176,6 +176,7 @@ class Workload:
         longest = longest or (data.max_source_length + data.max_target_length + 1, data.max_target_length + 1)
         if data.pad_to_max_length:
             longest = (data.max_source_length + data.max_target_length + 1, longest[1])
+        length = positions_of_a_process(training, longest[0])
         return cls(
             shape=shape,
             method=method.describe(),
@@ -186,7 +187,7 @@ class Workload:
             compute_bytes=2 if half else weight_bytes,
             autocast=half and weight_bytes == 4,
             batch=_rows_of_a_batch(training, longest[0]),
-            length=(length := positions_of_a_process(training, longest[0])),
+            length=length,
             labels=min(longest[1], length),
             accumulation=training.gradient_accumulation_steps,
             checkpointing=bool(training.gradient_checkpointing),

@@ -147,6 +147,11 @@ def _shape(state):
     state["module"][WORD] = state["module"][WORD][:, :32].clone()
 
 
+def merge(source, output) -> int:
+    """The command's exit status."""
+    return main(["merge-shards", "--checkpoint", str(source), "--config", str(CONFIG), "--output_dir", str(output)])
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -158,16 +163,7 @@ def _shape(state):
 )
 def test_damaged_parts(change, text, tmp_path, capsys):
     source = copied(tmp_path, change)
-    command = [
-        "merge-shards",
-        "--checkpoint",
-        str(source),
-        "--config",
-        str(CONFIG),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert main(command) == 2
+    assert merge(source, tmp_path / "out") == 2
     assert text in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -196,16 +192,7 @@ def test_quantised_parts_are_refused(tmp_path, capsys):
     state = torch.load(first, weights_only=True)
     _scale(state)
     torch.save(state, first)
-    command = [
-        "merge-shards",
-        "--checkpoint",
-        str(source),
-        "--config",
-        str(CONFIG),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert main(command) == 2
+    assert merge(source, tmp_path / "out") == 2
     assert "the parts are quantised, each with its own scales" in capsys.readouterr().err
 
 

@@ -67,9 +67,8 @@ class BaichuanTokenizer(PieceTokenizer):
 
     def prompt_text(self, dialogue: Dialogue) -> str:
         """With the reserved names of the two speakers."""
-        shown = {token: name for name, token in self.control_ids.items()} | {self.eos_token_id: "</s>"}
-        segments = self.template().render(Dialogue(dialogue.prompt, dialogue.history, dialogue.system))
-        return "".join(each.text or "".join(shown[token] for token in each.ids) for each in segments)
+        names = {token: name for name, token in self.control_ids.items()} | {self.eos_token_id: "</s>"}
+        return self.spelled(dialogue, names)
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None):
         """As the official tokenizer: with the settings of official files, the texts' own ids."""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GlmConfig
+from transformers import GlmConfig, PreTrainedTokenizerBase
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
 
 from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
 from ptuning.families.chatglm2.template import ChatGLM2Template
 from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.families.chatglm2.versions import Version, version_of
+from ptuning.families.chatglm2.versions import version_of
 from ptuning.families.family import Family
 from ptuning.families.official import as_parent
 from ptuning.families.template import Template
@@ -38,23 +38,26 @@ class ChatGLM2(Family):
     eager_attention = staticmethod(eager_attention_forward)
     norm, feed_forward = GlmRMSNorm, GlmMLP
 
+    # What a relative with the same network and files has of its own
     config_class: type[ChatGLMConfig] = ChatGLMConfig
-    versions: tuple[Version, ...] = ("chatglm2",)
+    model_class: type[ChatGLMForConditionalGeneration] = ChatGLMForConditionalGeneration
+    tokenizer_class: type[PreTrainedTokenizerBase] = ChatGLMTokenizer
+    template_class: type[Template] = ChatGLM2Template
 
     def claims(self, values: Mapping[str, Any], folder: Path | None = None) -> bool:
         if values.get("model_type") != ChatGLMConfig.model_type:
             return super().claims(values)
-        return version_of(values, folder) in self.versions
+        return version_of(values, folder) == self.config_class.version
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
         check_architecture(values, str(folder), self.supported)
 
     def register(self) -> None:
-        self.register_classes(ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer)
-        register_weight_names(ChatGLMConfig.model_type)
+        self.register_classes(self.config_class, self.model_class, self.tokenizer_class)
+        register_weight_names(self.model_type)
 
     def template(self, tokenizer) -> Template:
-        return ChatGLM2Template(tokenizer)
+        return self.template_class(tokenizer)
 
     def weight_sources(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         return official_sources(names)

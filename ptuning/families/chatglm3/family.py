@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.family import ChatGLM2
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, register_weight_names
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm3.config import SUPPORTED, ChatGLM3Config
 from ptuning.families.chatglm3.template import ChatGLM3Template
 from ptuning.families.chatglm3.tokenizer import ChatGLM3Tokenizer
@@ -21,14 +21,9 @@ class ChatGLM3(ChatGLM2):
     model_type = ChatGLM3Config.model_type
     written_type = ChatGLMConfig.model_type
     config_class = ChatGLM3Config
-    versions = ("chatglm3",)
+    model_class = ChatGLM3ForConditionalGeneration
+    tokenizer_class = ChatGLM3Tokenizer
+    template_class = ChatGLM3Template
     template_name = ChatGLM3Template.name
     supported = SUPPORTED
     example = "THUDM/chatglm3-6b"
-
-    def register(self) -> None:
-        self.register_classes(ChatGLM3Config, ChatGLM3ForConditionalGeneration, ChatGLM3Tokenizer)
-        register_weight_names(ChatGLM3Config.model_type)
-
-    def template(self, tokenizer) -> ChatGLM3Template:
-        return ChatGLM3Template(tokenizer)

@@ -30,7 +30,6 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
         return ChatGLM3Template(self)
 
     def prompt_text(self, dialogue: Dialogue) -> str:
-        """With the names of the roles' tokens."""
+        """With the names of the roles' tokens, without the two that every sequence begins with."""
         names = {token: name for name, token in self.control_ids.items()}
-        _, *segments = self.template().render(Dialogue(dialogue.prompt, dialogue.history, dialogue.system))
-        return "".join(each.text or "".join(names[token] for token in each.ids) for each in segments)
+        return self.spelled(dialogue, names | dict.fromkeys(self.prefix_ids(), ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.family import ChatGLM2
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, register_weight_names
+from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.chatglm4.config import SUPPORTED, ChatGLM4Config
 from ptuning.families.chatglm4.tokenizer import ChatGLM4Tokenizer
 from ptuning.families.glm4.template import GLM4Template
@@ -21,15 +21,10 @@ class ChatGLM4(ChatGLM2):
     model_type = ChatGLM4Config.model_type
     written_type = ChatGLMConfig.model_type
     config_class = ChatGLM4Config
-    versions = ("chatglm4",)
+    model_class = ChatGLM4ForConditionalGeneration
+    tokenizer_class = ChatGLM4Tokenizer
+    template_class = GLM4Template
     template_name = GLM4Template.name
     supported = SUPPORTED
     example = "THUDM/glm-4-9b-chat"
     prefix_in_official_code = False
-
-    def register(self) -> None:
-        self.register_classes(ChatGLM4Config, ChatGLM4ForConditionalGeneration, ChatGLM4Tokenizer)
-        register_weight_names(ChatGLM4Config.model_type)
-
-    def template(self, tokenizer) -> GLM4Template:
-        return GLM4Template(tokenizer)

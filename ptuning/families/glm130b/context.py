@@ -30,10 +30,10 @@ def blank_positions(ids: torch.Tensor, mask: torch.Tensor | None, tokens: Mappin
 
     Args:
         ids: (B, S), from the row's first column on.
-        mask: (B, S), 1 = real token; None: there is no padding.
+        mask: (B, S), 1 = real token; None, or one of another form: there is no padding.
         tokens: of the configuration.
     """
-    counted = positions_of(torch.ones_like(ids) if mask is None else mask)
+    counted = real_positions(mask, ids)
     column = torch.arange(ids.shape[1], device=ids.device)
     start = _first(ids, tokens["sop"], missing=ids.shape[1])
     blank = torch.full_like(start, -1)
@@ -43,6 +43,16 @@ def blank_positions(ids: torch.Tensor, mask: torch.Tensor | None, tokens: Mappin
             blank = torch.where((found >= 0) & (found < start), found, blank)
     written = (column >= start[:, None]) & (blank >= 0)[:, None]
     return torch.where(written, counted.gather(1, blank.clamp(min=0)[:, None]), counted)
+
+
+def real_positions(mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """(B, S) of real tokens from 0, whatever they are.
+
+    Args:
+        mask: as of `blank_positions`.
+        like: (B, S).
+    """
+    return positions_of(mask if mask is not None and mask.ndim == 2 else torch.ones_like(like))
 
 
 def open_context(causal: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.utils import can_return_tuple
 
 from ptuning.families.glm130b.config import GLM130BConfig
-from ptuning.families.glm130b.context import blank_positions, context_lengths, open_context
+from ptuning.families.glm130b.context import blank_positions, context_lengths, open_context, real_positions
 
 _HIDDEN = -10000.0  # what the official code puts in place of a score that isn't seen
 
@@ -202,12 +202,11 @@ class GLM130BModel(GLM130BPreTrainedModel):
     def _positions(
         self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, seen: int, inputs_embeds: torch.Tensor
     ) -> torch.Tensor:
-        mask = mask if mask is not None and mask.ndim == 2 else None
         if input_ids is not None and seen == 0:
             return blank_positions(input_ids, mask, self.config.token_ids)
         rows, length = inputs_embeds.shape[:2]
         whole = torch.zeros(rows, seen + length, dtype=torch.long, device=inputs_embeds.device)
-        return blank_positions(whole, mask, {"sop": -1})[:, seen:]
+        return real_positions(mask, whole)[:, seen : seen + length]
 
 
 class GLM130BForCausalLM(GLM130BPreTrainedModel, GenerationMixin):
@@ -262,8 +261,7 @@ class GLM130BForCausalLM(GLM130BPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """The base class's, with positions found in the whole rows: a step that goes on with a cache doesn't see the blank."""
-        mask = kwargs.get("attention_mask")
         if kwargs.get("inputs_embeds") is None:
-            two = mask if mask is not None and mask.ndim == 2 else None
-            kwargs["position_ids"] = blank_positions(input_ids, two, self.config.token_ids)
+            mask = kwargs.get("attention_mask")
+            kwargs["position_ids"] = blank_positions(input_ids, mask, self.config.token_ids)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)

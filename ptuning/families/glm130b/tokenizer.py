@@ -119,9 +119,7 @@ class GLM130BTokenizer(PieceTokenizer):
 
     def prompt_text(self, dialogue: Dialogue) -> str:
         """The dialogue as text, [gMASK] and sop by their names."""
-        shown = {token: name for name, token in self.tokens.items()}
-        segments = self.template().render(Dialogue(dialogue.prompt, dialogue.history, dialogue.system))
-        return "".join(each.text or "".join(shown[token] for token in each.ids) for each in segments)
+        return self.spelled(dialogue, {token: name for name, token in self.tokens.items()})
 
 
 def _with_blanks(text: str) -> str:
