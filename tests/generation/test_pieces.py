@@ -163,35 +163,6 @@ def test_streams_go_on_while_many_prompts_arrive(model, monkeypatch):
     assert seconds < 1.3 * fastest  # the price on a machine where a step of one row costs nearly what one of many does
 
 
-def test_the_pace_follows_what_was_measured():
-    now = [0.0]
-    pace = Pace(1000, 2.0, lambda: now[0])
-
-    def take(seconds, rows, prompt_tokens=0):
-        with pace.measured(rows, prompt_tokens):
-            now[0] += seconds
-
-    assert pace.tokens(rows_run=False) == 1000 and not pace.rows_turn()
-    assert pace.tokens(rows_run=True) == 256  # nothing is known yet
-    take(10, False, 100)
-    assert pace.rows_turn()
-    take(5, True)
-    assert not pace.rows_turn() and pace.tokens(rows_run=True) == 100  # 2 × 5 s at 0.1 s a token
-    for step in range(7):
-        assert not pace.rows_turn(), step
-        take(15, True, 100)  # 10 s of them are the prompt's
-    assert pace.rows_turn() and pace.tokens(rows_run=True) == 100
-    take(5, True)
-    take(1000, False, 10)
-    assert pace.tokens(rows_run=True) == 32
-    for _ in range(40):
-        take(0.001, False, 100)
-    assert pace.tokens(rows_run=True) == 1000
-    with pytest.raises(MemoryError), pace.measured(False, 100):
-        raise MemoryError
-    assert not Pace(1000, None).rows_turn() and Pace(1000, None).tokens(rows_run=True) == 1000
-
-
 def test_short_rows_are_computed_apart_from_long_ones(model, one_by_one, monkeypatch):
     """In any order of short and long; the same answers."""
     cpu = torch.device("cpu")
