@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PIECE_TOKENS = 2048  # of a prompt: its attention mask has as many lines, however long the prompt is
-PAUSE = 1.6  # of answers that people read as they come: gaps of 2.6 usual steps, so that those which vary stay below 3
+PAUSE = 1.5  # of answers that people read as they come: gaps of 2.5 usual steps, so that those which vary stay below 3
 _LEAST = 32  # tokens of a piece; fewer cost the step nearly as much
 _FIRST = 64  # where nothing has been measured yet
 _SHARE = 0.5  # of the rows' own time now: prompts get that at least, or many long answers would shut them out
 _MEASURE_EVERY = 31  # steps with prompts until the running rows have one to themselves
 _ROWS_LEFT = 0.5  # of a: steps that are shorter than that leaves mean that a prompt token is cheaper than was thought
 _NEWEST = 0.5  # weight of the latest measurement
-_USED_TO = 60.0  # seconds of steps with prompts after which their rows' own time has become the usual one
+_USED_TO = 600.0  # seconds: in about this time the rows' own time beside prompts becomes the usual one
 
 
 class Pace:

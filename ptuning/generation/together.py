@@ -102,7 +102,7 @@ def _piece(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: to
     plain way copies a prompt's whole past for every one of them, in each layer of each step, however small the piece.
     """
     (p, _, _, d), groups, width = query.shape, key.shape[0], mask.shape[3]
-    grouped = query.view(p, groups, -1, d).permute(1, 2, 0, 3)  # (G, H / G, p, D)
+    grouped = query.reshape(p, groups, -1, d).permute(1, 2, 0, 3)  # (G, H / G, p, D)
     key, value = (each[:, None, :width].expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
     found, _ = sdpa_attention_forward(_UNGROUPED, grouped, key, value, mask, **kwargs)  # (G, p, H / G, D)
     return found.transpose(0, 1).reshape(p, 1, -1, d)

@@ -33,6 +33,7 @@ def test_a_piece_takes_what_the_rows_leave_of_their_usual_steps():
     assert not clock.pace.rows_turn() and clock.piece() == 100  # twice 50 ms at 1 ms a token
     clock.take(0.15, True, 100)
     assert clock.piece() == pytest.approx(100, abs=1)
+    assert clock.pace.tokens(True, spent=0.04) == pytest.approx(60, abs=1)  # on room for them
     with pytest.raises(MemoryError), clock.pace.measured(False, 100):
         raise MemoryError
     assert clock.piece() == pytest.approx(100, abs=1)
@@ -72,7 +73,7 @@ def test_no_step_takes_much_longer_than_the_usual_ones_allow(first):
             taken.append((seconds, piece))
         joined.append(48)
     steady = [seconds for seconds, piece in taken[40:] if piece]
-    assert max(seconds for seconds, _ in taken[5:]) < 3.2 * 0.04
+    assert max(seconds for seconds, _ in taken[5:]) < 3 * 0.04
     assert sum(steady) / len(steady) > 0.9 * (1 + PAUSE) * 0.04  # and little of the time is left unused
 
 
@@ -83,12 +84,12 @@ def test_many_long_answers_dont_shut_prompts_out():
     for _ in range(3):
         clock.take(0.05, True)
     pieces, rows = [], 0.05
-    while clock.now < 120:
+    while clock.now < 1500:
         rows = min(rows + 0.01, 0.4)
         piece = 0 if clock.pace.rows_turn() else clock.piece()
         clock.take(rows + 0.001 * piece, True, piece)
         pieces.append(piece)
-    assert min(piece for piece in pieces[50:] if piece) > 120
+    assert min(piece for piece in pieces[50:] if piece) > 120 and pieces[200] < 210
     assert pieces[-1] > 500
 
 

@@ -163,6 +163,19 @@ def test_streams_go_on_while_many_prompts_arrive(model, monkeypatch):
     assert seconds < 1.3 * fastest  # the price on a machine where a step of one row costs nearly what one of many does
 
 
+def test_rows_that_end_together_move_the_others_once(model, one_by_one, monkeypatch):
+    """Each move copies all that a row has; a prompt in part was moved by one slot for each row that ended."""
+    requests = [GenerationRequest(n, [5 + n, 9, 40 + n], 12 if n in (2, 6) else 4) for n in range(7)]
+    requests.append(GenerationRequest("long", [5 + n % 300 for n in range(300)], 5))
+    moves = []
+    with Engine(model, [2], pause=2.0) as engine:
+        engine.pace = Pace(2048, 2.0, lambda: 0.0)
+        move = engine.cache.move
+        monkeypatch.setattr(engine.cache, "move", lambda *given: moves.append(given[:2]) or move(*given))
+        assert answers(engine, requests) == {request.id: one_by_one(request) for request in requests}
+    assert moves[:3] == [(2, 0), (6, 1), (7, 2)]
+
+
 def test_short_rows_are_computed_apart_from_long_ones(model, one_by_one, monkeypatch):
     """In any order of short and long; the same answers."""
     cpu = torch.device("cpu")
