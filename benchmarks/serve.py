@@ -252,7 +252,7 @@ def vllm(base: Path, tuned: Mapping[str, Path], python: Path, rows: int) -> Iter
     Args:
         python: of vLLM's environment.
     """
-    settings = {"VLLM_PYTHON": str(python), "MODEL": str(base), "STORE": str(base.parent / "vllm")}
+    settings = {"VLLM_PYTHON": str(python.absolute()), "MODEL": str(base), "STORE": str(base.parent / "vllm")}
     command = ["bash", str(ROOT / "scripts" / "serve_vllm.sh")]
     with answering(command, tuned, rows, settings | {"VLLM_PORT": str(free_port())}) as made:
         yield made
@@ -274,10 +274,8 @@ def answering(
     command += ["--no_page", "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
     for name, folder in tuned.items():
         command += ["--prefix", f"{name}={folder}"]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths} | settings
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
         try:
             while True:
