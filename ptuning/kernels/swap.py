@@ -19,7 +19,7 @@ from ptuning.distributed import is_divided, of_main_process
 from ptuning.errors import ConfigError
 from ptuning.families import family_of
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
-from ptuning.kernels.loss import LossHead
+from ptuning.kernels.loss import CHUNKS, LIGER, LossHead, liger_loss
 from ptuning.kernels.product import ONEDNN, TORCH, FrozenLinear, fastest_to_answer
 from ptuning.messages import message
 from ptuning.quantization import precision_in
@@ -49,12 +49,24 @@ def swap(model: PreTrainedModel, product: str, answers: str = TORCH) -> None:
             module.__class__ = _lean(LeanFeedForward, kind)
         elif kind is nn.Linear and not any(p.requires_grad for p in module.parameters()):
             _give(module, product == ONEDNN, answers == ONEDNN)
-    head: Any = model.get_output_embeddings()
-    if type(head) in (nn.Linear, FrozenLinear) and not any(p.requires_grad for p in head.parameters()):
-        head.__class__ = _lean(LossHead, type(head))
+    give_loss(model, CHUNKS)
     attention = model.config._attn_implementation
     if attention + SPLIT in AttentionInterface().valid_keys():  # not where a family brings an attention of its own
         model.config._attn_implementation = attention + SPLIT
+
+
+def give_loss(model: PreTrainedModel, by: str) -> None:
+    """Makes a model whose output layer is frozen give the loss of labels without their logits while it trains.
+
+    Args:
+        by: `CHUNKS`, or `LIGER` where it is installed and the model on a GPU.
+    """
+    head: Any = model.get_output_embeddings()
+    if type(head) not in (nn.Linear, FrozenLinear) or any(p.requires_grad for p in head.parameters()):
+        return
+    head.__class__ = _lean(LossHead, type(head))
+    if by == LIGER:
+        head.liger = liger_loss()
 
 
 def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str], object]) -> None:
