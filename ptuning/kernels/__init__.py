@@ -8,7 +8,7 @@ with is what serves later. Only the library that multiplies may be another one t
 from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.kernels.sequence import divide_positions
-from ptuning.kernels.swap import FAST, PLAIN, answer_with, give_loss, swap, swap_to_answer
+from ptuning.kernels.swap import FAST, PLAIN, answer_with, compile_layers, give_loss, swap, swap_to_answer
 
 __all__ = [
     "CHUNKS",
@@ -18,6 +18,7 @@ __all__ = [
     "PLAIN",
     "TORCH",
     "answer_with",
+    "compile_layers",
     "divide_positions",
     "fastest_product",
     "fastest_to_answer",
