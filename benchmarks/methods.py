@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARMUP_STEPS = 16, 2
 DEMO, LARGE = "demo", "large"
 
+START = "forkserver"  # of the processes that measure
 PROJECTION = {"pre_seq_len": 128, "prefix_projection": True, "fold_projection": True, "prefix_dropout": 0.0}
 # How each is tuned: docs/methods.md tells how the learning rates were found.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
 
 def apart(log: Path, function: Callable, *arguments: Any) -> Any:
     """What the function returns, called in a process that does nothing else and writes what it prints to `log`."""
-    context = get_context("forkserver")
+    context = get_context(START)
     context.set_forkserver_preload(["ptuning.main", "benchmarks.methods"])
     with ProcessPoolExecutor(1, mp_context=context, initializer=_write_to, initargs=(log,)) as pool:
         try:

@@ -200,9 +200,8 @@ def server(
     command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
     for name, folder in tuned.items():
         command += ["--prefix", f"{name}={folder}"]
-    root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
         while True:

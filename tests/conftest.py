@@ -18,11 +18,15 @@ os.environ.setdefault(
 )  # also of the processes that tests start: there are two workers on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
-    prefix="ptuning-test-cache-"
-)  # nothing from an earlier state of the code
+MADE_HERE = {"HF_DATASETS_CACHE": "cache", "PTUNING_TESTS_WARM": "bin"}  # folders that all workers share
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # nothing from an earlier state of the code
+    os.environ |= {name: tempfile.mkdtemp(prefix=f"ptuning-test-{what}-") for name, what in MADE_HERE.items()}
+    for name in MADE_HERE:
+        atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -36,9 +40,7 @@ from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_prefix
 from tests import warm
 
-WARM_BIN = Path(tempfile.mkdtemp(prefix="ptuning-test-bin-"))
-for folder in (os.environ["HF_DATASETS_CACHE"], WARM_BIN):
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+WARM_BIN = Path(os.environ["PTUNING_TESTS_WARM"])
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
@@ -48,6 +50,7 @@ CHROMIUM_FLAGS = (
 )
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"  # other people's files: used in place where present, never part of the project
+WARM = pytest.StashKey[ExitStack]()
 PREFIX_KEY = "transformer.prefix_encoder."
 
 # What the tiny vocabulary is learned from. "sop" is frequent, so that it becomes an ordinary piece, also inside a word.
@@ -59,6 +62,18 @@ CORPUS = [
     "  leading and  double  spaces \t and tabs",
     "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
 ]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With several workers: one server of warm Pythons for all, which starts while they do."""
+    if session.config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        session.config.stash[WARM] = ExitStack()
+        session.config.stash[WARM].enter_context(warm.start(WARM_BIN))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if WARM in session.config.stash:
+        session.config.stash[WARM].close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,7 +152,8 @@ def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
 @pytest.fixture(scope="session")
 def warm_bin() -> Iterator[Path]:
     """The folder with `python`, `ptuning`, `torchrun`, … that start fast: `WARM_BIN`."""
-    with warm.start(WARM_BIN):
+    with nullcontext() if "PYTEST_XDIST_WORKER" in os.environ else warm.start(WARM_BIN):
+        warm.wait(WARM_BIN)
         yield WARM_BIN
 
 
