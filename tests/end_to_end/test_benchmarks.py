@@ -66,8 +66,8 @@ def test_last_line_is_json(script, flags, figures):
 
 @pytest.mark.slow
 def test_methods_side_by_side(tmp_path):
-    """One of them: the others differ by their options, and each takes half a minute. The processes that it starts are forks of one that has
-    imported everything."""
+    """One of them: the others differ by their options, and each takes half a minute. The processes that it starts are forks
+    of one that has imported everything."""
     flags = ["--small", "--methods", "prefix", "--output_dir", str(tmp_path)]
     code = f"from benchmarks import methods; methods.START = 'fork'; methods.main({flags})"
     done = subprocess.run([BIN / "python", "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=600)
