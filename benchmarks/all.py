@@ -22,7 +22,7 @@ SHAPE = ["--layers", "4", "--hidden", "256", "--heads", "4", "--groups", "2", "-
 
 # Script → its flags here, in the order in which they run.
 SMALL = {
-    "train": [*SHAPE, "--samples", "64"],
+    "train": [*SHAPE, "--samples", "64", "--ways", "ours", "official", "ours_lora", "peft_lora"],
     "full": [*SHAPE, "--samples", "48", "--ways", "plain", "--processes", "1"],
     "generate": [*SHAPE, "--rows", "96", "--single_rows", "4"],
     "serve": [
@@ -39,7 +39,7 @@ SMALL = {
         "--prompt_tokens",
         "400",
     ],
-    "long": ["--small", "--tokens", "1024", "2048"],
+    "long": ["--small", "--kernels", "fast", "--tokens", "1024", "2048"],
     "cpu_serving": ["--small", "--engines", "int8", "--rounds", "2", "--threads", "1"],
     "size": ["--small", "--bases", "int4", "--train", "--threads", "1"],
 }

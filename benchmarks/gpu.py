@@ -141,7 +141,7 @@ def train(args: argparse.Namespace) -> dict:
     from ptuning.main import build_model
     from ptuning.methods import defaults_of, method_of
     from ptuning.training.estimate import estimate_run
-    from ptuning.training.kernels import kernels_of, with_product
+    from ptuning.training.kernels import chosen_kernels
     from ptuning.training.run import build_trainer
 
     count = (args.steps + WARMUP_STEPS) * args.batch
@@ -160,7 +160,7 @@ def train(args: argparse.Namespace) -> dict:
         method = method_of(config.model, trains=True)
         longest = max(lengths, key=sum)
         estimate_run(config, method, longest=(sum(longest), longest[1])).require_fit()
-        kernels = with_product(kernels_of(config, method), config)
+        kernels = chosen_kernels(config, method)
         model = build_model(config, method, print, kernels)
 
         class Clock(TrainerCallback):

@@ -54,16 +54,18 @@ class Meter:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        self.before, self.started = current_rss(), time.perf_counter()
+        self.before, self.started, self.worked = current_rss(), time.perf_counter(), time.process_time()
 
     def stop(self, tokens: int) -> dict[str, float]:
         from ptuning.training.machine import peak_rss
 
-        seconds, extra = time.perf_counter() - self.started, max(peak_rss() - self.before, 0)
+        seconds, worked = time.perf_counter() - self.started, time.process_time() - self.worked
+        extra = max(peak_rss() - self.before, 0)
         return {
             "extra_mb": round(extra / 1e6, 1),
             "kb_per_token": round(extra / 1e3 / tokens, 1),
             "seconds": round(seconds, 2),
+            "cpu_seconds": round(worked, 2),
         }
 
 
@@ -89,6 +91,7 @@ def train(args: argparse.Namespace, kernel: str, checkpointing: bool) -> dict[in
     from ptuning.main import build_model, manifest_of
     from ptuning.messages import silent
     from ptuning.methods import method_of
+    from ptuning.training.kernels import chosen_kernels
     from ptuning.training.run import build_trainer
 
     draw, rows, found = random.Random(0), [], {}
@@ -132,9 +135,11 @@ def train(args: argparse.Namespace, kernel: str, checkpointing: bool) -> dict[in
             ["--do_train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
         )
         method = method_of(config.model, trains=True)
-        model = build_model(config, method, silent)
+        kernels = chosen_kernels(config, method)
+        model = build_model(config, method, silent, kernels)
         manifest = manifest_of(config, method, model.dtype)
-        trainer = build_trainer(config, model, load_template(str(TINY)), method, {"train": rows}, manifest)
+        template = load_template(str(TINY))
+        trainer = build_trainer(config, model, template, method, {"train": rows}, manifest, kernels=kernels)
         trainer.add_callback(Steps())
         trainer.train()
     return {tokens: found.get(tokens) for tokens in args.tokens}

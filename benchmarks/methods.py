@@ -6,7 +6,8 @@ Speed: the same random rows with each method, in processes of their own, by turn
 told by the clock and by the processor's time, which other programs disturb less. Scores: a whole run of `ptuning train` with
 configs/ptuning_demo.yaml and the recipe below, for as many steps as the others, and for as many as fit into the time that the
 first method's steps take. A finished run with the same options that is in --output_dir already isn't repeated, and
-`ptuning report` shows them side by side. Serving: 12 layers with what was tuned, 16 clients. `--small` shows that it runs.
+`ptuning report` shows them side by side. Serving: 12 layers with what was tuned, 16 clients. Each method trains with the kernels
+that `ptuning train` has by default. `--part` measures the demo or the 12 layers alone; `--small` shows that it runs.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from benchmarks.serve import TINY, make_base, measure, server
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARMUP_STEPS = 16, 2
+DEMO, LARGE = "demo", "large"
 
+START = "forkserver"  # of the processes that measure
 PROJECTION = {"pre_seq_len": 128, "prefix_projection": True, "fold_projection": True, "prefix_dropout": 0.0}
 # How each is tuned: docs/methods.md tells how the learning rates were found.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -49,6 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; `more` are options of every run that is scored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--part", choices=[DEMO, LARGE], help="default: both")
     parser.add_argument("--output_dir", type=Path, default=Path("output/methods"), help="the runs' folders lie in it")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=2, help="of the measurement of speed")
@@ -93,40 +97,37 @@ def main(argv: list[str] | None = None) -> None:
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     """All figures of each method."""
     results: dict[str, dict] = {name: {"learning_rate": RECIPES[name]["learning_rate"]} for name in args.methods}
-    base = folder / "base"
+    base, count = folder / "base", args.samples + WARMUP_STEPS * BATCH
     make_base(base, args)
+    speeds = {DEMO: (TINY, demo_lengths(count)), LARGE: (base, sample_lengths(args.lengths, count))}
+    parts = [args.part] if args.part else list(speeds)
     for number in range(args.rounds):
         for name in args.methods:
-            kept = folder / name
-            for key, model, lengths in (
-                ("demo", TINY, demo_lengths(args.samples + WARMUP_STEPS * BATCH)),
-                ("large", base, sample_lengths(args.lengths, args.samples + WARMUP_STEPS * BATCH)),
-            ):
-                figures = apart(
-                    folder / f"{name}-{key}.log", train, RECIPES[name], model, lengths, kept / key, args.device
-                )
+            for key in parts:
+                log, kept = folder / f"{name}-{key}.log", folder / name / key
+                figures = apart(log, train, RECIPES[name], *speeds[key], kept, args.device)
                 best = results[name].get(key)
                 if best is None or figures["samples_per_cpu_second"] > best["samples_per_cpu_second"]:
                     results[name][key] = figures
                 print(name, key, number, figures, flush=True)
-    first = results[args.methods[0]]["demo"]["samples_per_cpu_second"]
-    for name in args.methods:
-        share = results[name]["demo"]["samples_per_cpu_second"] / first
+    for name in args.methods if DEMO in parts else ():
+        first, own = (results[each][DEMO]["samples_per_cpu_second"] for each in (args.methods[0], name))
+        share = own / first
         for key, steps in (("same_steps", args.steps), ("same_time", max(round(args.steps * share), 1))):
             if key == "same_time" and abs(share - 1) < 0.05:
                 results[name][key] = results[name]["same_steps"]
                 continue
             results[name][key] = scores(args, name, steps)
             print(name, key, results[name][key], flush=True)
-    for name in args.methods:
-        results[name]["serving"] = serving(args, base, folder / name / "large")
+    for name in args.methods if LARGE in parts else ():
+        results[name]["serving"] = serving(args, base, folder / name / LARGE)
         print(name, results[name]["serving"], flush=True)
     return results
 
 
 def apart(log: Path, function: Callable, *arguments: Any) -> Any:
     """What the function returns, called in a process that does nothing else and writes what it prints to `log`."""
-    context = get_context("forkserver")
+    context = get_context(START)
     context.set_forkserver_preload(["ptuning.main", "benchmarks.methods"])
     with ProcessPoolExecutor(1, mp_context=context, initializer=_write_to, initargs=(log,)) as pool:
         try:
@@ -158,6 +159,7 @@ def train(
     from ptuning.config import parse
     from ptuning.main import build_model, manifest_of
     from ptuning.methods import SaveTarget, method_of
+    from ptuning.training.kernels import chosen_kernels
     from ptuning.training.machine import peak_rss
     from ptuning.training.run import build_trainer
 
@@ -169,7 +171,8 @@ def train(
         options |= {"logging_steps": 1000, "disable_tqdm": True, "use_cpu": device == "cpu"}
         config, _ = parse(["--do_train", *flags(options)], prepare=distributed.prepare)
         method = method_of(config.model, trains=True)
-        model = build_model(config, method, print)
+        kernels = chosen_kernels(config, method)
+        model = build_model(config, method, print, kernels)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
         class Clock(TrainerCallback):
@@ -183,7 +186,7 @@ def train(
                 self.ended = now
 
         clock = Clock()
-        trainer = build_trainer(config, model, Template(), method, {"train": rows}, None)
+        trainer = build_trainer(config, model, Template(), method, {"train": rows}, None, kernels=kernels)
         trainer.add_callback(clock)
         trainer.train()
         peak = peak_rss() if device == "cpu" else torch.cuda.max_memory_reserved()
@@ -198,6 +201,7 @@ def train(
     samples = len(rows) - WARMUP_STEPS * BATCH
     return {
         "trained": trained,
+        "kernels": kernels.kernels,
         "samples_per_second": round(samples / seconds, 2),
         "samples_per_cpu_second": round(samples / cpu_seconds, 2),
         "peak_mb": round(peak / 2**20),
@@ -263,24 +267,33 @@ def table(results: Mapping[str, dict]) -> str:
     head += "| BLEU-4, same steps | same time | ROUGE-L | unchanged | base's answers"
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
     for name, found in results.items():
-        demo, large, steps, timed = (found[key] for key in ("demo", "large", "same_steps", "same_time"))
-        bleu, in_time, rouge = steps["scores"]["bleu-4"], timed["scores"]["bleu-4"], steps["scores"]["rouge-l"]
-        cells = [
-            f"{name}, {found['learning_rate']:g}",
-            f"{demo['trained']:,}",
-            f"{demo['checkpoint_mb']:.1f} MB",
-            f"{demo['samples_per_cpu_second']:.1f}",
-            f"{large['samples_per_cpu_second']:.2f}",
-            f"{large['peak_mb'] / 1024:.1f} GB",
-            f"{found['serving']['tokens_per_s']:.0f}",
-            f"{bleu[0]:.1f} ({bleu[1]:.1f}–{bleu[2]:.1f})",
-            f"{in_time[0]:.1f} ({in_time[1]:.1f}–{in_time[2]:.1f}), {timed['steps']} steps",
-            f"{rouge[0]:.1f}",
-            f"{steps['forgetting']['same']:.0f} %",
-            f"→ {steps['forgetting']['tuned_loss']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        first, last = ["–"] * 3, ["–"] * 5
+        if DEMO in found:
+            first, last = _demo_cells(found)
+        large = ["–"] * 3
+        if LARGE in found:
+            speed = found[LARGE]
+            large = [f"{speed['samples_per_cpu_second']:.2f}", f"{speed['peak_mb'] / 1024:.1f} GB"]
+            large.append(f"{found['serving']['tokens_per_s']:.0f}")
+        lines.append("| " + " | ".join([f"{name}, {found['learning_rate']:g}", *first, *large, *last]) + " |")
     return "\n".join(lines)
+
+
+def _demo_cells(found: dict) -> tuple[list[str], list[str]]:
+    demo, steps, timed = (found[key] for key in (DEMO, "same_steps", "same_time"))
+    bleu, in_time, rouge = steps["scores"]["bleu-4"], timed["scores"]["bleu-4"], steps["scores"]["rouge-l"]
+    speed = [
+        f"{demo['trained']:,}",
+        f"{demo['checkpoint_mb']:.1f} MB",
+        f"{demo['samples_per_cpu_second']:.1f}",
+    ]
+    return speed, [
+        f"{bleu[0]:.1f} ({bleu[1]:.1f}–{bleu[2]:.1f})",
+        f"{in_time[0]:.1f} ({in_time[1]:.1f}–{in_time[2]:.1f}), {timed['steps']} steps",
+        f"{rouge[0]:.1f}",
+        f"{steps['forgetting']['same']:.0f} %",
+        f"→ {steps['forgetting']['tuned_loss']:.2f}",
+    ]
 
 
 if __name__ == "__main__":

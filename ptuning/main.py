@@ -29,7 +29,7 @@ from ptuning.evaluation.best import resolve_best_metric, write_best
 from ptuning.evaluation.model import EvaluatedModel, LocalModel, connect
 from ptuning.evaluation.run import Evaluation, EvaluationSettings, Questions
 from ptuning.families import Template, family_of, read_config
-from ptuning.kernels import divide_positions, swap, swap_to_answer
+from ptuning.kernels import divide_positions, give_loss, swap, swap_to_answer
 from ptuning.language import speaking
 from ptuning.loading import computed_dtype, load_base, load_template
 from ptuning.messages import message, note, silent
@@ -49,7 +49,7 @@ from ptuning.training.checkpointing import choose_checkpointing
 from ptuning.training.combinations import check_combinations
 from ptuning.training.deepspeed_file import check_deepspeed_file
 from ptuning.training.estimate import estimate_run
-from ptuning.training.kernels import Kernels, kernels_of, with_product
+from ptuning.training.kernels import Kernels, chosen_kernels
 from ptuning.training.progress import LiveReport
 from ptuning.training.resume import run_to_continue
 from ptuning.training.run import build_trainer, checkpoint_to_resume, make_room, train
@@ -110,7 +110,7 @@ def run(config: Config, notes: Sequence[str] = ()) -> dict[str, dict]:
         for name, rows_of_split in encoded.items():
             say(message("encoded", name=name, report=rows_of_split.report))
         before = run_to_continue(training) if training.do_train else None
-        kernels = with_product(kernels_of(config, method, before), config, before)
+        kernels = chosen_kernels(config, method, before)
         if training.do_train:
             assert method is not None  # of a run that trains
             rows = encoded["train"].rows
@@ -382,6 +382,8 @@ def build_model(config: Config, method: Method | None, say: Say, kernels: Kernel
             say(kernels)
             if kernels.fast:
                 swap(model, kernels.product, kernels.answers)
+            elif kernels.gpu_loss is not None:
+                give_loss(model, kernels.gpu_loss)
         if training.sequence_parallel is not None:
             divide_positions(model)
     return model

@@ -18,11 +18,12 @@ os.environ.setdefault(
 )  # also of the processes that tests start: there are two workers on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
-    prefix="ptuning-test-cache-"
-)  # nothing from an earlier state of the code
+# Folders that all workers share: the first process makes them, so that nothing is there from an earlier state of the code.
+os.environ["PTUNING_TESTS"] = os.environ.get("PTUNING_TESTS") or tempfile.mkdtemp(prefix="ptuning-tests-")
+os.environ["HF_DATASETS_CACHE"] = os.environ["PTUNING_TESTS"] + "/cache"
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_prefix
 from tests import warm
 
-WARM_BIN = Path(tempfile.mkdtemp(prefix="ptuning-test-bin-"))
-for folder in (os.environ["HF_DATASETS_CACHE"], WARM_BIN):
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+SHARED_FOLDER = Path(os.environ["PTUNING_TESTS"])
+WARM_BIN = SHARED_FOLDER / "bin"
+WARM_BIN.mkdir(exist_ok=True)
+if not WORKER:
+    atexit.register(shutil.rmtree, SHARED_FOLDER, ignore_errors=True)
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
@@ -48,6 +52,7 @@ CHROMIUM_FLAGS = (
 )
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"  # other people's files: used in place where present, never part of the project
+WARM = pytest.StashKey[ExitStack]()
 PREFIX_KEY = "transformer.prefix_encoder."
 
 # What the tiny vocabulary is learned from. "sop" is frequent, so that it becomes an ordinary piece, also inside a word.
@@ -59,6 +64,18 @@ CORPUS = [
     "  leading and  double  spaces \t and tabs",
     "问题 1 的答案是 2，问题 3 的答案是 4！？；：“”",
 ]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With several workers: one server of warm Pythons for all, which starts while they do."""
+    if session.config.getoption("numprocesses", None) and not WORKER:
+        session.config.stash[WARM] = ExitStack()
+        session.config.stash[WARM].enter_context(warm.start(WARM_BIN))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if WARM in session.config.stash:
+        session.config.stash[WARM].close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,7 +154,8 @@ def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
 @pytest.fixture(scope="session")
 def warm_bin() -> Iterator[Path]:
     """The folder with `python`, `ptuning`, `torchrun`, … that start fast: `WARM_BIN`."""
-    with warm.start(WARM_BIN):
+    with nullcontext() if WORKER else warm.start(WARM_BIN):
+        warm.wait(WARM_BIN)
         yield WARM_BIN
 
 

@@ -222,7 +222,10 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
 
 @contextlib.contextmanager
 def start(folder: Path):
-    """Runs a server and writes the commands `python`, `ptuning`, `torchrun`, … that it runs into the folder."""
+    """Runs a server and writes the commands `python`, `ptuning`, `torchrun`, … that it runs into the folder.
+
+    Until it answers (`wait`) these are ordinary Pythons.
+    """
     import subprocess
 
     address, real = folder / "socket", Path(sys.executable)
@@ -238,14 +241,24 @@ def start(folder: Path):
         stdin=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    (folder / "pid").write_text(str(server.pid))
     try:
-        while not address.exists():
-            assert server.poll() is None, "the server of warm Pythons didn't start"
-            select.select([], [], [], 0.01)
         yield folder
     finally:
         server.stdin.close()
         server.wait()
+
+
+def wait(folder: Path) -> None:
+    """Until the server of this folder answers."""
+    import psutil
+
+    if not hasattr(os, "pidfd_open"):
+        return
+    server = psutil.Process(int((folder / "pid").read_text()))
+    while not (folder / "socket").exists():
+        assert server.status() != psutil.STATUS_ZOMBIE, "the server of warm Pythons didn't start"
+        select.select([], [], [], 0.01)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ _OPTIMIZER_PACKAGES = {
 _UNSUPPORTED = {
     "fsdp": "to divide the weights among GPUs use --deepspeed configs/zero3.json",
     "push_to_hub": "upload the folder when the run has ended: hf upload NAME OUTPUT_DIR",
-    "use_liger_kernel": "Liger has no kernels for these models; leave it out",
+    "use_liger_kernel": "the loss of liger-kernel is used by itself on a GPU where it is installed (pip install "
+    "'ptuning[gpu]'), and its other kernels are not made for these models; leave it out",
 }
 
 

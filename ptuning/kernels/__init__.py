@@ -5,19 +5,25 @@ alone: in evaluation mode every module computes as transformers wrote it, so tha
 with is what serves later. Only the library that multiplies may be another one there too, in evaluation and in serving alike.
 """
 
+from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.kernels.sequence import divide_positions
-from ptuning.kernels.swap import FAST, PLAIN, answer_with, swap, swap_to_answer
+from ptuning.kernels.swap import FAST, PLAIN, answer_with, compile_layers, give_loss, swap, swap_to_answer
 
 __all__ = [
+    "CHUNKS",
     "FAST",
+    "LIGER",
     "ONEDNN",
     "PLAIN",
     "TORCH",
     "answer_with",
+    "compile_layers",
     "divide_positions",
     "fastest_product",
     "fastest_to_answer",
+    "give_loss",
+    "gpu_loss",
     "products",
     "swap",
     "swap_to_answer",

@@ -1,8 +1,11 @@
 """The loss of a frozen output layer without its logits: in chunks of labels, each with its gradient.
 
+On a GPU liger-kernel's loss, where it is installed, does the same in one kernel a chunk.
+
 Shapes: N labels, H numbers a token, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +13,8 @@ from torch import nn
 
 from ptuning.families.logits import TARGETS
 from ptuning.kernels.product import frozen_product
+
+CHUNKS, LIGER = "chunks", "liger"  # what a loss without logits is computed by
 
 # Logits of so many numbers at a time, 64 MB in fp32; with a quarter of that products were up to 2.6 times slower.
 CHUNK = 1 << 24
@@ -43,17 +48,41 @@ class LabelLoss(torch.autograd.Function):
         return gradient_NH * dloss.to(gradient_NH.dtype), None, None, None, None, None
 
 
+def liger_loss() -> Callable[..., torch.Tensor] | None:
+    """liger-kernel's summed cross entropy of (weight (V, H), hidden (N, H), targets (N,), bias (V,) or None); None where it isn't
+    installed. Its kernels run on GPUs alone, and on at least one label."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return None
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")
+
+
+def gpu_loss() -> str | None:
+    """The better way to the loss on this machine's GPU: `LIGER` or `CHUNKS`; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    return CHUNKS if liger_loss() is None else LIGER
+
+
 class LossHead:
-    """In front of the class of a frozen output layer: while training, and told its labels, gives their summed loss for logits."""
+    """In front of the class of a frozen output layer: while training, and told its labels, gives their summed loss for logits.
+
+    `liger`: what `liger_loss` gives, to be used in place of `LabelLoss`.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     training: bool
+    liger: Callable[..., torch.Tensor] | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         plain: Any = super()
         targets_N = getattr(self, TARGETS, None)
-        if targets_N is None or not self.training or self.weight.requires_grad or torch.is_autocast_enabled("cpu"):
+        mixed = torch.is_autocast_enabled(input.device.type)
+        if targets_N is None or not self.training or self.weight.requires_grad or mixed:
             return plain.forward(input)
+        if self.liger is not None and len(targets_N):
+            return self.liger(self.weight, input, targets_N, self.bias)
         multiply = frozen_product(self, input)
         return LabelLoss.apply(input, self.weight, self.bias, targets_N, multiply, CHUNK)

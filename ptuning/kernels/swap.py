@@ -14,12 +14,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptuning.distributed import is_divided, of_main_process
 from ptuning.errors import ConfigError
 from ptuning.families import family_of
+from ptuning.kernels.compiled import CompiledLayer, compiled_forward, leave_attention_apart
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
-from ptuning.kernels.loss import LossHead
+from ptuning.kernels.loss import CHUNKS, LIGER, LossHead, liger_loss
 from ptuning.kernels.product import ONEDNN, TORCH, FrozenLinear, fastest_to_answer
 from ptuning.messages import message
 from ptuning.quantization import precision_in
@@ -49,12 +51,39 @@ def swap(model: PreTrainedModel, product: str, answers: str = TORCH) -> None:
             module.__class__ = _lean(LeanFeedForward, kind)
         elif kind is nn.Linear and not any(p.requires_grad for p in module.parameters()):
             _give(module, product == ONEDNN, answers == ONEDNN)
-    head: Any = model.get_output_embeddings()
-    if type(head) in (nn.Linear, FrozenLinear) and not any(p.requires_grad for p in head.parameters()):
-        head.__class__ = _lean(LossHead, type(head))
+    give_loss(model, CHUNKS)
     attention = model.config._attn_implementation
     if attention + SPLIT in AttentionInterface().valid_keys():  # not where a family brings an attention of its own
         model.config._attn_implementation = attention + SPLIT
+
+
+def give_loss(model: PreTrainedModel, by: str) -> None:
+    """Makes a model whose output layer is frozen give the loss of labels without their logits while it trains.
+
+    Args:
+        by: `CHUNKS`, or `LIGER` where it is installed and the model on a GPU.
+    """
+    head: Any = model.get_output_embeddings()
+    if type(head) not in (nn.Linear, FrozenLinear) or any(p.requires_grad for p in head.parameters()):
+        return
+    head.__class__ = _lean(LossHead, type(head))
+    if by == LIGER:
+        head.liger = liger_loss()
+
+
+def compile_layers(model: PreTrainedModel, backend: str | None = None, mode: str | None = None) -> None:
+    """Makes a model compute its layers compiled while it trains; loss, embeddings and answers as they are.
+
+    Args:
+        model: with what trains already on it.
+        backend: of `torch.compile`, as `mode`; default: torch's own.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and not isinstance(module, CompiledLayer):
+            layer: Any = module
+            layer.compiled = compiled_forward(type(layer), backend, mode)
+            layer.__class__ = _lean(CompiledLayer, type(layer))
+    leave_attention_apart(model)
 
 
 def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str], object]) -> None:

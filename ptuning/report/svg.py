@@ -9,6 +9,7 @@ Legends are HTML.
 import io
 import itertools
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ class Drawing:
     wide: bool = False
 
 
+# Points, at the font's size of 10.
+_LETTER, _WIDE, _LINE, _PAD = 6.4, 10.2, 16.0, 8.0
+
 _numbers = itertools.count(1)
 
 
@@ -106,14 +110,42 @@ def draw(plot: Callable, size: tuple[float, float] = (5.4, 3.0)) -> Markup:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        # Its fonts have no Chinese, which the page's font writes: a label is measured a little too short.
+        # Its fonts have no Chinese, which the page's font writes.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure.subplots())
+        figure = Figure(figsize=size)
+        axes = figure.subplots()
+        plot(axes)
+        _plain_powers(axes)
+        _make_room(axes, size)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     return Markup(_inline(text.getvalue(), f"f{next(_numbers)}-"))
+
+
+def _plain_powers(axes) -> None:
+    """Numbers on logarithmic axes as on all others: matplotlib writes them as formulas."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+
+
+def _make_room(axes, size: tuple[float, float]) -> None:
+    """Margins for the texts beside the axes, from their numbers of letters.
+
+    matplotlib's layout engines measure each text in a font that the page doesn't use, which takes as long as drawing all.
+    """
+    width, height = 72 * size[0], 72 * size[1]
+    labels = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    left = _PAD + max(map(_points, labels), default=0) + (_LINE if axes.get_ylabel() else 0)
+    bottom = _PAD + _LINE + (_LINE if axes.get_xlabel() else 0)
+    right, top = 2 * _PAD + _LETTER, _PAD  # half of the last number stands out
+    axes.figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+
+
+def _points(text: str) -> float:
+    return sum(_WIDE if unicodedata.east_asian_width(letter) in "WF" else _LETTER for letter in text)
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -42,7 +42,7 @@ FREE_OPTIONS = (
 # Compared together with the number of processes (ptuning.training.resume).
 BATCH_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # What a record without a word of its kernels means.
-PLAIN_KERNELS: dict[str, Any] = {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}
+PLAIN_KERNELS: dict[str, Any] = {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0, "gpu_loss": None}
 # May go up: the run gets longer.
 LENGTH_OPTIONS = ("max_steps", "num_train_epochs")
 # Another spelling of the same path is no change.
@@ -118,15 +118,18 @@ def _weights_and_rows(before: RunRecord, now: RunRecord) -> list[str]:
     return found
 
 
+_WHY = {
+    "product": " (of the two libraries that multiply, which this machine has only one of)",
+    "gpu_loss": " (what computes the loss on a GPU: liger-kernel has gone, or another device or --kernels plain has come)",
+}
+
+
 def _kernels(before: RunRecord, now: RunRecord) -> list[str]:
     found = []
     for name, plain in PLAIN_KERNELS.items():
         was, wish = (record.kernels.get(name, plain) for record in (before, now))
         if was != wish:
-            why = (
-                " (of the two libraries that multiply, which this machine has only one of)" if name == "product" else ""
-            )
-            found.append(f"{name} was {was!r}, now {wish!r}{why}")
+            found.append(f"{name} was {was!r}, now {wish!r}{_WHY.get(name, '')}")
     return found
 
 

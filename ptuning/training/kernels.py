@@ -9,7 +9,18 @@ import torch
 from ptuning.config import Config, TuningArguments
 from ptuning.distributed import of_main_process
 from ptuning.errors import ConfigError
-from ptuning.kernels import FAST, ONEDNN, PLAIN, TORCH, fastest_product, fastest_to_answer, products
+from ptuning.kernels import (
+    CHUNKS,
+    FAST,
+    LIGER,
+    ONEDNN,
+    PLAIN,
+    TORCH,
+    fastest_product,
+    fastest_to_answer,
+    gpu_loss,
+    products,
+)
 from ptuning.loading import resolve_dtype
 from ptuning.messages import message
 from ptuning.methods import Method
@@ -29,12 +40,14 @@ class Kernels:
         product: of the frozen linear layers, one of `ptuning.kernels.products()`.
         micro_batch_tokens: a step's batch is taken in pieces of so many tokens at most; 0: in one piece.
         answers: the product of the run's evaluations.
+        gpu_loss: what a frozen base's loss is computed by on a GPU without the logits of all labels; None: with them, or no GPU.
     """
 
     kernels: str = PLAIN_KERNELS["kernels"]
     product: str = PLAIN_KERNELS["product"]
     micro_batch_tokens: int = PLAIN_KERNELS["micro_batch_tokens"]
     answers: str = TORCH
+    gpu_loss: str | None = None
 
     @property
     def fast(self) -> bool:
@@ -47,9 +60,17 @@ class Kernels:
     def __str__(self) -> str:
         pieces = message("pieces", tokens=self.micro_batch_tokens) if self.micro_batch_tokens else ""
         if not self.fast:
-            return message("plain_kernels", pieces=pieces)
+            said = {LIGER: "loss_by_liger", CHUNKS: "loss_in_chunks"}.get(self.gpu_loss or "")
+            loss = "" if said is None else message(said)
+            return message("plain_kernels", loss=loss, pieces=pieces)
         library = message("by_onednn" if self.product == ONEDNN else "by_torch")
         return message("fast_training", library=library, pieces=pieces)
+
+
+def chosen_kernels(config: Config, method: Method | None, before: RunRecord | None = None) -> Kernels:
+    """What a run trains with on this machine, measured where it must be. Arguments as `kernels_of`."""
+    kernels = with_product(kernels_of(config, method, before), config, before)
+    return with_gpu_loss(kernels, config, method, before)
 
 
 def kernels_of(
@@ -77,7 +98,7 @@ def kernels_of(
     tokens = training.micro_batch_tokens
     if tokens is None:
         tokens = known.micro_batch_tokens if before is not None else _in_pieces(training) if kernels == FAST else 0
-    return Kernels(kernels, known.product, tokens, known.answers)
+    return Kernels(kernels, known.product, tokens, known.answers, known.gpu_loss)
 
 
 def with_product(kernels: Kernels, config: Config, before: RunRecord | None = None) -> Kernels:
@@ -90,6 +111,21 @@ def with_product(kernels: Kernels, config: Config, before: RunRecord | None = No
         product, answers = (known if known in products() else TORCH for known in (kernels.product, kernels.answers))
         return replace(kernels, product=product, answers=answers)
     return replace(kernels, product=of_main_process(fastest_product()), answers=of_main_process(fastest_to_answer()))
+
+
+def with_gpu_loss(kernels: Kernels, config: Config, method: Method | None, before: RunRecord | None = None) -> Kernels:
+    """The same with what computes the loss on a GPU beside a frozen base: that of the run that is continued where it is here, else
+    the better one."""
+    training = config.training
+    applies = method is not None and method.keeps_base and training.do_train and training.kernels != PLAIN
+    # DeepSpeed and torch.compile have ways of their own to a module's weights, and mixed precision converts them.
+    elsewhere = training.use_cpu or training.deepspeed or training.torch_compile or training.bf16 or training.fp16
+    if kernels.fast or not applies or elsewhere:
+        return replace(kernels, gpu_loss=None)
+    here = of_main_process(gpu_loss())
+    if before is not None and here is not None and kernels.gpu_loss != LIGER:
+        here = kernels.gpu_loss
+    return replace(kernels, gpu_loss=here)
 
 
 def why_not(

@@ -109,12 +109,11 @@ class LiveReport(TrainerCallback):
 
 def draw_curve(path: Path, history: Sequence[dict]) -> None:
     """Training loss, eval loss and learning rate over the steps."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5))
+    figure.subplots_adjust(left=0.09, right=0.89, bottom=0.11, top=0.97)
+    axis = figure.subplots()
     for key, label in (("loss", "training loss"), ("eval_loss", "eval loss")):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
@@ -130,4 +129,3 @@ def draw_curve(path: Path, history: Sequence[dict]) -> None:
     if axis.has_data():
         axis.legend(loc="upper right")
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    pyplot.close(figure)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -27,6 +28,7 @@ from ptuning.distributed import raise_together
 from ptuning.errors import TrainingError
 from ptuning.families import Template
 from ptuning.families.logits import label_loss, label_positions, logits_of_labels
+from ptuning.kernels import compile_layers
 from ptuning.methods import Method, SaveTarget
 from ptuning.runs.folder import STAGING, TRAINER_STATE
 from ptuning.training.batches import evaluation_batches, order_seed, token_batches
@@ -67,6 +69,9 @@ class TuningTrainer(Trainer):
             **kwargs,
         )
         _complete_token_ids(self.model, template.tokenizer)
+        if self.args.torch_compile:  # accelerate would compile the model as a whole, which takes a minute and more
+            compile_layers(self.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+            self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
         self.micro_batch_tokens = micro_batch_tokens
         # None: transformers finds out that `_loss_of_labels` has divided by the labels of the whole accumulation. False: it

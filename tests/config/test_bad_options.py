@@ -68,7 +68,10 @@ def test_just_outside_is_refused_and_the_limit_is_not(name):
         ("-x", "'-x' belongs to no option"),
         ("--fsdp full_shard", "--fsdp is not supported: .* --deepspeed configs/zero3.json"),
         ("--push_to_hub", "--push_to_hub is not supported: upload the folder when the run has ended"),
-        ("--use_liger_kernel", "--use_liger_kernel is not supported"),
+        (
+            "--use_liger_kernel",
+            "--use_liger_kernel is not supported: the loss of liger-kernel is used by itself on a GPU",
+        ),
         ("--report_to nowhere", "--report_to nowhere: no such logger; use .*tensorboard, .*or none"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import all as every
-from benchmarks import compare, gpu, long, methods
+from benchmarks import compare, gpu, long, methods, serve
 from tests.end_to_end.conftest import BIN, ROOT
 
 TOY = [
@@ -31,7 +31,11 @@ TOY = [
 @pytest.mark.parametrize(
     ("script", "flags", "figures"),
     [
-        ("train.py", [*TOY, "--samples", "16", "--pre_seq_len", "4"], {"ratio", "ours", "official"}),
+        (
+            "train.py",
+            [*TOY, "--samples", "16", "--pre_seq_len", "4", "--ways", "ours", "official", "peft_prefix", "peft_lora"],
+            {"ratio", "ours", "official", "peft_lora"},
+        ),
         (
             "generate.py",
             [*TOY, "--rows", "4", "--single_rows", "1", "--pre_seq_len", "4"],
@@ -61,10 +65,14 @@ def test_last_line_is_json(script, flags, figures):
 
 
 @pytest.mark.slow
-def test_methods_side_by_side(tmp_path, capsys):
-    """One of them: the others differ by their options, and each takes half a minute."""
-    methods.main(["--small", "--methods", "prefix", "--output_dir", str(tmp_path)])
-    *shown, last = capsys.readouterr().out.splitlines()
+def test_methods_side_by_side(tmp_path):
+    """One of them: the others differ by their options, and each takes half a minute. The processes that it starts are forks
+    of one that has imported everything."""
+    flags = ["--small", "--methods", "prefix", "--output_dir", str(tmp_path)]
+    code = f"from benchmarks import methods; methods.START = 'fork'; methods.main({flags})"
+    done = subprocess.run([BIN / "python", "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *shown, last = done.stdout.splitlines()
     (prefix,) = json.loads(last)["methods"].values()
     assert prefix["demo"]["trained"] == 131_072 and 0 < prefix["demo"]["checkpoint_mb"] < 1
     assert prefix["same_steps"]["steps"] == prefix["same_time"]["steps"] == 3
@@ -74,6 +82,13 @@ def test_methods_side_by_side(tmp_path, capsys):
     written = (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns
     assert methods.scores(methods.arguments(["--small", "--output_dir", str(tmp_path)]), "prefix", 3)["steps"] == 3
     assert (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns == written  # not trained again
+
+
+def test_a_vllm_that_is_not_there(capsys):
+    """One that is there is measured by tests/ptuning_vllm/test_real_vllm.py."""
+    with pytest.raises(SystemExit):
+        serve.main(["--vllm_python", "/no/python"])
+    assert "--vllm_python /no/python: no such file; bash scripts/setup_vllm.sh makes" in capsys.readouterr().err
 
 
 def test_long_rows_in_both_ways(capsys):

@@ -29,8 +29,8 @@ def lines_of(path):
 def test_two_processes_answer_as_one(alone, prefix_folders, tmp_path):
     command = [BIN / "python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
     asked = [tmp_path, prefix_folders["ads"], MODEL, DATA]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *asked], env=environment, text=True, capture_output=True, timeout=600)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *asked], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)[-6000:]
     folder, one = alone
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))

@@ -110,9 +110,10 @@ def test_two_processes_resume_and_evaluate(tmp_path, run_main, two_processes):
         "use_dora": True,
         "do_predict": True,
         "validation_file": DEV,
-        "max_predict_samples": 5,
+        "max_predict_samples": 3,
+        "max_target_length": 16,
     }
-    flags |= {"max_eval_samples": 5, "baseline": True, "deepspeed": CONFIGS / "zero3.json"}
+    flags |= {"max_eval_samples": 3, "baseline": True, "deepspeed": CONFIGS / "zero3.json"}
     run_main(*full_flags(tmp_path / "whole", **flags), launcher=two_processes)
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "checkpoint-4")
@@ -120,7 +121,7 @@ def test_two_processes_resume_and_evaluate(tmp_path, run_main, two_processes):
     assert "ontinuing" in done.stdout
     again, once = tuned(tmp_path / "half"), tuned(tmp_path / "whole")
     assert all(torch.equal(again[name], once[name]) for name in once)
-    evaluate = ["--do_predict", "--ptuning_checkpoint", tmp_path / "whole", "--baseline", "--max_predict_samples", 5]
+    evaluate = ["--do_predict", "--ptuning_checkpoint", tmp_path / "whole", "--baseline", "--max_predict_samples", 3]
     evaluate += [
         "--test_file",
         DEV,

@@ -4,22 +4,22 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from ptuning.methods.prefix.read import read_prefix
-from tests.end_to_end.conftest import ROOT, losses
+from tests.end_to_end.conftest import BIN, ROOT, losses
 
 
 def kill_after_checkpoint(command, checkpoint, environment):
-    """Starts the command and kills it the moment the checkpoint is there. Returns whether it was still running."""
+    """Starts the command and kills it the moment the checkpoint is there. Returns whether it was still running, when it is gone."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for _ in process.stdout:  # ends with the process; a line is printed for every step
         if checkpoint.is_dir():
             process.send_signal(signal.SIGKILL)
             break
+    process.stdout.read()  # to its end: who called is killed, and then the process itself
     process.stdout.close()
     return process.wait(timeout=300) == -signal.SIGKILL
 
@@ -36,7 +36,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path, run_main,
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_main(*train_flags(whole, **flags))
 
-    command = [sys.executable, str(ROOT / "ptuning" / "main.py"), *train_flags(killed, **flags)]
+    command = [BIN / "python", str(ROOT / "ptuning" / "main.py"), *train_flags(killed, **flags)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     assert kill_after_checkpoint(command, killed / "checkpoint-18", environment)
     kept = sorted(killed.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))

@@ -5,13 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ptuning.report import report_command
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import BIN, ROOT
 
 
 def read(path):
@@ -72,14 +71,15 @@ def test_a_new_run_leaves_no_scores_of_the_old_one(finished, run_main, train_fla
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM for other processes there")
 def test_sigterm_leaves_a_report_and_a_second_run_is_refused(tmp_path, run_main, train_flags, wait_until):
     flags = train_flags(tmp_path, max_steps=5000)
-    command = [sys.executable, "-m", "ptuning.main", *flags]  # its own process has the pid that is said
+    command = [BIN / "python", "-m", "ptuning.main", *flags]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     log = tmp_path / "log.jsonl"
     wait_until(log.exists, process)
+    pid = read(tmp_path / "run.lock")["pid"]
     second = run_main(*flags, "--overwrite_output_dir", check=False)
-    assert second.returncode == 2 and f"a run is at work there: process {process.pid} on" in second.stderr
+    assert second.returncode == 2 and f"a run is at work there: process {pid} on" in second.stderr
     assert process.poll() is None and log.exists()
-    process.terminate()
+    os.kill(pid, signal.SIGTERM)  # as the message says
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in output
     assert read(tmp_path / "outcome.json")["status"] == "interrupted"
@@ -103,7 +103,7 @@ def test_a_launcher_that_stops_its_processes(tmp_path, train_flags, two_processe
 
 def test_the_report_of_a_run_that_goes_on_and_is_killed(tmp_path, train_flags, wait_until):
     flags = train_flags(tmp_path, max_steps=100_000, logging_steps=1, save_strategy="no")
-    command = [sys.executable, "-m", "ptuning.main", *flags]
+    command = [BIN / "python", "-m", "ptuning.main", *flags]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PTUNING_LANG": "zh"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

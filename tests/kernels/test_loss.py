@@ -1,12 +1,15 @@
 """The loss of labels in chunks: values and gradients of the cross entropy of all logits, and what it keeps."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
 
 from ptuning.families.logits import label_loss, logits_of_labels, loss_of
-from ptuning.kernels import ONEDNN, TORCH, products, swap
-from ptuning.kernels.loss import LabelLoss, LossHead
+from ptuning.kernels import CHUNKS, LIGER, ONEDNN, TORCH, give_loss, gpu_loss, products, swap
+from ptuning.kernels.loss import LabelLoss, LossHead, liger_loss
 from ptuning.kernels.product import _onednn
 
 LABELS, HIDDEN, VOCABULARY = 13, 24, 50
@@ -91,3 +94,76 @@ def test_an_output_layer_that_trains_has_its_logits(load_tiny):
     model = load_tiny().requires_grad_(True)
     swap(model, TORCH)
     assert type(model.lm_head) is nn.Linear
+
+
+# --- liger-kernel's, on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    """A package of that name, whose loss is torch's; what it was called with."""
+    shapes = []
+
+    class LigerFusedLinearCrossEntropyLoss:
+        def __init__(self, reduction):
+            assert reduction == "sum"
+
+        def __call__(self, lin_weight, _input, target, bias=None):
+            shapes.append((lin_weight.shape, _input.shape, target.shape))
+            return reference(_input, lin_weight, bias, target)
+
+    package = types.ModuleType("liger_kernel.transformers")
+    package.LigerFusedLinearCrossEntropyLoss = LigerFusedLinearCrossEntropyLoss
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", package)
+    return shapes
+
+
+def test_it_is_chosen_on_a_gpu_where_it_is_installed(monkeypatch, liger):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_loss() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu_loss() == LIGER
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+    assert gpu_loss() == CHUNKS
+
+
+def test_a_model_that_is_given_it(golden, load_tiny, liger):
+    model, ids, labels = load_tiny("embedding"), golden["train.input_ids"], golden["train.labels"]
+    expected = float(loss_of(model, ids, labels).detach())
+    give_loss(model, LIGER)
+    assert float(loss_of(model, ids, labels).detach()) == expected and not liger  # in evaluation mode
+    model.train()
+    model.prefix_encoder.eval()  # dropout off
+    found = loss_of(model, ids, labels)
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-6)
+    count = int((labels[:, 1:] != -100).sum())
+    assert liger == [(model.lm_head.weight.shape, (count, model.config.hidden_size), (count,))]
+    assert loss_of(model, ids, torch.full_like(labels, -100)) == 0 and len(liger) == 1  # its kernels want a label
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("by", [CHUNKS, LIGER])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.02)]
+)  # products may be in TF32
+def test_on_a_gpu(by, dtype, tolerance):
+    """The sizes of ChatGLM2-6B's output layer."""
+    if by == LIGER and liger_loss() is None:
+        pytest.skip("liger-kernel is not installed")
+    torch.manual_seed(0)
+    head = nn.Linear(4096, 65024, bias=False, device="cuda", dtype=dtype).requires_grad_(False)
+    hidden = torch.randn(700, 4096, device="cuda", dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, 65024, (700,), device="cuda")
+    wide = hidden.detach().float().requires_grad_(True)
+    expected = reference(wide, head.weight.float(), None, targets)
+    (gradient,) = torch.autograd.grad(expected / 7, wide)
+    model = types.SimpleNamespace(get_output_embeddings=lambda: head)
+    give_loss(model, by)
+    head._targets = targets
+    loss = head(hidden)
+    (found,) = torch.autograd.grad(loss / 7, hidden)
+    assert loss.ndim == 0 and found.dtype == dtype
+    assert (loss - expected).abs() <= tolerance * expected
+    assert (found.float() - gradient).norm() <= tolerance * gradient.norm()

@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from transformers import modeling_flash_attention_utils as flash
+from transformers.utils import is_flash_attn_2_available
 
 from ptuning.methods.prefix import attention
 from tests.kernels.test_split_attention import reference, tensors
@@ -69,3 +70,31 @@ def test_each_row_behind_its_own_prefix(starts, lengths, left):
         gradients = (torch.autograd.grad(each, given, weights, retain_graph=True) for each in (ours, expected))
         for one_of_them, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one_of_them, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu():
+    """flash-attn's own kernel: the rows' values and gradients of one softmax, by the norm, because it computes in 16 bit."""
+    if not is_flash_attn_2_available():
+        pytest.skip("flash-attn is not installed")
+    lengths = (200, 77)
+    wide = tensors(torch.float64, heads=8, groups=2, length=lengths[0], prefix=128)
+    given = [each.detach().to("cuda", torch.bfloat16).requires_grad_(True) for each in wide]
+    query, key, value, *shared = given
+    mask = torch.zeros(2, lengths[0], dtype=torch.long, device="cuda")
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    kernel = attention._with_prefix(attention._flash_attention("flash_attention_2"), mask_is_2d=True)
+    module = types.SimpleNamespace(layer_idx=0)
+    found = kernel(module, query, key, value, mask, prefix=[tuple(shared)], scaling=0.25)[0].transpose(1, 2)
+    wide = [each.detach().double().cpu().requires_grad_(True) for each in given]
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = (*(each[one, :, :length] for each in wide[:3]), *(each[one] for each in wide[3:]))
+        expected, ours = reference(*alone, 0.25), found[one, :, :length]
+        assert (ours.double().cpu() - expected).norm() <= 0.01 * expected.norm()
+        weights = torch.randn(expected.shape)
+        gradients = torch.autograd.grad(ours, given, weights.cuda().bfloat16(), retain_graph=True)
+        for one_of_them, other in zip(gradients, torch.autograd.grad(expected, wide, weights.double()), strict=True):
+            assert (one_of_them.double().cpu() - other).norm() <= 0.02 * other.norm()

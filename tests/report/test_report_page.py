@@ -19,6 +19,7 @@ from ptuning.report.compare import comparison_figures, differing_options, run_na
 from ptuning.report.figures import curve_figures
 from ptuning.report.overview import few_values
 from ptuning.report.read import read_run
+from ptuning.report.svg import draw
 from ptuning.report.text import duration, show_number, show_value
 from ptuning.runs.lifetime import now
 from tests.report.conftest import log_entries, make_run, write_json, write_lines
@@ -259,6 +260,36 @@ def test_some_nan_is_noted_under_the_figure(tmp_path):
     entries[30]["loss"] = math.inf
     write_lines(tmp_path / "log.jsonl", entries)
     assert "1 value is NaN or infinite" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_numbers_of_a_logarithmic_axis_are_no_formulas(tmp_path):
+    entries = list(log_entries(50, 0.1, 0))
+    entries[30]["loss"] = 1e5
+    write_lines(tmp_path / "log.jsonl", entries)
+    loss = curve_figures(read_run(tmp_path))[0].svg
+    numbers = re.findall(r"<text[^>]*>([^<]*)</text>", loss)
+    assert {"1", "100000"} <= set(numbers) and not [number for number in numbers if "$" in number]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_what_is_written_beside_the_axes_has_room():
+    """Also in Chinese, whose letters are wider, and where it is long."""
+    for label in ("0", "1,234,567,890", "训练与验证"):
+
+        def plot(axes, label=label):
+            axes.plot([0, 1], [0, 1])
+            axes.set_yticks([0, 1], [label, label])
+            axes.set_ylabel("rows")
+            axes.set_xlabel("step")
+
+        svg = draw(plot)
+        width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+        points = re.findall(r'<path d="M ([\d.]+) ([\d.]+)', svg)
+        points = [(x, y) for x, y in points if float(x) > 0]  # without the background's
+        left, bottom = min(float(x) for x, _ in points), height - max(float(y) for _, y in points)
+        letters = 10 * len(label) if label > "a" else 6.3 * len(label)
+        assert letters + 14 < left < letters + 40 < width and 28 < bottom < 50
 
 
 def test_the_size_is_bounded(tmp_path, drawn):

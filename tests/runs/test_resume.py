@@ -105,6 +105,14 @@ def test_a_free_option_may_change(name):
         ({}, {}, []),
         ({}, {"kernels": "plain", "product": "torch", "micro_batch_tokens": 0}, []),  # a record of 0.0
         ({}, {"kernels": "fast"}, ["kernels was 'plain', now 'fast'"]),
+        (
+            {"gpu_loss": "liger"},
+            {"gpu_loss": "chunks"},
+            [
+                "gpu_loss was 'liger', now 'chunks' (what computes the loss on a GPU: liger-kernel has gone, or another device or "
+                "--kernels plain has come)"
+            ],
+        ),
         ({"micro_batch_tokens": 512}, {"micro_batch_tokens": 64}, ["micro_batch_tokens was 512, now 64"]),
         (
             {"kernels": "fast", "product": "onednn"},

@@ -43,7 +43,7 @@ def test_every_route_by_its_description(api, mode):
     for result in api.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(case=operation.as_strategy(generation_mode=mode))
         def fuzz(case):
             if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and case.body.get("model"):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.serving.conftest import PREFIXES, running
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "12"))
 
 
 def resident() -> int:

@@ -8,20 +8,21 @@ import torch
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
-from ptuning.kernels import ONEDNN, TORCH
+from ptuning.kernels import CHUNKS, LIGER, ONEDNN, TORCH
 from ptuning.main import main
 from ptuning.methods import defaults_of, method_of
 from ptuning.methods.prefix.read import read_prefix
 from ptuning.runs import RunRecord
 from ptuning.training import kernels
 from ptuning.training.combinations import check_combinations
-from ptuning.training.kernels import MICRO_BATCH_TOKENS, Kernels, kernels_of, with_product
+from ptuning.training.kernels import MICRO_BATCH_TOKENS, Kernels, kernels_of, with_gpu_loss, with_product
 from tests.conftest import REPO
 from tests.training.two_ranks import SCRIPT
 
 BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
 DEMO = REPO / "models" / "chatglm2-tiny"
 FAST = {"kernels": "fast", "product": "torch", "micro_batch_tokens": MICRO_BATCH_TOKENS, "answers": "torch"}
+FAST |= {"gpu_loss": None}
 
 
 def config_of(*flags, trains=True):
@@ -147,7 +148,37 @@ def test_the_product_is_measured_once_and_kept(monkeypatch):
     assert with_product(Kernels(), config).product == TORCH
 
 
+@pytest.mark.parametrize(
+    ("flags", "recorded", "here", "expected"),
+    [
+        ([], None, LIGER, LIGER),
+        ([], None, CHUNKS, CHUNKS),
+        ([], None, None, None),  # no GPU after all
+        (["--method", "lora"], None, LIGER, LIGER),
+        (["--method", "full"], None, LIGER, None),
+        (["--kernels", "plain"], None, LIGER, None),
+        (["--bf16", "true"], None, LIGER, None),
+        (["--torch_compile", "true"], None, LIGER, None),
+        ([], {}, LIGER, None),  # a run of an older version goes on as it began
+        ([], {"gpu_loss": CHUNKS}, LIGER, CHUNKS),
+        ([], {"gpu_loss": LIGER}, LIGER, LIGER),
+        ([], {"gpu_loss": LIGER}, CHUNKS, CHUNKS),  # refused by the comparison
+        ([], {"gpu_loss": LIGER}, None, None),
+    ],
+)
+def test_what_computes_the_loss_on_a_gpu(monkeypatch, flags, recorded, here, expected):
+    monkeypatch.setattr(kernels, "gpu_loss", lambda: here)
+    config, before = config_of(*flags), None if recorded is None else RunRecord(kernels=recorded)
+    method = method_of(config.model, trains=True)
+    known = kernels_of(config, method, before, device_type="cuda")
+    assert with_gpu_loss(known, config, method, before).gpu_loss is None  # a CPU
+    config.training.use_cpu = False
+    assert with_gpu_loss(known, config, method, before).gpu_loss == expected
+
+
 def test_what_is_said():
+    assert str(Kernels(gpu_loss=LIGER)) == "Training kernels: plain, the loss by liger-kernel"
+    assert str(Kernels(gpu_loss=CHUNKS)) == "Training kernels: plain, the loss in chunks of labels"
     assert str(Kernels("fast", ONEDNN, 512)) == (
         "Training kernels: fast, products by oneDNN (measured: faster), at most 512 tokens at a time "
         "(--kernels plain: transformers' own modules, slower)"

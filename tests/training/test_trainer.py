@@ -14,6 +14,7 @@ from ptuning.data.batch import RowDataset
 from ptuning.data.encode import IGNORE, EncodedRow
 from ptuning.errors import TrainingError
 from ptuning.families.chatglm2.template import ChatGLM2Template
+from ptuning.kernels.compiled import CompiledLayer
 from ptuning.methods import PrefixMethod
 from ptuning.methods.prefix.attach import prefix_of
 from ptuning.methods.prefix.read import read_prefix
@@ -228,3 +229,11 @@ def test_writing_the_report_is_no_training_time(build, monkeypatch):
     monkeypatch.setattr(trainer._throughput, "paused", watched)
     trainer.train()
     assert paused and all(paused)
+
+
+def test_compiled_are_the_layers_and_not_the_model_as_a_whole(build):
+    """accelerate would write all layers out one after the other, and compile each."""
+    trainer = build(some_rows(4), torch_compile=True, torch_compile_backend="eager")
+    assert all(isinstance(layer, CompiledLayer) for layer in trainer.model.model.layers)
+    assert trainer.accelerator.prepare_model(trainer.model) is trainer.model
+    assert not isinstance(build(some_rows(4)).model.model.layers[0], CompiledLayer)

@@ -133,7 +133,8 @@ class ChatGLMConfig(GlmConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written to config.json: official names, complete, so that no reader depends on its own defaults."""
-        values = {key: value for key, value in super().to_diff_dict().items() if key not in GlmConfig().to_dict()}
+        inherited = GlmConfig().to_dict()
+        values = {key: value for key, value in super().to_diff_dict().items() if key not in inherited}
         values.pop("rope_ratio", None)
         values |= OFFICIAL_CONSTANTS
         values |= {official: getattr(self, native) for official, native in OFFICIAL_NAMES.items()}
