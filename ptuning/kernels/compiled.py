@@ -12,7 +12,7 @@ import torch
 from torch.fx.experimental import _config as shapes
 from transformers import AttentionInterface, PreTrainedModel
 
-_made: dict[tuple[type, str | None, str | None], Callable] = {}
+_made: dict[tuple[type, str | Callable, str | None], Callable] = {}
 
 
 class CompiledLayer:
@@ -28,17 +28,17 @@ class CompiledLayer:
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         plain: Any = super()
         if self.training and hidden_states.requires_grad:
-            with shapes.patch(use_duck_shape=False):  # as many rows as heads in the first batch: by chance
+            # As many rows as heads in the first batch are so by chance.
+            with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
                 return self.compiled(self, hidden_states, *args, **kwargs)
         return plain.forward(hidden_states, *args, **kwargs)
 
 
-def compiled_forward(kind: type, backend: str | None, mode: str | None) -> Callable:
+def compiled_forward(kind: Any, backend: str | Callable, mode: str | None) -> Callable:
     """The one compiled `forward` of all layers of a class: (layer, …) → what the layer's own returns."""
     key = kind, backend, mode
     if key not in _made:
-        chosen = {"backend": backend} if backend else {}
-        _made[key] = torch.compile(kind.forward, dynamic=True, mode=mode, **chosen)  # type: ignore[attr-defined]
+        _made[key] = torch.compile(kind.forward, dynamic=True, backend=backend, mode=mode)
     return _made[key]
 
 

@@ -71,12 +71,12 @@ def give_loss(model: PreTrainedModel, by: str) -> None:
         head.liger = liger_loss()
 
 
-def compile_layers(model: PreTrainedModel, backend: str | None = None, mode: str | None = None) -> None:
+def compile_layers(model: PreTrainedModel, backend: str | Callable = "inductor", mode: str | None = None) -> None:
     """Makes a model compute its layers compiled while it trains; loss, embeddings and answers as they are.
 
     Args:
         model: with what trains already on it.
-        backend: of `torch.compile`, as `mode`; default: torch's own.
+        backend: of `torch.compile`, as `mode`.
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and not isinstance(module, CompiledLayer):

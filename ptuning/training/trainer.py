@@ -70,7 +70,7 @@ class TuningTrainer(Trainer):
         )
         _complete_token_ids(self.model, template.tokenizer)
         if self.args.torch_compile:  # accelerate would compile the model as a whole, which takes a minute and more
-            compile_layers(self.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+            compile_layers(self.model, self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode)
             self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
         self._method, self.manifest, self.score_answers = method, manifest, score_answers
         self.micro_batch_tokens = micro_batch_tokens
