@@ -7,6 +7,10 @@ Poisson. A third of the clients use the base, the others one of two prefixes. `-
 does: the next request waits until the one before it is answered. Random weights; answers end at --max_tokens.
 "by_library": at --compare_at clients, with each library that torch multiplies with.
 
+`--vllm_python .venv-vllm/bin/python` measures two engines and nothing else: this package's, and vLLM behind the same server
+(scripts/serve_vllm.sh), one after the other with the same clients. On a machine with other work one thread each, with
+OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind before the command.
+
 "arrivals", without HTTP: --streams answers are under way when --arriving prompts of --prompt_tokens come at once. The time
 between two tokens of a stream before, while these prompts are computed, and after that, when all are answered side by side; and the
 seconds until all is done; as the server does it, and with prompts first. `--arrivals_only --clock cpu --threads 1` measures this
@@ -17,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -34,7 +39,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import add_model_arguments, model_config
+from benchmarks.common import add_model_arguments, model_config, stamp
 from ptuning.checkpoint.manifest import describe
 from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
@@ -44,7 +49,8 @@ from ptuning.kernels import ONEDNN, products
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 
-TINY = Path(__file__).resolve().parents[1] / "models" / "chatglm2-tiny"
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "models" / "chatglm2-tiny"
 PREFIXES = {"short": 32, "long": 128}
 MODELS = ("base", *PREFIXES)  # a client asks one of them
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -59,7 +65,7 @@ sys.exit(main())
 WORDS = ("上衣", "裤子", "裙子", "外套", "材质", "颜色", "风格", "图案", "简约", "白色", "牛仔", "显瘦", "宽松", "百搭")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
@@ -74,25 +80,33 @@ def main() -> None:
     parser.add_argument("--arrivals_only", action="store_true", help="without the servers")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="of the arrivals")
     parser.add_argument("--threads", type=int, help="of torch, for the arrivals")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--vllm_python", type=Path, help="of an environment with vLLM: only our engine and vLLM, compared"
+    )
+    args = parser.parse_args(argv)
     if args.clock == "cpu" and args.threads != 1:
         parser.error("--clock cpu needs --threads 1: threads that wait for each other use processor time")
+    if args.vllm_python and not args.vllm_python.is_file():
+        parser.error(
+            f"--vllm_python {args.vllm_python}: no such file; bash scripts/setup_vllm.sh makes .venv-vllm/bin/python"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     args.vocab = 2048  # the small tokenizer's
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), args)
+        base, prefixes = Path(folder) / "base", {name: Path(folder) / name for name in PREFIXES}
+        if args.vllm_python:
+            del model
+            print(json.dumps(stamp("serve") | about(args) | {"engines": two_engines(base, prefixes, args)}))
+            return
         arrived = {name: arrivals(model, args, pause) for name, pause in (("served", PAUSE), ("prompts_first", None))}
         del model
         if args.arrivals_only:
             print(json.dumps({"benchmark": "serve", "clock": args.clock, "arrivals": arrived}))
             return
-        results = {}
-        base, prefixes = Path(folder) / "base", {name: Path(folder) / name for name in PREFIXES}
         with server(base, prefixes, "continuous", max(args.clients)) as (url, process):
-            measure(url, args, 1, requests=1)  # warms up
-            for clients in args.clients:
-                results[str(clients)] = measure(url, args, clients, args.requests)
+            results = measure_all(url, args)
             memory = resident(process.pid)
         by_library = {}
         for library in products():
@@ -102,14 +116,12 @@ def main() -> None:
         with server(base, prefixes, "sequential", args.compare_at) as (url, _):
             measure(url, args, 1, requests=1)
             sequential = measure(url, args, args.compare_at, max(args.requests - 1, 1))
+    print(
+        "vLLM on the same load isn't measured: --vllm_python PYTHON, of an environment that scripts/setup_vllm.sh makes"
+    )
     ours = results.get(str(args.compare_at))
-    summary = {
+    summary = about(args) | {
         "benchmark": "serve",
-        "layers": args.layers,
-        "hidden": args.hidden,
-        "max_tokens": args.max_tokens,
-        "think_s": args.think,
-        "threads": torch.get_num_threads(),
         "rss_mb": memory,
         "clients": results,
         "by_library": by_library,
@@ -118,6 +130,40 @@ def main() -> None:
         "speedup": ours and round(ours["tokens_per_s"] / sequential["tokens_per_s"], 2),
     }
     print(json.dumps(summary))
+
+
+def about(args: argparse.Namespace) -> dict[str, float]:
+    """What the figures are of."""
+    return {
+        "layers": args.layers,
+        "hidden": args.hidden,
+        "max_tokens": args.max_tokens,
+        "think_s": args.think,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def two_engines(base: Path, prefixes: Mapping[str, Path], args: argparse.Namespace) -> dict[str, dict]:
+    """This package's engine, then vLLM behind the same server: seconds until it answers, memory, and a figure for each number of
+    clients."""
+    found, rows = {}, max(args.clients)
+    engines = {
+        "ptuning": server(base, prefixes, "continuous", rows),
+        "vllm": vllm(base, prefixes, args.vllm_python, rows),
+    }
+    for name, engine in engines.items():
+        started = time.perf_counter()
+        with engine as (url, process):
+            seconds = round(time.perf_counter() - started, 1)
+            clients = measure_all(url, args)
+            found[name] = {"start_s": seconds, "rss_mb": resident(process.pid), "clients": clients}
+    return found
+
+
+def measure_all(url: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Figures of each number of clients."""
+    measure(url, args, 1, requests=1)  # warms up
+    return {str(clients): measure(url, args, clients, args.requests) for clients in args.clients}
 
 
 def make_base(folder: Path, args: argparse.Namespace) -> ChatGLMForConditionalGeneration:
@@ -192,28 +238,61 @@ def server(
     Args:
         library: that multiplies; default: the server's own choice.
     """
-    port = free_port()
     start = ["-c", BY_ONEDNN] if library == ONEDNN else ["-m", "ptuning.cli"]
-    command = [sys.executable, *start, "serve", "--model", str(base), "--no_page"]
+    command = [sys.executable, *start, "serve", "--model", str(base), "--engine", engine]
     command += ["--kernels", "plain"] if library not in (ONEDNN, None) else []
-    command += ["--engine", engine, "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
+    with answering(command, tuned, rows, {}) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def vllm(base: Path, tuned: Mapping[str, Path], python: Path, rows: int) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The same with vLLM computing, started as users start it.
+
+    Args:
+        python: of vLLM's environment.
+    """
+    settings = {"VLLM_PYTHON": str(python.absolute()), "MODEL": str(base), "STORE": str(base.parent / "vllm")}
+    command = ["bash", str(ROOT / "scripts" / "serve_vllm.sh")]
+    with answering(command, tuned, rows, settings | {"VLLM_PORT": str(free_port())}) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def answering(
+    command: list[str], tuned: Mapping[str, Path], rows: int, settings: Mapping[str, str]
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The process of a command of ours that serves, from its first answer on.
+
+    Args:
+        settings: of its environment.
+
+    Raises:
+        SystemExit: it ends, or answers nothing for ten minutes.
+    """
+    port = free_port()
+    command += ["--no_page", "--port", str(port), "--max_concurrent", str(rows), "--max_queue", "1000"]
     for name, folder in tuned.items():
         command += ["--prefix", f"{name}={folder}"]
-    root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    try:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start (exit status {process.poll()}): {' '.join(command)}")
-            time.sleep(0.1)
-        yield url, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
+        try:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/health").status_code == 200:
+                        break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace")[-2000:]
+                    raise SystemExit(
+                        f"the server did not start (exit status {process.poll()}): {' '.join(command)}\n{said}"
+                    )
+                time.sleep(0.1)
+            yield url, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def measure(
@@ -279,10 +358,11 @@ async def ask(http: httpx.AsyncClient, model: str, draw: random.Random, max_toke
 
 
 def resident(pid: int) -> int:
-    """The server's memory in MB."""
+    """The memory of a process and of those that it has started, in MB."""
     import psutil
 
-    return psutil.Process(pid).memory_info().rss >> 20
+    process = psutil.Process(pid)
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) >> 20
 
 
 if __name__ == "__main__":

@@ -154,6 +154,14 @@ message = Texts(
             "本机的 torch 没有这些内核，或结果不对",
             "torch's packed products are missing or wrong on this machine",
         ),
+        "slower_kernel": ("{how}，而不是更快的 {faster}：{why}", "{how}, not {faster}, which is faster: {why}"),
+        "no_llvmlite": (
+            "没有安装 llvmlite，pip install 'ptuning[cpu]'",
+            "llvmlite is not installed, pip install 'ptuning[cpu]'",
+        ),
+        "no_byte_products": ("这个 CPU 没有 AVX2", "this CPU has no AVX2"),
+        "no_openmp": ("这个 torch 没有用 OpenMP", "this torch is built without OpenMP"),
+        "wrong_products": ("在本机上结果不对", "its results are wrong on this machine"),
         "answers_by_onednn": (
             "回答时的矩阵乘法用 oneDNN（实测更快；--kernels plain 用 torch 默认的库）",
             "Answers: products by oneDNN (measured: faster; --kernels plain: by torch's default library)",

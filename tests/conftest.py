@@ -18,12 +18,9 @@ os.environ.setdefault(
 )  # also of the processes that tests start: there are two workers on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
-MADE_HERE = {"HF_DATASETS_CACHE": "cache", "PTUNING_TESTS_WARM": "bin"}  # folders that all workers share
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    # nothing from an earlier state of the code
-    os.environ |= {name: tempfile.mkdtemp(prefix=f"ptuning-test-{what}-") for name, what in MADE_HERE.items()}
-    for name in MADE_HERE:
-        atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+# Folders that all workers share: the first process makes them, so that nothing is there from an earlier state of the code.
+os.environ["PTUNING_TESTS"] = os.environ.get("PTUNING_TESTS") or tempfile.mkdtemp(prefix="ptuning-tests-")
+os.environ["HF_DATASETS_CACHE"] = os.environ["PTUNING_TESTS"] + "/cache"
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -40,7 +37,12 @@ from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 from ptuning.methods.prefix.attach import attach_prefix
 from tests import warm
 
-WARM_BIN = Path(os.environ["PTUNING_TESTS_WARM"])
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+SHARED_FOLDER = Path(os.environ["PTUNING_TESTS"])
+WARM_BIN = SHARED_FOLDER / "bin"
+WARM_BIN.mkdir(exist_ok=True)
+if not WORKER:
+    atexit.register(shutil.rmtree, SHARED_FOLDER, ignore_errors=True)
 torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
@@ -66,7 +68,7 @@ CORPUS = [
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """With several workers: one server of warm Pythons for all, which starts while they do."""
-    if session.config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+    if session.config.getoption("numprocesses", None) and not WORKER:
         session.config.stash[WARM] = ExitStack()
         session.config.stash[WARM].enter_context(warm.start(WARM_BIN))
 
@@ -152,7 +154,7 @@ def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
 @pytest.fixture(scope="session")
 def warm_bin() -> Iterator[Path]:
     """The folder with `python`, `ptuning`, `torchrun`, … that start fast: `WARM_BIN`."""
-    with nullcontext() if "PYTEST_XDIST_WORKER" in os.environ else warm.start(WARM_BIN):
+    with nullcontext() if WORKER else warm.start(WARM_BIN):
         warm.wait(WARM_BIN)
         yield WARM_BIN
 

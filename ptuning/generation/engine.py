@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ptuning.errors import GenerationError
 from ptuning.generation.budget import Budget, is_out_of_memory
 from ptuning.generation.forward import Forward, inference
-from ptuning.generation.pace import PIECE_TOKENS, Pace
+from ptuning.generation.pace import PIECE_TOKENS, Pace, evenly
 from ptuning.generation.prefix_cache import LEAST, PrefixCache, in_common
 from ptuning.generation.protocol import GenerationRequest, Token
 from ptuning.generation.row import Row
@@ -123,7 +123,7 @@ class Engine:
         for row in self._placed:
             if row.request.id == id:
                 with inference():
-                    self._take_out(row)
+                    self._take_out([row])
                 return True
         for row in self.waiting:
             if row.request.id == id:
@@ -177,7 +177,7 @@ class Engine:
             if self.budget.fits(len(rows), columns):
                 return
             last = max(rows, key=lambda row: row.number)
-            self._take_out(last)
+            self._take_out([last])
             last.cached = 0
             self.waiting.appendleft(last)
             self.set_back += 1
@@ -216,10 +216,14 @@ class Engine:
             tokens: of a single one at most.
         """
         first = len(self.rows)
+        started = self.pace.clock()
         if self.partial is None:
             self._place(prompts, first, tokens)
         else:
             self._reserve()
+        if self.rows and len(prompts) == 1:
+            tokens = min(tokens, self.pace.tokens(True, self.pace.clock() - started))
+            tokens = evenly(len(prompts[0].ids) - prompts[0].cached, tokens)
         new = [row.ids[row.cached :][:tokens] for row in prompts]
         rows = list(self.rows) if self._together and len(prompts) == 1 else []
         with self.pace.measured(rows=bool(rows), prompt_tokens=len(new) * max(map(len, new))):
@@ -247,7 +251,7 @@ class Engine:
                 row.reused = row.cached
         padded = max(row.start for row in rows) + max(min(len(row.ids) - row.cached, tokens) for row in rows)
         columns = max(padded, *(row.reach for row in [*self.rows, *rows]))
-        self.cache.reserve(first + len(rows), columns, keep=first, budget=self.budget.tokens)
+        self.cache.reserve(first + len(rows), columns, [row.start for row in self.rows], self.budget.tokens)
         for slot, (row, past) in enumerate(zip(rows, known, strict=True), start=first):
             if row.request.prefix is not None and row.request.prefix.key_values is not None:
                 self.cache.put(slot, 0, row.request.prefix.key_values)
@@ -270,8 +274,9 @@ class Engine:
 
     def _reserve(self) -> None:
         """For the tokens of the rows that have slots."""
-        slots, columns = len(self._placed), max(row.columns for row in self._placed)
-        self.cache.reserve(slots, columns, keep=slots, budget=self.budget.tokens)
+        rows = self._placed
+        columns = max(row.columns for row in rows)
+        self.cache.reserve(len(rows), columns, [row.start for row in rows], self.budget.tokens)
 
     @property
     def _placed(self) -> list[Row]:
@@ -295,24 +300,29 @@ class Engine:
             answers.append(Token(request.id, token, "length" if full else None, **extra))
             if full:
                 ended.append(row)
-        for row in ended:
-            self._take_out(row)
+        if ended:
+            self._take_out(ended)
         return answers
 
-    def _take_out(self, row: Row) -> None:
-        """Frees a row's slot. The last row moves into it, so that the rows in use stay the first ones."""
-        if row is self.partial:
-            self._keep(row, len(self.rows))
+    def _take_out(self, leaving: Sequence[Row]) -> None:
+        """Frees rows' slots. Those that stay move into them from the end, each once, so that the rows in use are the first ones."""
+        for slot, row in enumerate(self._placed):
+            if row in leaving:
+                self._keep(row, slot)
+        had = len(self.rows)
+        if self.partial in leaving:
             self.partial = None
-            return
-        index = self.rows.index(row)
-        self._keep(row, index)
-        last = self.rows.pop()
-        if last is not row:
-            self.cache.move(len(self.rows), index, last.start)
-            self.rows[index] = last
-        if self.partial is not None:
-            self.cache.move(len(self.rows) + 1, len(self.rows), self.partial.start)
+        count = had - sum(row in leaving for row in self.rows)
+        free = iter([slot for slot in range(count) if self.rows[slot] in leaving])
+        for slot in range(count, had):
+            row = self.rows[slot]
+            if row not in leaving:
+                target = next(free)
+                self.cache.move(slot, target, row.start)
+                self.rows[target] = row
+        del self.rows[count:]
+        if self.partial is not None and count < had:
+            self.cache.move(had, count, self.partial.start)
 
     def _keep(self, row: Row, slot: int) -> None:
         """What was computed, for the next turn of its dialogue."""

@@ -8,6 +8,7 @@ Shapes: L layers, R rows, G key/value groups, C columns, D head dimension, S new
 
 import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedConfig
@@ -85,11 +86,11 @@ class SlotCache(Cache):
         self.piece: tuple[int, int] | None = None  # first and last column of a prompt's that is computed beside rows
         self.store = torch.zeros(layers, 2, 0, groups, 0, head_dim, dtype=dtype, device=device)
 
-    def reserve(self, rows: int, columns: int, keep: int, budget: int) -> None:
+    def reserve(self, rows: int, columns: int, keep: Sequence[int], budget: int) -> None:
         """Makes room for `rows` rows of `columns` columns.
 
         Args:
-            keep: the first rows, whose contents stay.
+            keep: of each of the first rows, the columns whose contents stay.
             budget: spare rows and columns, so that growing is rare, stay within this many tokens.
         """
         layers, two, had_rows, groups, had_columns, head_dim = self.store.shape
@@ -100,10 +101,11 @@ class SlotCache(Cache):
             spare = min(had_columns * 6 // 5, budget // rows) // _COLUMNS * _COLUMNS
             columns = max(columns, spare)
         rows = max(rows, min(2 * rows, budget // columns))
-        kept = self.store[:, :, :keep, :, :columns]
+        had = self.store
         # Zeros, not empty memory: a masked column weighs 0, and 0 times NaN would still be NaN.
         self.store = _zeros(self.store, (layers, two, rows, groups, columns, head_dim))
-        self.store[:, :, :keep, :, : kept.shape[4]] = kept
+        for row, used in enumerate(keep):
+            self.store[:, :, row, :, :used] = had[:, :, row, :, :used]
 
     def clear(self) -> None:
         """Gives the memory back."""
@@ -150,7 +152,8 @@ class SlotCache(Cache):
         stop, device = start + new_tokens, starts.device
         self.rows, self.piece = slice(0, len(starts) + 1), (start, stop)
         self.width = max(self.width, stop)
-        piece_mask = torch.arange(stop, device=device) <= torch.arange(start, stop, device=device)[:, None]
+        ahead = torch.arange(stop, device=device) > torch.arange(start, stop, device=device)[:, None]
+        piece_mask = torch.zeros(ahead.shape, dtype=self.store.dtype, device=device).masked_fill_(ahead, -torch.inf)
         apart = spans([start + 1 for start in starts.tolist()], device)
         return Layout(len(starts), rows_mask, apart, piece_mask[None, None])
 

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "together_sdpa"  # in transformers' registry
 _CALL = {"cpu": 256}  # columns that take as long as a call of the kernel; on an accelerator that is many:
 _CALL_ELSEWHERE = 16384
+_UNGROUPED = nn.Module()  # of an attention whose heads have keys each
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Layout:
         rows: r.
         rows_mask: (r, 1, 1, columns of the rows).
         spans: of rows that are computed in one call: first, end, columns.
-        piece_mask: (1, 1, p, columns of the prompt); None without one.
+        piece_mask: (1, 1, p, columns of the prompt), added to scores: sdpa would make that of true and false again in each layer;
+            None without one.
     """
 
     rows: int
@@ -82,14 +84,28 @@ def _attention(
         (query[first:end], slice(first, end), layout.rows_mask[first:end, :, :, :width])
         for first, end, width in layout.spans
     ]
-    if layout.piece_mask is not None:
-        parts.append((query[r:, :, 0].transpose(0, 1)[None], slice(r, r + 1), layout.piece_mask))  # (1, H, p, D)
     outputs = []
     for part, slots, mask in parts:
         width, mask = mask.shape[3], mask.to(query.device)
         found, _ = sdpa_attention_forward(module, part, key[slots, :, :width], value[slots, :, :width], mask, **kwargs)
-        outputs.append(found.flatten(0, 1)[:, None])  # (rows or p, 1, H, D)
+        outputs.append(found)  # (rows, 1, H, D)
+    if layout.piece_mask is not None:
+        mask = layout.piece_mask.to(query.device)
+        outputs.append(_piece(query[r:], key[r], value[r], mask, **kwargs))
     return torch.cat(outputs), None
+
+
+def _piece(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **kwargs) -> torch.Tensor:
+    """query (p, H, 1, D), key and value (G, C, D) → (p, 1, H, D).
+
+    The heads of a group are given to the kernel as the heads of a row, which read the same keys and values where these are; the
+    plain way copies a prompt's whole past for every one of them, in each layer of each step, however small the piece.
+    """
+    (p, _, _, d), groups, width = query.shape, key.shape[0], mask.shape[3]
+    grouped = query.reshape(p, groups, -1, d).permute(1, 2, 0, 3)  # (G, H / G, p, D)
+    key, value = (each[:, None, :width].expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
+    found, _ = sdpa_attention_forward(_UNGROUPED, grouped, key, value, mask, **kwargs)  # (G, p, H / G, D)
+    return found.transpose(0, 1).reshape(p, 1, -1, d)
 
 
 AttentionInterface.register(NAME, _attention)

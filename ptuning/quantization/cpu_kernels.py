@@ -60,11 +60,28 @@ def choose_kernels(model: PreTrainedModel, asked: str | None, say: Callable[[str
             say(message("no_fast_kernels", why=message(why)))
     elif asked == "exact":
         say(message("exact_kernels"))
-    elif not all(works(each.packed, each.top) for each in (precision, _HEAD)):
+    elif any(_kernel(each) is None for each in (precision, _HEAD)):
         say(message("no_fast_kernels", why=message("packed_products_fail")))
     else:
         pack(model)
-        say(message("fast_kernels", how=precision.packed.about))
+        say(message("fast_kernels", how=_how(precision)))
+
+
+def _kernel(precision: RowWise) -> type[Packed] | None:
+    """The fastest one that works here."""
+    return next((kind for kind in precision.packed if _why_not(kind, precision) is None), None)
+
+
+def _why_not(kind: type[Packed], precision: RowWise) -> str | None:
+    return kind.missing() or (None if works(kind, precision.top) else "wrong_products")
+
+
+def _how(precision: RowWise) -> str:
+    kind, fastest = _kernel(precision), precision.packed[0]
+    why = _why_not(fastest, precision)
+    if kind is None or why is None:
+        return fastest.about
+    return message("slower_kernel", how=kind.about, faster=fastest.about, why=message(why))
 
 
 def pack(model: PreTrainedModel) -> None:
@@ -88,11 +105,12 @@ def _give_back() -> None:
 def _packed(linear: nn.Linear) -> PackedLinear | None:
     """None: a shape that the kernel doesn't take."""
     precision = linear.precision if isinstance(linear, QuantizedLinear) else _HEAD
-    if not precision.packed.takes(linear.out_features, linear.in_features):
+    kind = _kernel(precision)
+    if kind is None or not kind.takes(linear.out_features, linear.in_features):
         return None
     with torch.no_grad():
         whole_RC, scale_R = _numbers(linear, precision)
-        return PackedLinear(linear, precision.packed(whole_RC, scale_R))
+        return PackedLinear(linear, kind(whole_RC, scale_R))
 
 
 def _numbers(linear: nn.Linear, precision: RowWise) -> tuple[torch.Tensor, torch.Tensor]:

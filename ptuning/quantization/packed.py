@@ -1,6 +1,6 @@
-"""Products with whole numbers through torch's own packed CPU kernels. Forward only.
+"""Products with whole numbers on a CPU: what they have in common, and those through torch's own packed kernels. Forward only.
 
-The operations are not part of torch's public interface, and torch announces that its quantised tensors will go: `works` is
+torch's operations are not part of its public interface, and torch announces that its quantised tensors will go: `works` is
 asked before a kernel is used. Each row of the input is computed by itself, so that a row alone equals the row in a batch.
 
 Shapes: N rows of the input, R outputs, C inputs of the matrix.
@@ -37,6 +37,11 @@ class Packed(ABC):
     def takes(rows: int, columns: int) -> bool:
         """Whether the kernel can compute a matrix of this shape."""
         return True
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What this machine lacks for it, as a name in `messages.py`; None: nothing known, so that it may be tried."""
+        return None
 
 
 class PackedInt8(Packed):
@@ -100,7 +105,7 @@ def works(kind: type[Packed], top: int) -> bool:
         packed = kind(whole_RC, scale_R)
         product = packed(x_NC)
         alone = torch.cat([packed(row[None]) for row in x_NC])
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, ImportError, OSError, RuntimeError, NotImplementedError):
         return False
     wrong = (product - exact).norm(dim=1) / exact.norm(dim=1)
     return bool((wrong < _TOLERANCE).all()) and torch.equal(product, alone)

@@ -12,6 +12,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ptuning.errors import ConfigError
+from ptuning.quantization.int4_product import CompiledInt4
 from ptuning.quantization.packed import Packed, PackedInt4, PackedInt8
 
 METHOD = "chatglm"  # quant_method inside transformers; where it stands in files is the family's matter
@@ -56,7 +57,7 @@ class RowWise(Precision):
 
     bits: int  # also of --quantization_bit
     top: int  # the largest whole number
-    packed: type[Packed]  # the CPU kernel for it
+    packed: tuple[type[Packed], ...]  # the CPU kernels for it, the fastest one first
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -117,7 +118,7 @@ class RowWise(Precision):
 class Int8(RowWise):
     """One number a byte."""
 
-    bits, top, packed = 8, 127, PackedInt8
+    bits, top, packed = 8, 127, (PackedInt8,)
 
     def pack(self, whole_RC: torch.Tensor) -> torch.Tensor:
         return whole_RC
@@ -135,7 +136,7 @@ class Int8(RowWise):
 class Int4(RowWise):
     """Two numbers a byte: an even column in the high half, the odd one after it in the low half, both signed."""
 
-    bits, top, packed = 4, 7, PackedInt4
+    bits, top, packed = 4, 7, (CompiledInt4, PackedInt4)
 
     def pack(self, whole_RC: torch.Tensor) -> torch.Tensor:
         return (whole_RC[:, 0::2] << 4) | (whole_RC[:, 1::2] & 0xF)

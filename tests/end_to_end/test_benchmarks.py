@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import all as every
-from benchmarks import compare, gpu, long, methods
+from benchmarks import compare, gpu, long, methods, serve
 from tests.end_to_end.conftest import BIN, ROOT
 
 TOY = [
@@ -66,8 +66,8 @@ def test_last_line_is_json(script, flags, figures):
 
 @pytest.mark.slow
 def test_methods_side_by_side(tmp_path):
-    """One of them: the others differ by their options, and each takes half a minute. The processes that it starts are forks of one that has
-    imported everything."""
+    """One of them: the others differ by their options, and each takes half a minute. The processes that it starts are forks
+    of one that has imported everything."""
     flags = ["--small", "--methods", "prefix", "--output_dir", str(tmp_path)]
     code = f"from benchmarks import methods; methods.START = 'fork'; methods.main({flags})"
     done = subprocess.run([BIN / "python", "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=600)
@@ -82,6 +82,13 @@ def test_methods_side_by_side(tmp_path):
     written = (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns
     assert methods.scores(methods.arguments(["--small", "--output_dir", str(tmp_path)]), "prefix", 3)["steps"] == 3
     assert (tmp_path / "prefix-3" / "metrics.json").stat().st_mtime_ns == written  # not trained again
+
+
+def test_a_vllm_that_is_not_there(capsys):
+    """One that is there is measured by tests/ptuning_vllm/test_real_vllm.py."""
+    with pytest.raises(SystemExit):
+        serve.main(["--vllm_python", "/no/python"])
+    assert "--vllm_python /no/python: no such file; bash scripts/setup_vllm.sh makes" in capsys.readouterr().err
 
 
 def test_long_rows_in_both_ways(capsys):

@@ -21,6 +21,7 @@ class ComputingVllm(FakeVllm):
     def __init__(self, model: PreTrainedModel, template: Template, store: Path, **options):
         super().__init__(template, **options)
         self.model, self.store = model, store
+        self.numbers_from = 3  # log probabilities a token from which on memory without NaN is found
         self.cached: dict[str, list[list[int]]] = {}  # prompts and answers whose blocks are there, by their salt
 
     def answer_ids(self, body: dict) -> list[int]:
@@ -37,7 +38,7 @@ class ComputingVllm(FakeVllm):
 
     def prompt_logprobs(self, body: dict) -> list[dict | None]:
         """Memory that nothing was written into where the tokens' blocks needn't be computed: those of a prefix, and with one those
-        of an earlier request with the same salt."""
+        of an earlier request with the same salt. What is left there from earlier is at times not a number."""
         ids, params = body["token_ids"], body.get("kv_transfer_params") or {}
         skipped = params.get("length", 0)
         for earlier in self.cached.get(body["cache_salt"], ()) if params else ():
@@ -45,12 +46,15 @@ class ComputingVllm(FakeVllm):
                 (i for i, pair in enumerate(zip(ids, earlier, strict=False)) if pair[0] != pair[1]), len(earlier)
             )
             skipped = max(skipped, same)
+        if params:
+            self.cached.setdefault(body["cache_salt"], []).append(ids)
+        left_over = float("nan") if body["sampling_params"]["prompt_logprobs"] < self.numbers_from else 0.0
         logprobs = self._logits(body)[0].log_softmax(-1)
         entries: list[dict | None] = [None]
         for place in range(1, len(ids)):
             row = place - 1 - params.get("length", 0)
             if place <= skipped or row < 0:
-                entries.append({"0": {"logprob": 0.0, "rank": 0}})
+                entries.append({"0": {"logprob": left_over, "rank": 0}})
                 continue
             likeliest = int(logprobs[row].argmax())
             kept = {str(token): {"logprob": float(logprobs[row, token])} for token in (likeliest, ids[place])}

@@ -34,7 +34,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_evaluate_gives_the_same_figures(vllm, prefix_folders, tmp_path, monkeypatch):
+def test_evaluate_gives_the_same_figures(vllm, prefix_folders, tmp_path, monkeypatch, capsys):
     few = read_probe()[:3]
     monkeypatch.setattr("ptuning.evaluation.run.read_probe", lambda: few)
     asked = [
@@ -61,6 +61,9 @@ def test_evaluate_gives_the_same_figures(vllm, prefix_folders, tmp_path, monkeyp
     }
     lengths = {(body.get("kv_transfer_params") or {}).get("length", 0) for body in vllm.bodies}
     assert lengths == {0, 8}, "both the base and the prefix were asked"
+    monkeypatch.setattr(vllm, "numbers_from", 100)
+    assert main([*asked, "--output_dir", str(tmp_path / "never"), *engine(vllm)]) == 2
+    assert "no vLLM can answer: " in (said := capsys.readouterr().err) and "not JSON compliant" in said
 
 
 def test_predict_goes_on_where_vllm_failed(vllm, prefix_folders, tmp_path, capsys):

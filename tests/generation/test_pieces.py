@@ -163,33 +163,17 @@ def test_streams_go_on_while_many_prompts_arrive(model, monkeypatch):
     assert seconds < 1.3 * fastest  # the price on a machine where a step of one row costs nearly what one of many does
 
 
-def test_the_pace_follows_what_was_measured():
-    now = [0.0]
-    pace = Pace(1000, 2.0, lambda: now[0])
-
-    def take(seconds, rows, prompt_tokens=0):
-        with pace.measured(rows, prompt_tokens):
-            now[0] += seconds
-
-    assert pace.tokens(rows_run=False) == 1000 and not pace.rows_turn()
-    assert pace.tokens(rows_run=True) == 256  # nothing is known yet
-    take(10, False, 100)
-    assert pace.rows_turn()
-    take(5, True)
-    assert not pace.rows_turn() and pace.tokens(rows_run=True) == 100  # 2 × 5 s at 0.1 s a token
-    for step in range(7):
-        assert not pace.rows_turn(), step
-        take(15, True, 100)  # 10 s of them are the prompt's
-    assert pace.rows_turn() and pace.tokens(rows_run=True) == 100
-    take(5, True)
-    take(1000, False, 10)
-    assert pace.tokens(rows_run=True) == 32
-    for _ in range(40):
-        take(0.001, False, 100)
-    assert pace.tokens(rows_run=True) == 1000
-    with pytest.raises(MemoryError), pace.measured(False, 100):
-        raise MemoryError
-    assert not Pace(1000, None).rows_turn() and Pace(1000, None).tokens(rows_run=True) == 1000
+def test_rows_that_end_together_move_the_others_once(model, one_by_one, monkeypatch):
+    """Each move copies all that a row has; a prompt in part was moved by one slot for each row that ended."""
+    requests = [GenerationRequest(n, [5 + n, 9, 40 + n], 12 if n in (2, 6) else 4) for n in range(7)]
+    requests.append(GenerationRequest("long", [5 + n % 300 for n in range(300)], 5))
+    moves = []
+    with Engine(model, [2], pause=2.0) as engine:
+        engine.pace = Pace(2048, 2.0, lambda: 0.0)
+        move = engine.cache.move
+        monkeypatch.setattr(engine.cache, "move", lambda *given: moves.append(given[:2]) or move(*given))
+        assert answers(engine, requests) == {request.id: one_by_one(request) for request in requests}
+    assert moves[:3] == [(2, 0), (6, 1), (7, 2)]
 
 
 def test_short_rows_are_computed_apart_from_long_ones(model, one_by_one, monkeypatch):

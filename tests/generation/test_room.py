@@ -86,7 +86,7 @@ def test_room_that_the_machine_does_not_have_is_lack_of_memory(model):
     with Engine(model, [], batch_tokens=1 << 40) as engine:
         answers(engine, [GenerationRequest(0, [5] * 20, 3)])
         with pytest.raises(MemoryError, match="out of memory"):
-            engine.cache.reserve(1 << 24, 1 << 24, keep=0, budget=0)
+            engine.cache.reserve(1 << 24, 1 << 24, keep=(), budget=0)
         assert len(answers(engine, [GenerationRequest(1, [5] * 20, 3)])[1]) == 3
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks import serve
 from ptuning.cli import main
 from tests.conftest import REPO
 from tests.serving.conftest import BASE, ask_together, prefix_folders, running, wait_until
@@ -231,3 +232,13 @@ def test_evaluation_gives_the_figures_of_this_packages_engine(folders, prefix_fo
                             {key: other[key] for key in losses}, abs=2e-3
                         )
                         assert all(mine[key] == other[key] for key in mine.keys() - losses), (name, file)
+
+
+def test_the_benchmark_and_the_script_that_starts_both(capsys, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    shape = "--layers 2 --hidden 128 --heads 2 --groups 1 --ffn 128"
+    serve.main(f"{shape} --clients 3 --requests 1 --max_tokens 8 --think 0.01 --vllm_python {PYTHON}".split())
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["engines"]
+    assert list(found) == ["ptuning", "vllm"]
+    for engine in found.values():
+        assert engine["rss_mb"] > 0 and engine["clients"]["3"]["answers"] == 3

@@ -114,7 +114,10 @@ class FakeVllm:
         if body.get("model") not in (None, *self.loras):
             return JSONResponse({"error": {"message": "no such model"}}, 404)
         if "prompt_logprobs" in body["sampling_params"]:
-            return JSONResponse({"choices": [], "prompt_logprobs": self.prompt_logprobs(body)})
+            try:
+                return JSONResponse({"choices": [], "prompt_logprobs": self.prompt_logprobs(body)})
+            except ValueError as error:  # NaN
+                return JSONResponse({"error": {"message": str(error)}}, 400)
         return StreamingResponse(self._events(body, request), media_type="text/event-stream")
 
     async def _events(self, body: dict, request: Request):

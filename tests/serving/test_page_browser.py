@@ -304,6 +304,24 @@ def test_the_page_scrolls_along(page, api, tmp_path):
     expect(page.get_by_test_id("stStatusWidget")).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("{own}", "http://{own}", 101),
+        ("localhost", None, 101),
+        ("evil.example.com", None, 403),  # whose name was made to point to this machine
+        ("{own}", "http://evil.example.com", 403),
+    ],
+)
+def test_the_websocket_is_for_names_and_pages_of_its_own(server, host, origin, status):
+    own = server[1].removeprefix("http://")
+    headers = {"Host": host.format(own=own), "Upgrade": "websocket", "Connection": "Upgrade"}
+    headers |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    headers |= {"Origin": origin.format(own=own)} if origin else {}
+    with httpx.stream("GET", f"{server[1]}/_stcore/stream", headers=headers, timeout=60) as answer:
+        assert answer.status_code == status
+
+
 def test_the_sidebar_on_a_small_screen_in_english(page, tmp_path):
     page.get_by_test_id("stRadio").get_by_text("English").click()
     sidebar = page.get_by_test_id("stSidebar")

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from ptuning.errors import ConfigError
 from ptuning.families import Part
@@ -274,20 +275,45 @@ def test_bodies_of_web_front_ends(server, file):
         assert answer.json()["choices"][0]["message"]["role"] == "assistant"
 
 
+class Thing(BaseModel):
+    """As LangChain's users describe what they want."""
+
+    name: str = Field(max_length=8)
+    count: int = Field(ge=0, le=99)
+
+
 def test_langchain(server):
-    chat_openai = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed").ChatOpenAI
-    model = chat_openai(
-        base_url=f"{server.url}/v1", api_key="none", model="ads", max_tokens=100, max_retries=0, temperature=0
-    )
-    assert model.invoke([("system", "a"), ("human", "你好")]).content
-    assert "".join(chunk.content for chunk in model.stream("你好"))
+    from langchain_openai import ChatOpenAI
+
+    there = {"base_url": f"{server.url}/v1", "api_key": "none", "model": "ads", "max_retries": 0, "temperature": 0}
+    model = ChatOpenAI(**there, max_tokens=100)
+    whole = model.invoke([("system", "a"), ("human", "你好")])
+    assert whole.content and whole.usage_metadata["output_tokens"] > 0
+    assert "".join(chunk.content for chunk in model.stream([("system", "a"), ("human", "你好")])) == whole.content
     made = model.with_structured_output(SCHEMA | {"title": "Thing"}, method="json_schema").invoke("你好")
     assert set(made) == {"name", "count"}
+    made = model.with_structured_output(Thing).invoke("你好")
+    assert isinstance(made, Thing)
+    with pytest.raises(openai.BadRequestError, match="tool_choice: forces"):
+        model.with_structured_output(Thing, method="function_calling").invoke("你好")
 
 
-def test_litellm(server):
-    litellm = pytest.importorskip("litellm", reason="litellm is not installed")
-    body = {"model": "openai/ads", "api_base": f"{server.url}/v1", "api_key": "none", "max_tokens": 8, "num_retries": 0}
-    assert litellm.completion(messages=SAY, **body).choices[0].message.content
-    chunks = litellm.completion(messages=SAY, stream=True, **body)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+def test_litellm(server, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the internet for prices as it is imported
+    import litellm
+
+    body = {
+        "model": "openai/ads",
+        "api_base": f"{server.url}/v1",
+        "api_key": "none",
+        "temperature": 0,
+        "num_retries": 0,
+    }
+    whole = litellm.completion(messages=SAY, max_tokens=8, **body)
+    assert whole.choices[0].message.content and whole.usage.completion_tokens == 8
+    chunks = litellm.completion(messages=SAY, max_tokens=8, stream=True, **body)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
+    made = litellm.completion(messages=SAY, max_tokens=100, response_format=form, **body)
+    assert set(json.loads(made.choices[0].message.content)) == {"name", "count"}

@@ -153,8 +153,11 @@ def test_places(vllm, tmp_path):
         busy = server.chat()
         assert busy.status_code == 429 and "--max_concurrent for each --vllm_url" in busy.json()["error"]["message"]
         assert len(vllm.bodies) == 2, "the third waits on this side"
+        queued = 'ptuning_queue_seconds_count{model="chatglm2-tiny"}'
+        assert f"{queued} 2.0" in server.get("/metrics").text, "the third still waits for its place"
         vllm.first = 10**6
         assert {one.result().status_code for one in asked} == {200}
+        assert f"{queued} 3.0" in server.get("/metrics").text
 
 
 def test_time(vllm, tmp_path):

@@ -15,6 +15,7 @@ from ptuning.generation.vllm.stream import (
     NoSuchLora,
     ReplicaFailed,
     RequestRefused,
+    Unwritable,
     body,
     prompt_body,
     prompt_logprobs,
@@ -23,6 +24,8 @@ from ptuning.generation.vllm.stream import (
 from ptuning.methods import Stored
 
 log = logging.getLogger("ptuning.serving.vllm")
+
+_TRIES = 10  # for log probabilities that can be sent
 
 Event = TypeVar("Event")
 
@@ -87,10 +90,18 @@ class VllmClient:
     async def prompt_logprobs(self, ids: list[int], stored: Stored) -> list[float]:
         """How likely each token is after those before it: S - 1 log probabilities for S tokens; arguments and errors as
         `answer`."""
-        posted = prompt_body(ids, stored, uuid.uuid4().hex)
 
         async def ask(url: str) -> AsyncGenerator[list[float]]:
-            yield await prompt_logprobs(self._http, url, posted, ids)
+            # What stands where a prefix's tokens have none is memory that nothing was written into. Where that is NaN vLLM can't
+            # send it. Asking for another number of them takes other memory.
+            for count in range(1, _TRIES + 1):
+                posted = prompt_body(ids, stored, uuid.uuid4().hex, count)
+                try:
+                    yield await prompt_logprobs(self._http, url, posted, ids)
+                    return
+                except Unwritable:
+                    if count == _TRIES:
+                        raise
 
         async with aclosing(self._from_any(stored, ask)) as answer:
             return await anext(answer)

@@ -11,6 +11,7 @@ from ptuning.generation.protocol import GenerationRequest, SamplingParams, Token
 from ptuning.methods import Stored
 
 ENDPOINT = "/inference/v1/generate"  # with --enable-scale-out
+_NO_JSON = "not JSON compliant"  # Python's words for NaN
 _LEAST_TOP_P = 1e-9  # vLLM refuses 0, which means the likeliest token alone
 
 
@@ -20,6 +21,10 @@ class ReplicaFailed(Exception):
 
 class RequestRefused(Exception):
     """vLLM finds the request wrong, as every replica would."""
+
+
+class Unwritable(ReplicaFailed):
+    """Log probabilities among which vLLM has one that JSON can't write."""
 
 
 class NoSuchLora(Exception):
@@ -45,17 +50,18 @@ def body(request: GenerationRequest, stored: Stored, stop_ids: Collection[int]) 
     return made | _named(stored, stored.prefix)
 
 
-def prompt_body(ids: list[int], stored: Stored, salt: str) -> dict[str, Any]:
+def prompt_body(ids: list[int], stored: Stored, salt: str, count: int) -> dict[str, Any]:
     """What is posted for the log probabilities of a prompt.
 
     Args:
         stored: what it is put to.
         salt: that no other request has. vLLM computes nothing for tokens whose blocks it has in its cache, and a prefix
             makes it look there: those of the same question, or of the model's own answer, would have no log probability.
+        count: log probabilities a token, beside its own.
     """
     made: dict[str, Any] = {
         "token_ids": [0] * stored.length + ids,
-        "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False},
+        "sampling_params": {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": count, "detokenize": False},
         "stream": False,
     }
     return made | _named(stored, f"{stored.prefix}.{salt}")
@@ -133,7 +139,7 @@ async def prompt_logprobs(
         ids: the prompt's own, without placeholders.
 
     Raises:
-        ReplicaFailed, RequestRefused, NoSuchLora.
+        ReplicaFailed (Unwritable), RequestRefused, NoSuchLora.
     """
     try:
         reply = await client.post(url + ENDPOINT, json=posted)
@@ -158,6 +164,8 @@ def _problem(status: int, text: str, with_lora: bool) -> Exception:
     if status == 404 and with_lora:
         return NoSuchLora(text)
     said = f"HTTP {status}: {text}"
+    if _NO_JSON in text:
+        return Unwritable(said)
     return RequestRefused(said) if status in (400, 413, 422) else ReplicaFailed(said)
 
 

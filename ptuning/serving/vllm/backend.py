@@ -146,6 +146,7 @@ class VllmBackend:
         try:
             async with asyncio.timeout(seconds), self._free:
                 self._running += 1
+                self.metrics.queued(stream.model.name, time.monotonic() - stream.submitted)
                 try:
                     await self._put_tokens(stream, index, request)
                 finally:

@@ -1,0 +1,146 @@
+"""int8 × int4 by a program that llvmlite compiles when it is first asked for (a fifth of a second)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import mmap
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from ptuning.quantization.int4_code import ARGUMENTS, MULTIPLE, source
+from ptuning.quantization.int4_tile import GROUP, SETS, STEP, Instructions
+from ptuning.quantization.packed import Packed
+
+_ENGINES: list[object] = []  # the code lives as long as they do
+_BLOCKS = 16  # of outputs, packed at a time
+_HUGE = 2 << 20  # bytes of a large page
+_Arguments = ctypes.c_int64 * len(ARGUMENTS)
+
+
+class CompiledInt4(Packed):
+    """int8 × int4: each row of the input is rounded to 8 bit too, in groups of 128 columns, each by its own largest value.
+
+    Computed on torch's own threads, as many as torch would take. Any number of threads may call it at the same time.
+
+    Args:
+        instructions: default: the best that this processor has.
+    """
+
+    about = "int8 × int4"
+
+    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, instructions: Instructions | None = None):
+        its = instructions or _best()
+        if its is None:
+            raise RuntimeError("this processor has none of the instructions")
+        self._run = _compiled(its)
+        self._rows, self._columns = whole_RC.shape
+        width = its.width
+        blocks = -(-self._rows // width)
+        self._weight = _room(blocks * width * self._columns // 2)
+        packed = self._weight.view(torch.int32).view(blocks, self._columns // STEP, width)
+        for first in range(0, blocks, _BLOCKS):
+            rows = whole_RC[first * width : (first + _BLOCKS) * width] + 8
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % width))
+            low, high = rows.view(torch.int32).view(-1, width, self._columns // STEP, 2).unbind(-1)  # four numbers each
+            packed[first : first + _BLOCKS] = (low | high << 4).transpose(1, 2)
+        self._scale_R = torch.zeros(blocks * width)
+        self._scale_R[: self._rows] = scale_R
+
+    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+        if x_NC.dtype not in (torch.float32, torch.bfloat16):
+            x_NC = x_NC.float()
+        if x_NC.stride(1) != 1:
+            x_NC = x_NC.contiguous()
+        rows, groups = len(x_NC), -(-self._columns // GROUP)
+        product = torch.empty(rows, self._rows)
+        if not rows:
+            return product
+        room = torch.empty(rows * (self._columns + 8 * groups), dtype=torch.int8)
+        q = room.data_ptr()
+        sums = q + rows * self._columns
+        steps = sums + 4 * rows * groups
+        self._run(
+            _Arguments(
+                x_NC.data_ptr(),
+                self._weight.data_ptr(),
+                self._scale_R.data_ptr(),
+                product.data_ptr(),
+                q,
+                sums,
+                steps,
+                _parallel(),
+                x_NC.stride(0),
+                rows,
+                self._columns,
+                self._rows,
+                torch.get_num_threads(),
+                x_NC.dtype == torch.bfloat16,
+            )
+        )
+        return product
+
+    @staticmethod
+    def takes(rows: int, columns: int) -> bool:
+        return columns % MULTIPLE == 0
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if importlib.util.find_spec("llvmlite") is None:
+            return "no_llvmlite"
+        if _best() is None:
+            return "no_byte_products"
+        return "no_openmp" if _parallel() == 0 else None
+
+
+def runs_on(instructions: Instructions) -> bool:
+    """Whether this processor has them."""
+    import llvmlite.binding as llvm
+
+    return all(llvm.get_host_cpu_features().get(name) for name in instructions.needs)
+
+
+@cache
+def _best() -> Instructions | None:
+    return next((each for each in SETS if runs_on(each)), None)
+
+
+@cache
+def _parallel() -> int:
+    """Address of the function that runs another one on all threads of torch's OpenMP library, which is in this process already: so
+    there is no second pool of threads beside torch's. 0: torch is built otherwise."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return 0
+
+
+@cache
+def _compiled(instructions: Instructions) -> Callable[[ctypes.Array], object]:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly(source(instructions))
+    module.verify()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("run"))
+    _ENGINES.append(engine)
+    return run
+
+
+def _room(size: int) -> torch.Tensor:
+    """Bytes, in the system's large pages where there are some."""
+    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)
