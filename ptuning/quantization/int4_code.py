@@ -15,7 +15,7 @@ SMALLEST = 2.0**-100  # taken for a group's largest number where that is smaller
 _SMALLEST = "0x39B0000000000000"  # the same, as LLVM writes it
 
 # What `run` is told, each in 64 bits: addresses (of x, w, …), numbers; `rows` and `blocks` are counters and begin at 0.
-ARGUMENTS = (
+ARGUMENTS: tuple[str, ...] = (
     "x",
     "w",
     "scale",

@@ -92,6 +92,7 @@ class Wrong(CompiledInt4):
     ],
 )
 def test_without_it_torchs_own_stays_and_the_line_says_why(lacks, why, monkeypatch):
+    model = load_base(REPO / "models" / "chatglm2-tiny", device="cpu", precision=precision_of(4))
     replaced = {"llvmlite": "importlib.util.find_spec", "instructions": "_best", "OpenMP": "_parallel"}
     if lacks in replaced:
         returned = 0 if lacks == "OpenMP" else None
@@ -100,7 +101,6 @@ def test_without_it_torchs_own_stays_and_the_line_says_why(lacks, why, monkeypat
         monkeypatch.setattr(type(precision_of(4)), "packed", (Wrong, PackedInt4))
         assert not works(Wrong, 7)
     said: list[str] = []
-    model = load_base(REPO / "models" / "chatglm2-tiny", device="cpu", precision=precision_of(4))
     choose_kernels(model, "fast", said.append)
     how = f"bf16 × int4, not int8 × int4, which is faster: {why}"
     assert said == [f"CPU kernels: fast, {how} (--cpu_kernels exact: the official arithmetic, slower)"]
