@@ -15,6 +15,9 @@ from transformers import (
 
 from ptuning.generation.protocol import SamplingParams
 
+# A logit divided by a tiny penalty, and then by a low temperature, must stay a number: of infinite ones no distribution can be made.
+_LARGEST = 1e30
+
 
 class Chooser:
     """The rule of one row. Keeps its random state and what it has generated, for the penalties.
@@ -72,6 +75,7 @@ def choose(logits_NV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     """
     for logits_V, chooser in zip(logits_NV, choosers, strict=True):
         chooser.penalise(logits_V)
+    logits_NV.clamp_(max=_LARGEST)
     chosen = logits_NV.argmax(-1)
     groups: dict[tuple, list[tuple[int, torch.Generator]]] = {}
     for row, chooser in enumerate(choosers):

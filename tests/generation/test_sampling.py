@@ -89,6 +89,15 @@ def test_the_repetition_penalty_is_that_of_transformers():
         ids.append(token)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.001, 1.0])
+@pytest.mark.parametrize("penalty", [2.7e-236, 1e-38, 1e-3])
+def test_a_penalty_close_to_0_leaves_a_token_of_the_vocabulary(temperature, penalty):
+    """Of the tokens that it lifts beyond all numbers; nothing that ends the process that answers for others too."""
+    logits = torch.tensor([[4.0, 3.0, -1.0, 2.0]])
+    chooser = Chooser(SamplingParams(temperature, repetition_penalty=penalty, seed=0), [1, 2, 3])
+    assert {choose(logits.clone(), [chooser])[0] for _ in range(20)} <= {1, 3}
+
+
 def test_min_p_drops_the_unlikely():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     chooser = Chooser(SamplingParams(temperature=1.0, seed=1, min_p=0.4))
