@@ -15,7 +15,7 @@ from transformers import (
 
 from ptuning.generation.protocol import SamplingParams
 
-# A logit divided by a tiny penalty, and then by a low temperature, must stay a number: of infinite ones no distribution can be made.
+# A logit divided by a tiny penalty, and then by a low temperature, must stay a number: infinite ones make no distribution.
 _LARGEST = 1e30
 
 
