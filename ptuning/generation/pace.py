@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PIECE_TOKENS = 2048  # of a prompt: its attention mask has as many lines, however long the prompt is
-PAUSE = 1.2  # of answers that people read as they come: gaps of 2.2 usual steps, so that the largest stay near 3
+PAUSE = 1.5  # of answers that people read as they come: gaps of 2.5 usual steps, so that the largest stay near 3
 _LEAST = 32  # tokens of a piece; fewer cost the step nearly as much
 _FIRST = 64  # where nothing has been measured yet
 _SHARE = 0.5  # of the rows' own time now: prompts get that at least, or many long answers would shut them out
