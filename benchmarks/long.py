@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import TINY, stamp
+from benchmarks.common import RANDOM_ROWS, TINY, stamp
 
 PREFIX = 128
 KERNELS = ["plain", "fast"]
@@ -114,11 +114,8 @@ def train(args: argparse.Namespace, kernel: str, checkpointing: bool) -> dict[in
 
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
-        options = {
+        options = RANDOM_ROWS | {
             "model_name_or_path": TINY,
-            "train_file": "-",
-            "prompt_column": "q",
-            "response_column": "a",
             "output_dir": folder,
             "pre_seq_len": PREFIX,
             "max_steps": len(rows),
@@ -126,10 +123,7 @@ def train(args: argparse.Namespace, kernel: str, checkpointing: bool) -> dict[in
             "gradient_checkpointing": checkpointing,
             "kernels": kernel,
             "train_sampling_strategy": "sequential",
-            "save_strategy": "no",
-            "report_to": "none",
             "logging_steps": 1000,
-            "disable_tqdm": True,
         }
         config, _ = parse(
             ["--do_train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]

@@ -28,7 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Template, add_model_arguments, random_rows, sample_lengths, stamp, wait
+from benchmarks.common import RANDOM_ROWS, Template, add_model_arguments, random_rows, sample_lengths, stamp, wait
 from benchmarks.serve import TINY, make_base, measure, server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,10 +165,9 @@ def train(
 
     rows = random_rows(lengths, 2048)
     with tempfile.TemporaryDirectory() as folder:
-        options = recipe | {"model_name_or_path": base, "output_dir": folder, "learning_rate": 1e-6}  # stays random
-        options |= {"train_file": "-", "prompt_column": "-", "response_column": "-", "num_train_epochs": 1}
-        options |= {"per_device_train_batch_size": BATCH, "save_strategy": "no", "report_to": "none"}
-        options |= {"logging_steps": 1000, "disable_tqdm": True, "use_cpu": device == "cpu"}
+        options = recipe | RANDOM_ROWS | {"model_name_or_path": base, "output_dir": folder}
+        options |= {"learning_rate": 1e-6, "per_device_train_batch_size": BATCH}  # stays random
+        options |= {"logging_steps": 1000, "use_cpu": device == "cpu"}
         config, _ = parse(["--do_train", *flags(options)], prepare=distributed.prepare)
         method = method_of(config.model, trains=True)
         kernels = chosen_kernels(config, method)

@@ -15,7 +15,7 @@ SMALLEST = 2.0**-100  # taken for a group's largest number where that is smaller
 _SMALLEST = "0x39B0000000000000"  # the same, as LLVM writes it
 
 # What `run` is told, each in 64 bits: addresses (of x, w, …), numbers; `rows` and `blocks` are counters and begin at 0.
-ARGUMENTS: tuple[str, ...] = (
+ARGUMENTS = (
     "x",
     "w",
     "scale",
@@ -30,8 +30,9 @@ ARGUMENTS: tuple[str, ...] = (
     "R",
     "threads",
     "is_bf16",
+    "rows",
+    "blocks",
 )
-ARGUMENTS += ("rows", "blocks")
 _ADDRESSES = 8  # the first ones
 
 
@@ -50,6 +51,7 @@ def source(instructions: Instructions) -> str:
         "i64 %left)\nbr label %tiled",
         m=range(1, instructions.height + 1),
     )
+    words["tiles"] = Template(_TILES).substitute(words)
     parts = [dot_declaration(instructions), _DECLARATIONS.replace("LANES", str(instructions.lanes)), *tiles]
     return "\n".join([*parts, *map(_row, _LOADS), Template(_QUANTISE + _PRODUCT + _RUN).substitute(words)])
 
@@ -66,16 +68,19 @@ def _loads() -> dict[str, str]:
 
 
 def _row(kind: str) -> str:
-    load = _LOADS[kind]
-    words = {"load_v": load.replace("NAME", "v"), "load_y": load.replace("NAME", "y"), "kind": kind, "group": GROUP}
-    words |= {
-        "size": {"f32": 4, "bf16": 2}[kind],
-        "smallest": _SMALLEST,
-        "factors": splat("%factors", "%factor", "float", 16),
-    }
+    words = {"kind": kind, "group": GROUP, "smallest": _SMALLEST}
+    words |= {"load_v": _load(kind, "v", "%k"), "load_y": _load(kind, "y", "%j")}
+    words["factors"] = splat("%factors", "%factor", "float", 16)
     store = "%four{e} = extractelement <4 x i32> %fours, i64 {e}\n%to{e} = getelementptr i32, ptr %q.k, i64 %m{e}\n"
     words["stores"] = each(store + "store i32 %four{e}, ptr %to{e}", e=range(4))
     return Template(_ROW).substitute(words)
+
+
+def _load(kind: str, name: str, column: str) -> str:
+    """16 numbers of the input's row, from a column on."""
+    size = {"f32": 4, "bf16": 2}[kind]
+    at = f"%{name}.offset = mul i64 {column}, {size}\n%{name}.at = getelementptr i8, ptr %x, i64 %{name}.offset\n"
+    return at + _LOADS[kind].replace("NAME", name)
 
 
 _DECLARATIONS = """
@@ -117,8 +122,6 @@ br label %look
 look:
 %k = phi i64 [%first, %group], [%k.next, %look]
 %large = phi <16 x float> [zeroinitializer, %group], [%large.next, %look]
-%v.offset = mul i64 %k, $size
-%v.at = getelementptr i8, ptr %x, i64 %v.offset
 $load_v
 %v.abs = call <16 x float> @llvm.fabs.v16f32(<16 x float> %v)
 %large.next = call <16 x float> @llvm.maximum.v16f32(<16 x float> %large, <16 x float> %v.abs)
@@ -135,8 +138,6 @@ br label %write
 write:
 %j = phi i64 [%first, %looked], [%j.next, %write]
 %sum = phi <16 x i32> [zeroinitializer, %looked], [%sum.next, %write]
-%y.offset = mul i64 %j, $size
-%y.at = getelementptr i8, ptr %x, i64 %y.offset
 $load_y
 %scaled = fmul <16 x float> %y, %factors
 %rounded = call <16 x float> @llvm.rint.v16f32(<16 x float> %scaled)
@@ -171,8 +172,8 @@ _TILES = """%N.up = add i64 %N, $less
 %C.up = add i64 %C, $last
 %groups = udiv i64 %C.up, $group"""
 
-_QUANTISE = f"""
-define internal void @quantise(ptr %a) #0 {{
+_QUANTISE = """
+define internal void @quantise(ptr %a) #0 {
 entry:
 $load_x
 $load_distance
@@ -183,7 +184,7 @@ $load_q
 $load_sums
 $load_steps
 $at_rows
-{_TILES}
+$tiles
 %wide = icmp eq i64 %is_bf16, 0
 %size = select i1 %wide, i64 4, i64 2
 %bytes = mul i64 %size, %distance
@@ -222,11 +223,11 @@ call void @row_bf16(ptr %x.n, i64 %C, ptr %q.n, ptr %sums.n, ptr %steps.n, i64 %
 br label %next
 exit:
 ret void
-}}
+}
 """
 
-_PRODUCT = f"""
-define internal void @product(ptr %a) #0 {{
+_PRODUCT = """
+define internal void @product(ptr %a) #0 {
 entry:
 $load_w
 $load_scale
@@ -238,7 +239,7 @@ $load_N
 $load_C
 $load_R
 $at_blocks
-{_TILES}
+$tiles
 %all = udiv i64 %C, $step
 %bytes = mul i64 %C, $half
 br label %next
@@ -277,7 +278,7 @@ tiled:
 br i1 %more, label %tile, label %next
 exit:
 ret void
-}}
+}
 """
 
 _RUN = """

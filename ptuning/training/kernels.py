@@ -117,10 +117,9 @@ def with_gpu_loss(kernels: Kernels, config: Config, method: Method | None, befor
     """The same with what computes the loss on a GPU beside a frozen base: that of the run that is continued where it is here, else
     the better one."""
     training = config.training
-    applies = method is not None and method.keeps_base and training.do_train and training.kernels != PLAIN
-    # DeepSpeed and torch.compile have ways of their own to a module's weights, and mixed precision converts them.
-    elsewhere = training.use_cpu or training.deepspeed or training.torch_compile or training.bf16 or training.fp16
-    if kernels.fast or not applies or elsewhere:
+    # What keeps the fast kernels away, but for the GPU itself, keeps this away too.
+    possible = training.do_train and not training.use_cpu and why_not(config, method, device_type="cpu") is None
+    if kernels.fast or training.kernels == PLAIN or not possible:
         return replace(kernels, gpu_loss=None)
     here = of_main_process(gpu_loss())
     if before is not None and here is not None and kernels.gpu_loss != LIGER:

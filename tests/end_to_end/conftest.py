@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import WARM_BIN
@@ -58,6 +59,13 @@ def wait_until():
             time.sleep(0.005)
 
     return wait
+
+
+def wait_for_end(folder: Path) -> None:
+    """Until the process that a run's lock names is gone: one that is killed closes its files a moment before."""
+    pid = json.loads((folder / "run.lock").read_text(encoding="utf-8"))["pid"]
+    while psutil.pid_exists(pid):
+        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ptuning.methods.prefix.read import read_prefix
-from tests.end_to_end.conftest import BIN, ROOT, losses
+from tests.end_to_end.conftest import BIN, ROOT, losses, wait_for_end
 
 
 def kill_after_checkpoint(command, checkpoint, environment):
@@ -19,9 +19,11 @@ def kill_after_checkpoint(command, checkpoint, environment):
         if checkpoint.is_dir():
             process.send_signal(signal.SIGKILL)
             break
-    process.stdout.read()  # to its end: who called is killed, and then the process itself
-    process.stdout.close()
-    return process.wait(timeout=300) == -signal.SIGKILL
+    process.communicate(timeout=300)
+    killed = process.returncode == -signal.SIGKILL
+    if killed:
+        wait_for_end(checkpoint.parent)
+    return killed
 
 
 @pytest.mark.slow

@@ -5,14 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ptuning.report import report_command
-from tests.end_to_end.conftest import BIN, ROOT
+from tests.end_to_end.conftest import BIN, ROOT, wait_for_end
 
 
 def read(path):
@@ -112,11 +110,9 @@ def test_the_report_of_a_run_that_goes_on_and_is_killed(tmp_path, train_flags, w
     page = tmp_path / "report.html"
     wait_until(page.exists, process)
     assert "运行中，本页最后写于" in page.read_text(encoding="utf-8") and 'http-equiv="refresh"' in page.read_text()
-    pid = read(tmp_path / "run.lock")["pid"]
     process.send_signal(signal.SIGKILL)
     said = process.communicate()[0].decode()
-    while psutil.pid_exists(pid):  # its files are closed a moment before it is gone
-        time.sleep(0.01)
+    wait_for_end(tmp_path)
     assert "训练 " in said and "有效批量 " in said
     assert '"step": 1' in (tmp_path / "log.jsonl").read_text()
     assert report_command([str(tmp_path)]) == 0
