@@ -48,16 +48,15 @@ class _Slice(CacheLayerMixin):
         """Writes (n, G, S, D) behind what each row has, and returns the rows' (n, G, columns in use, D) where they came from."""
         layer_device, own_device = key_states.device, self.owner.store.device
         key_states, value_states = key_states.to(own_device), value_states.to(own_device)
-        rows, index, width = self.owner.rows, self.owner.index, self.owner.width
-        keys, values = self.owner.store[self.layer, :, rows]
-        if self.owner.piece is not None:
-            count, (start, stop) = len(index), self.owner.piece
-            for store, states in ((keys, key_states), (values, value_states)):
-                store[:count].scatter_(2, index, states[:count])
+        places, width = self.owner.places, self.owner.width
+        keys, values = self.owner.store[self.layer, :, self.owner.rows]
+        count = len(places[0])
+        for store, states in ((keys, key_states), (values, value_states)):
+            # Not scatter_, which in 16 bit copies all slots.
+            store.transpose(1, 2).index_put_(places, states[:count].transpose(1, 2))
+            if self.owner.piece is not None:
+                start, stop = self.owner.piece
                 store[count, :, start:stop] = states[count:, :, 0].transpose(0, 1)
-            return keys[:, :, :width].to(layer_device), values[:, :, :width].to(layer_device)
-        keys.scatter_(2, index, key_states)
-        values.scatter_(2, index, value_states)
         return keys[:, :, :width].to(layer_device), values[:, :, :width].to(layer_device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -126,7 +125,7 @@ class SlotCache(Cache):
         self.rows, self.piece = slice(first, first + count), None
         self.width = int(starts.max()) + new_tokens
         columns = starts[:, None] + torch.arange(new_tokens, device=starts.device)
-        self.index = columns[:, None, :, None].expand(count, self.store.shape[3], new_tokens, self.store.shape[5])
+        self.places = torch.arange(count, device=starts.device)[:, None], columns
         return (torch.arange(self.width, device=starts.device) <= columns[:, :, None])[:, None]
 
     def begin_apart(self, starts: torch.Tensor) -> Layout | None:

@@ -31,7 +31,8 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.packed = linear.in_features, linear.out_features, packed
         self.weight = nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)  # peft asks where it is
-        self.bias = linear.bias
+        # Products are in fp32, and adding another kind takes torch several times as long.
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.float(), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.requires_grad and torch.is_grad_enabled():

@@ -18,6 +18,7 @@ from ptuning.quantization.packed import Packed
 _ENGINES: list[object] = []  # the code lives as long as they do
 _BLOCKS = 16  # of outputs, packed at a time
 _HUGE = 2 << 20  # bytes of a large page
+_ALONE = 2 << 20  # products that take less time than a second thread takes to wake up
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -77,7 +78,7 @@ class CompiledInt4(Packed):
                 rows,
                 self._columns,
                 self._rows,
-                torch.get_num_threads(),
+                1 if rows * self._rows * self._columns < _ALONE else torch.get_num_threads(),
                 x_NC.dtype == torch.bfloat16,
             )
         )

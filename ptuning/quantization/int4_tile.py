@@ -17,6 +17,7 @@ from dataclasses import dataclass
 GROUP = 128  # columns
 STEP = 8  # columns of `width` outputs lie together: the first four in the bytes' low halves, the other four in the high ones
 VECTORS = 2  # of outputs in a tile
+_AHEAD = 4096  # bytes of the matrix that are asked for before they are needed
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,14 @@ group:
         ]
         lines += [splat(f"%start{row}", f"%sum{row}", "i32", lanes)]
     lines += ["br label %step", "step:", "%k = phi i64 [%first, %group], [%k.next, %step]"]
+    ahead = ""
+    if (
+        rows < its.height // 2
+    ):  # alone in its block; read once, a matrix shall not drive everything else out of the caches
+        ahead = (
+            f"%ahead{{j}} = getelementptr i8, ptr %w.at{{j}}, i64 {_AHEAD}\n"
+            "call void @llvm.prefetch.p0(ptr %ahead{j}, i32 0, i32 0, i32 1)\n"
+        )
     for half in halves:
         start = "%start{i}" if half == 0 else "zeroinitializer"
         phi = f"%a{{j}}.{{i}}.{half} = phi {vector} [{start}, %group], [%a{{j}}.{{i}}.{half}.next, %step]"
@@ -128,7 +137,7 @@ group:
         each(
             f"""%w.at{{j}} = getelementptr {vector}, ptr %w.k, i64 {{j}}
 %both{{j}} = load {vector}, ptr %w.at{{j}}, align {4 * lanes}
-%w{{j}}.0 = and {vector} %both{{j}}, {low}
+{ahead}%w{{j}}.0 = and {vector} %both{{j}}, {low}
 %high{{j}} = lshr {vector} %both{{j}}, splat (i32 4)
 %w{{j}}.1 = and {vector} %high{{j}}, {low}""",
             j=j,
