@@ -24,23 +24,20 @@ class PackedLinear(nn.Linear):
 
     Args:
         linear: gives widths and bias.
-        packed: its matrix.
+        packed: its matrix and bias.
     """
 
     def __init__(self, linear: nn.Linear, packed: Packed):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.packed = linear.in_features, linear.out_features, packed
         self.weight = nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)  # peft asks where it is
-        # Products are in fp32, and adding another kind takes torch several times as long.
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.float(), requires_grad=False)
+        self.bias = linear.bias  # the packed matrix adds it
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.requires_grad and torch.is_grad_enabled():
             raise ConfigError("--cpu_kernels fast has no gradients: use --cpu_kernels exact")
-        output = self.packed(input.reshape(-1, self.in_features))
-        if self.bias is not None:
-            output += self.bias
-        return output.view(*input.shape[:-1], self.out_features).to(input.dtype)
+        output = self.packed(input.reshape(-1, self.in_features), input.dtype)
+        return output.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.packed.about}"
@@ -111,7 +108,8 @@ def _packed(linear: nn.Linear) -> PackedLinear | None:
         return None
     with torch.no_grad():
         whole_RC, scale_R = _numbers(linear, precision)
-        return PackedLinear(linear, kind(whole_RC, scale_R))
+        bias_R = None if linear.bias is None else linear.bias.float()
+        return PackedLinear(linear, kind(whole_RC, scale_R, bias_R))
 
 
 def _numbers(linear: nn.Linear, precision: RowWise) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ ARGUMENTS = (
     "q",
     "sums",
     "steps",
+    "bias",
     "parallel",
     "distance",
     "N",
@@ -30,25 +31,26 @@ ARGUMENTS = (
     "R",
     "threads",
     "is_bf16",
+    "to_bf16",
     "rows",
     "blocks",
 )
-_ADDRESSES = 8  # the first ones
+_ADDRESSES = 9  # the first ones
 
 
 def source(instructions: Instructions) -> str:
     """A module with `run(arguments)`, which computes on as many threads as it is told, by OpenMP's `GOMP_parallel`.
 
-    x (N, C) fp32 or bf16, `distance` numbers from row to row; w as `CompiledInt4` packs it; scale (R,) fp32, padded to whole tiles;
-    out (N, R) fp32; q (N, C) int8 and sums, steps (N, groups) 32 bit are room to work in.
+    x (N, C) fp32 or bf16, `distance` numbers from row to row; w as `CompiledInt4` packs it; scale and bias (R,) fp32, padded to
+    whole tiles; out (N, R) fp32 or bf16; q (N, C) int8 and sums, steps (N, groups) 32 bit are room to work in.
     """
     tiles = [tile(instructions, rows) for rows in range(1, instructions.height + 1)]
     words = _loads() | {"height": instructions.height, "less": instructions.height - 1, "group": GROUP, "step": STEP}
     words |= {"width": instructions.width, "half": instructions.width // 2, "last": GROUP - 1}
     words["cases"] = each("i64 {m}, label %of{m}", m=range(1, instructions.height + 1))
     words["calls"] = each(
-        "of{m}:\ncall void @tile_{m}(ptr %w.b, ptr %q.t, ptr %sums.t, ptr %steps.t, i64 %all, ptr %out.t, i64 %R, ptr %scale.b, "
-        "i64 %left)\nbr label %tiled",
+        "of{m}:\ncall void @tile_{m}(ptr %w.b, ptr %q.t, ptr %sums.t, ptr %steps.t, i64 %all, ptr %out.t, i64 %row, ptr %scale.b, "
+        "ptr %bias.b, i64 %left, i1 %narrow)\nbr label %tiled",
         m=range(1, instructions.height + 1),
     )
     words["tiles"] = Template(_TILES).substitute(words)
@@ -85,6 +87,7 @@ def _load(kind: str, name: str, column: str) -> str:
 
 _DECLARATIONS = """
 declare void @llvm.masked.store.vLANESf32.p0(<LANES x float>, ptr, i32, <LANES x i1>)
+declare void @llvm.masked.store.vLANESi16.p0(<LANES x i16>, ptr, i32, <LANES x i1>)
 declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
@@ -232,6 +235,8 @@ define internal void @product(ptr %a) #0 {
 entry:
 $load_w
 $load_scale
+$load_bias
+$load_to_bf16
 $load_out
 $load_q
 $load_sums
@@ -243,6 +248,9 @@ $at_blocks
 $tiles
 %all = udiv i64 %C, $step
 %bytes = mul i64 %C, $half
+%narrow = icmp ne i64 %to_bf16, 0
+%size = select i1 %narrow, i64 2, i64 4
+%row = mul i64 %R, %size
 br label %next
 next:
 %b = atomicrmw add ptr %blocks.at, i64 1 monotonic
@@ -253,7 +261,9 @@ block:
 %w.offset = mul i64 %b, %bytes
 %w.b = getelementptr i8, ptr %w, i64 %w.offset
 %scale.b = getelementptr float, ptr %scale, i64 %r
-%out.b = getelementptr float, ptr %out, i64 %r
+%bias.b = getelementptr float, ptr %bias, i64 %r
+%r.offset = mul i64 %r, %size
+%out.b = getelementptr i8, ptr %out, i64 %r.offset
 %left = sub i64 %R, %r
 br label %tile
 tile:
@@ -268,8 +278,8 @@ tile:
 %of.tile = mul i64 %first, %groups
 %sums.t = getelementptr i32, ptr %sums, i64 %of.tile
 %steps.t = getelementptr float, ptr %steps, i64 %of.tile
-%out.offset = mul i64 %first, %R
-%out.t = getelementptr float, ptr %out.b, i64 %out.offset
+%out.offset = mul i64 %first, %row
+%out.t = getelementptr i8, ptr %out.b, i64 %out.offset
 switch i64 %m, label %tiled [
 $cases
 ]

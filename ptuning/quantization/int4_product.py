@@ -33,7 +33,13 @@ class CompiledInt4(Packed):
 
     about = "int8 × int4"
 
-    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, instructions: Instructions | None = None):
+    def __init__(
+        self,
+        whole_RC: torch.Tensor,
+        scale_R: torch.Tensor,
+        bias_R: torch.Tensor | None = None,
+        instructions: Instructions | None = None,
+    ):
         its = instructions or _best()
         if its is None:
             raise RuntimeError("this processor has none of the instructions")
@@ -48,18 +54,20 @@ class CompiledInt4(Packed):
             rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % width))
             low, high = rows.view(torch.int32).view(-1, width, self._columns // STEP, 2).unbind(-1)  # four numbers each
             packed[first : first + _BLOCKS] = (low | high << 4).transpose(1, 2)
-        self._scale_R = torch.zeros(blocks * width)
+        self._scale_R, self._bias_R = torch.zeros(2, blocks * width)
         self._scale_R[: self._rows] = scale_R
+        if bias_R is not None:
+            self._bias_R[: self._rows] = bias_R
 
-    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         if x_NC.dtype not in (torch.float32, torch.bfloat16):
             x_NC = x_NC.float()
         if x_NC.stride(1) != 1:
             x_NC = x_NC.contiguous()
         rows, groups = len(x_NC), -(-self._columns // GROUP)
-        product = torch.empty(rows, self._rows)
+        product = torch.empty(rows, self._rows, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
         if not rows:
-            return product
+            return product.to(dtype)
         room = torch.empty(rows * (self._columns + 8 * groups), dtype=torch.int8)
         q = room.data_ptr()
         sums = q + rows * self._columns
@@ -73,6 +81,7 @@ class CompiledInt4(Packed):
                 q,
                 sums,
                 steps,
+                self._bias_R.data_ptr(),
                 _parallel(),
                 x_NC.stride(0),
                 rows,
@@ -80,9 +89,10 @@ class CompiledInt4(Packed):
                 self._rows,
                 1 if rows * self._rows * self._columns < _ALONE else torch.get_num_threads(),
                 x_NC.dtype == torch.bfloat16,
+                product.dtype == torch.bfloat16,
             )
         )
-        return product
+        return product.to(dtype)
 
     @staticmethod
     def takes(rows: int, columns: int) -> bool:

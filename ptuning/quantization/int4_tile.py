@@ -96,8 +96,8 @@ def tile(its: Instructions, rows: int) -> str:
     i, j, halves = range(rows), range(VECTORS), range(2 if rows * VECTORS < 4 else 1)
     low = f"splat (i32 {0x0F0F0F0F})"
     lines = [
-        f"""define internal void @tile_{rows}(ptr %w, ptr %q, ptr %sums, ptr %steps, i64 %end_of_all, ptr %out, i64 %R, ptr %scale,
- i64 %left) #0 {{
+        f"""define internal void @tile_{rows}(ptr %w, ptr %q, ptr %sums, ptr %steps, i64 %end_of_all, ptr %out, i64 %row,
+ ptr %scale, ptr %bias, i64 %left, i1 %narrow) #0 {{
 entry:
 br label %group
 group:
@@ -194,18 +194,48 @@ exit:
         lines += [
             f"""%mask{block} = icmp slt {vector} <{numbers}>, %here.all{block}
 %scale.at{block} = getelementptr {floats}, ptr %scale, i64 {block}
-%scale{block} = load {floats}, ptr %scale.at{block}, align 4"""
+%scale{block} = load {floats}, ptr %scale.at{block}, align 4
+%bias.at{block} = getelementptr {floats}, ptr %bias, i64 {block}
+%bias{block} = load {floats}, ptr %bias.at{block}, align 4"""
         ]
-    store = f"call void @llvm.masked.store.v{lanes}f32.p0({floats} %y{{j}}.{{i}}, ptr %y.at{{j}}.{{i}}, i32 4,"
     lines += [
-        each("%row{i} = mul i64 %R, {i}\n%row.at{i} = getelementptr float, ptr %out, i64 %row{i}", i=i),
+        each("%row{i} = mul i64 %row, {i}\n%row.at{i} = getelementptr i8, ptr %out, i64 %row{i}", i=i),
         each(
-            f"""%y{{j}}.{{i}} = fmul {floats} %f{{j}}.{{i}}.next, %scale{{j}}
-%y.at{{j}}.{{i}} = getelementptr {floats}, ptr %row.at{{i}}, i64 {{j}}
-{store} <{lanes} x i1> %mask{{j}})""",
+            f"""%scaled{{j}}.{{i}} = fmul {floats} %f{{j}}.{{i}}.next, %scale{{j}}
+%y{{j}}.{{i}} = fadd {floats} %scaled{{j}}.{{i}}, %bias{{j}}""",
             j=j,
             i=i,
         ),
+        "br i1 %narrow, label %bf16, label %f32",
+        "f32:",
+        each(_store(lanes, "float", "%y{j}.{i}"), j=j, i=i),
+        "ret void",
+        "bf16:",
+        # By whole numbers: LLVM's own rounding asks for a library where a processor has no instruction for it.
+        each(
+            f"""%bits{{j}}.{{i}} = bitcast {floats} %y{{j}}.{{i}} to {vector}
+%above{{j}}.{{i}} = lshr {vector} %bits{{j}}.{{i}}, splat (i32 16)
+%odd{{j}}.{{i}} = and {vector} %above{{j}}.{{i}}, splat (i32 1)
+%half{{j}}.{{i}} = add {vector} %odd{{j}}.{{i}}, splat (i32 {0x7FFF})
+%up{{j}}.{{i}} = add {vector} %bits{{j}}.{{i}}, %half{{j}}.{{i}}
+%is.nan{{j}}.{{i}} = fcmp uno {floats} %y{{j}}.{{i}}, %y{{j}}.{{i}}
+%right{{j}}.{{i}} = select <{lanes} x i1> %is.nan{{j}}.{{i}}, {vector} splat (i32 {0x7FC00000}), {vector} %up{{j}}.{{i}}
+%upper{{j}}.{{i}} = lshr {vector} %right{{j}}.{{i}}, splat (i32 16)
+%n{{j}}.{{i}} = trunc {vector} %upper{{j}}.{{i}} to <{lanes} x i16>""",
+            j=j,
+            i=i,
+        ),
+        each(_store(lanes, "i16", "%n{j}.{i}"), j=j, i=i),
         "ret void\n}",
     ]
     return "\n".join(lines)
+
+
+def _store(lanes: int, kind: str, value: str) -> str:
+    """Of a row's part of a tile, as far as there are outputs."""
+    name = {"float": "f32", "i16": "i16"}[kind]
+    vector, at = f"<{lanes} x {kind}>", f"%{kind}.at{{j}}.{{i}}"
+    return (
+        f"{at} = getelementptr {vector}, ptr %row.at{{i}}, i64 {{j}}\n"
+        f"call void @llvm.masked.store.v{lanes}{name}.p0({vector} {value}, ptr {at}, i32 2, <{lanes} x i1> %mask{{j}})"
+    )

@@ -22,16 +22,17 @@ class Packed(ABC):
     Args:
         whole_RC: int8.
         scale_R: of each row.
+        bias_R: added to the product; None: nothing is.
     """
 
     about: str  # what the product leaves out, in words that need no translation
 
     @abstractmethod
-    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor): ...
+    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, bias_R: torch.Tensor | None = None): ...
 
     @abstractmethod
-    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
-        """(N, R) in fp32."""
+    def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """(N, R), computed in fp32 and rounded to `dtype`."""
 
     @staticmethod
     def takes(rows: int, columns: int) -> bool:
@@ -49,19 +50,20 @@ class PackedInt8(Packed):
 
     about = "int8 × int8"
 
-    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor):
+    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, bias_R: torch.Tensor | None = None):
+        self._bias_R = bias_R
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the announcement
             zeros = torch.zeros(len(scale_R), dtype=torch.long)
             weight = torch._make_per_channel_quantized_tensor(whole_RC, scale_R.double(), zeros, 0)
             self._weight = _QUANTIZED.linear_prepack(weight, None)
 
-    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         x_NC = x_NC.float()
         # linear_dynamic would take one scale for the whole batch: beside a large row the others would be 40 % off.
         largest_N = x_NC.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         product = _QUANTIZED.linear_with_input_q_dq_qweight_dq_output_fp32(x_NC / largest_N, 1 / 127, 128, self._weight)
-        return product.mul_(largest_N)
+        return _with_bias(product.mul_(largest_N), self._bias_R).to(dtype)
 
 
 class PackedInt4(Packed):
@@ -69,7 +71,8 @@ class PackedInt4(Packed):
 
     about = "bf16 × int4"
 
-    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor):
+    def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, bias_R: torch.Tensor | None = None):
+        self._bias_R = bias_R
         rows, columns = whole_RC.shape
         self._group = next(group for group in (256, 128, 64, 32) if columns % group == 0)
         self._weight = _ATEN._convert_weight_to_int4pack_for_cpu(whole_RC.int().add_(8), 1)
@@ -77,14 +80,18 @@ class PackedInt4(Packed):
         self._one[..., 0] = 1
         self._scale_R = scale_R.float()
 
-    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         # In fp32 the same operation takes 60 times as long.
         product = _ATEN._weight_int4pack_mm_for_cpu(x_NC.bfloat16(), self._weight, self._group, self._one)
-        return product.float().mul_(self._scale_R)
+        return _with_bias(product.float().mul_(self._scale_R), self._bias_R).to(dtype)
 
     @staticmethod
     def takes(rows: int, columns: int) -> bool:
         return rows % 16 == 0 and columns % 32 == 0
+
+
+def _with_bias(product: torch.Tensor, bias_R: torch.Tensor | None) -> torch.Tensor:
+    return product if bias_R is None else product.add_(bias_R)
 
 
 @cache

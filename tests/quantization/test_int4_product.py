@@ -1,12 +1,13 @@
 """int8 × int4 by compiled code: the arithmetic that it states to the last bit, on every set of instructions that runs here."""
 
+import re
 import threading
 
 import pytest
 import torch
 
 from ptuning.loading import load_base
-from ptuning.quantization import choose_kernels, int4_product, precision_of
+from ptuning.quantization import choose_kernels, int4_code, int4_product, precision_of
 from ptuning.quantization.int4_code import SMALLEST
 from ptuning.quantization.int4_product import CompiledInt4, runs_on
 from ptuning.quantization.int4_tile import GROUP, SETS
@@ -36,14 +37,32 @@ def stated(x_NC: torch.Tensor, whole_RC: torch.Tensor, scale_R: torch.Tensor) ->
 @pytest.mark.parametrize(("rows", "columns"), [(96, 448), (50, 16), (33, 1040)])  # whole tiles and parts, of groups too
 def test_the_stated_arithmetic(its, rows, columns):
     whole, scale = matrix(rows, columns)
-    product, draw = CompiledInt4(whole, scale, its), torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(1)
+    bias = torch.randn(rows, generator=draw)
+    product, with_bias = (CompiledInt4(whole, scale, each, its) for each in (None, bias))
     for count in (0, 1, 2, 3, its.height, its.height + 1, 37):
         x = torch.randn(count, columns, generator=draw) * torch.logspace(-3, 3, columns)
         x[2:3] = 0
         for each in (x, x.bfloat16(), x.half()):
             found = product(each)
             assert torch.equal(found, stated(each, whole, scale))
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                assert torch.equal(with_bias(each, dtype), (found + bias).to(dtype))
             assert all(torch.equal(product(row[None])[0], found[n]) for n, row in enumerate(each))
+
+
+@pytest.mark.parametrize(("processor", "its"), [("cascadelake", AVX512), ("alderlake", SETS[1]), ("haswell", SETS[2])])
+def test_no_processor_needs_a_library_for_it(processor, its):
+    """Where an instruction is missing, LLVM calls functions that nothing here holds."""
+    llvm = pytest.importorskip("llvmlite.binding")
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    if not llvm.get_default_triple().startswith("x86_64"):
+        pytest.skip("LLVM makes code for this machine's kind alone")
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=processor, opt=3)
+    code = machine.emit_assembly(llvm.parse_assembly(int4_code.source(its)))
+    called = set(re.findall(r"\bcallq?\s+([^*\s]\S*)", code))
+    assert called and called <= set(re.findall(r"^(\w+):", code, re.M))
 
 
 def test_rows_that_lie_otherwise():
@@ -52,8 +71,9 @@ def test_rows_that_lie_otherwise():
     parts = [x[:, 20:276], x[::2, :256], torch.randn(256, 5).t(), x[:1, :256].expand(3, 256)]
     assert all(torch.equal(product(part), stated(part, whole, scale)) for part in parts)
     x[4, 30], x[5, 30] = float("inf"), float("nan")
-    wrong = ~product(x[:, 20:276]).isfinite().all(1)
-    assert wrong.tolist() == [row in (4, 5) for row in range(9)]
+    for dtype in (torch.float32, torch.bfloat16):
+        wrong = ~product(x[:, 20:276], dtype).isfinite().all(1)
+        assert wrong.tolist() == [row in (4, 5) for row in range(9)]
 
 
 def test_several_threads_at_once():
