@@ -200,14 +200,18 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
     """What `python ARGUMENTS…` does after its start. Doesn't return."""
     import atexit
     import ctypes
+    import random
     import runpy
     import threading
     import traceback
 
+    import numpy
     import torch
 
     # After a fork torch makes its pool of threads anew when it is next needed; two threads that need it at once would fail.
     torch.set_num_threads(1)
+    random.seed()  # each process has numbers of its own
+    numpy.random.seed()
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
     network = files.pop()
