@@ -4,6 +4,8 @@ The environment is set before torch is imported. The golden figures were compute
 logits are equal to the last bit; AVX-512 kernels differ by 2.4e-6.
 """
 
+from __future__ import annotations
+
 import atexit
 import gc
 import os
@@ -18,32 +20,34 @@ os.environ.setdefault(
 )  # also of the processes that tests start: there are two workers on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PTUNING_LANG"] = "en"  # whatever this machine speaks
-# Folders that all workers share: the first process makes them, so that nothing is there from an earlier state of the code.
-os.environ["PTUNING_TESTS"] = os.environ.get("PTUNING_TESTS") or tempfile.mkdtemp(prefix="ptuning-tests-")
+# Folders that all workers share: the first process makes them, so that nothing is there from an earlier state of the code,
+# and takes them away, and no other one that imports this file.
+os.environ["PTUNING_TESTS"] = os.environ.get("PTUNING_TESTS") or tempfile.mkdtemp(
+    prefix=f"ptuning-tests-{os.getpid()}-"
+)
 os.environ["HF_DATASETS_CACHE"] = os.environ["PTUNING_TESTS"] + "/cache"
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import sentencepiece
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
-from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
-from ptuning.methods.prefix.attach import attach_prefix
 from tests import warm
+
+if TYPE_CHECKING:  # imported where they are used: the process that only divides the tests needs none of them
+    import torch
+
+    from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
+    from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
 
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 SHARED_FOLDER = Path(os.environ["PTUNING_TESTS"])
 WARM_BIN = SHARED_FOLDER / "bin"
 WARM_BIN.mkdir(exist_ok=True)
-if not WORKER:
+if SHARED_FOLDER.name.startswith(f"ptuning-tests-{os.getpid()}-"):
     atexit.register(shutil.rmtree, SHARED_FOLDER, ignore_errors=True)
-torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
 
 # Without the last four, Chromium asks Google's servers at every start.
 CHROMIUM_FLAGS = (
@@ -67,10 +71,19 @@ CORPUS = [
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """With several workers: one server of warm Pythons for all, which starts while they do."""
+    """With several workers: one server of warm Pythons for all, and one that has collected the tests, from which they fork."""
     if session.config.getoption("numprocesses", None) and not WORKER:
         session.config.stash[WARM] = ExitStack()
-        session.config.stash[WARM].enter_context(warm.start(WARM_BIN))
+        session.config.stash[WARM].enter_context(warm.start(WARM_BIN, session.config.args))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list) -> None:
+    """Workers fork from the server that has collected the tests; what is on another machine or asks for a Python doesn't."""
+    warm.wait(WARM_BIN / warm.WORKERS)
+    for spec in specs:
+        if spec.popen and not spec.python:
+            spec.python = str(WARM_BIN / warm.WORKERS / "python")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -86,6 +99,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What has been imported stays: the garbage collector needn't walk through it, as accelerate has it do after each run."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny models on a shared machine: measured 1.9 s instead of 64 s for the golden logits
     gc.collect()
     gc.freeze()
 
@@ -99,6 +115,8 @@ def golden_dir() -> Path:
 @pytest.fixture(scope="session")
 def golden(golden_dir) -> dict[str, torch.Tensor]:
     """The golden tensors; read only."""
+    from safetensors.torch import load_file
+
     return load_file(golden_dir / "expected.safetensors")
 
 
@@ -106,6 +124,10 @@ def golden(golden_dir) -> dict[str, torch.Tensor]:
 def load_tiny(golden_dir) -> Callable[..., ChatGLMForConditionalGeneration]:
     """Loads a fresh golden model in eval mode: `load_tiny()` is the base, `load_tiny("embedding")` and
     `load_tiny("projection")` carry the golden prefix; `attention` picks the implementation."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ptuning.methods.prefix.attach import attach_prefix
 
     def load(prefix: str | None = None, attention: str = "sdpa", **kwargs) -> ChatGLMForConditionalGeneration:
         folder = golden_dir / "chatglm2-tiny"
@@ -122,6 +144,8 @@ def load_tiny(golden_dir) -> Callable[..., ChatGLMForConditionalGeneration]:
 @pytest.fixture(scope="session")
 def real_tokenizer() -> ChatGLMTokenizer:
     """The real ChatGLM2-6B tokenizer, where this machine has it."""
+    from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+
     path = SHARED / "chatglm2" / "tokenizer.model"
     if not path.is_file():
         pytest.skip(f"{path} is not here: the real tokenizer is not part of the project")
@@ -131,6 +155,10 @@ def real_tokenizer() -> ChatGLMTokenizer:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory) -> ChatGLMTokenizer:
     """A ChatGLM2 tokenizer over a vocabulary of 500 pieces, trained here: BPE, byte fallback, text kept as it is."""
+    import sentencepiece
+
+    from ptuning.families.chatglm2.tokenizer import ChatGLMTokenizer
+
     folder = tmp_path_factory.mktemp("tiny-tokenizer")
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(line for text in CORPUS for line in text.split("\n") * 20), encoding="utf-8")

@@ -36,7 +36,7 @@ def test_the_one_line():
 
 
 def test_all_that_needs_no_extra_runs_without_one(tmp_path):
-    """One process, because importing torch takes most of the time."""
+    """One process, because importing torch takes most of the time. In the end all but the page's packages are there."""
     said = run_without(
         """
 import contextlib, io
@@ -52,6 +52,10 @@ try:
     export_peft(None, None, "x")
 except Exception as error:
     print("error:", error)
+for name in HIDDEN:
+    if name != "streamlit":
+        del sys.modules[name]
+print("exit", main(["serve", "--model", "x"]))
 """,
         [
             "serve",
@@ -75,25 +79,14 @@ except Exception as error:
         "error: a DeepSpeed checkpoint: deepspeed is not installed; pip install 'ptuning[full]'",
         "exit 2",
         "error: --format peft: peft is not installed; pip install 'ptuning[peft]'",
-    ]
-
-
-def test_the_page_is_another_extra(tmp_path):
-    said = run_without(
-        "from ptuning.cli import main\nprint('exit', main(LINES[0].split()))",
-        ["serve --model x"],
-        tmp_path,
-        ["streamlit"],
-    )
-    assert said.splitlines() == [
         "error: the page: streamlit is not installed; pip install 'ptuning[page]', or leave the page out: --no_page",
         "exit 2",
     ]
 
 
-def run_without(code: str, lines: list[str], folder, without=OPTIONAL) -> str:
+def run_without(code: str, lines: list[str], folder) -> str:
     """What a program says in which the packages can't be imported; stdout and stderr together, without warnings."""
-    hidden = f"import sys\nsys.modules |= dict.fromkeys({list(without)!r})\nLINES = {lines!r}\n"
+    hidden = f"import sys\nHIDDEN, LINES = {OPTIONAL!r}, {lines!r}\nsys.modules |= dict.fromkeys(HIDDEN)\n"
     command = [sys.executable, "-W", "ignore", "-c", hidden + code]
     done = subprocess.run(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -5,7 +5,11 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from tests import warm
+from tests.conftest import WARM_BIN
 
 
 def run(program, *arguments, **options) -> subprocess.CompletedProcess:
@@ -59,3 +63,19 @@ def test_signals_reach_it(python, number):
     assert process.returncode == -number
     if number != signal.SIGKILL:  # then nobody is left to wait for it
         assert not os.path.exists(f"/proc/{worker}")  # noqa: PTH110
+
+
+def test_each_has_random_numbers_of_its_own(python):
+    code = "import random, numpy; print(random.random(), numpy.random.rand())"
+    first, second = (run(python, "-c", code).stdout.split() for _ in range(2))
+    assert len(first) == 2 and first[0] != second[0] and first[1] != second[1]
+
+
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" not in os.environ, reason="started without xdist's workers: scripts/test.sh has them"
+)
+@pytest.mark.skipif("PTUNING_TESTS_COLD" in os.environ, reason="PTUNING_TESTS_COLD asks for ordinary Pythons")
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no server outside of Linux")
+def test_a_worker_is_a_fork_of_the_process_that_has_collected():
+    assert "--serve" in psutil.Process(os.getppid()).cmdline()
+    assert psutil.Process(int((WARM_BIN / warm.WORKERS / "pid").read_text())) in psutil.Process().parents()

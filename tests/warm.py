@@ -2,12 +2,15 @@
 
 Most of a short command's time is `import torch, transformers, …`. `start()` runs one server process that imports the
 package once, and writes programs that are called like `python`, `torchrun`, …: each call becomes a process of its own,
-forked from the server, with the caller's arguments, environment, folder and standard files; signals, exit status and the
-death of either side are passed on. The pid that the caller knows is not that of the process. An ordinary Python runs instead
-where that could make a difference: a variable that libraries read while they are imported, an option other than -u, a
-terminal. `PTUNING_TESTS_COLD=1` does so always.
+forked from the server, with the caller's arguments, environment, folder, network namespace and standard files; signals, exit
+status and the death of either side are passed on. The pid that the caller knows is not that of the process. An ordinary
+Python runs instead where that could make a difference: a variable that libraries read while they are imported, an option
+other than -u, a terminal. `PTUNING_TESTS_COLD=1` does so always.
 
-As a script this file is both: `warm.py --serve SOCKET PYTHON` and `warm.py SOCKET [-u] SCRIPT|-m MODULE|-c CODE …`.
+The workers of pytest-xdist start this way too, forked from a second server that has collected the tests as well: their own
+collection finds all modules imported.
+
+As a script this file is both: `warm.py --serve FOLDER [TESTS…]` and `warm.py SOCKET [-u] SCRIPT|-m MODULE|-c CODE …`.
 """
 
 import contextlib
@@ -39,6 +42,8 @@ READ_AT_IMPORT = (
 )
 # torchrun's; and which GPUs the launcher names, which is read when the first one is used
 NOT_READ = ("PYTHON_EXEC", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "CUDA_VISIBLE_DEVICES")
+NETWORK = "/proc/self/ns/net"
+WORKERS = "workers"  # where xdist's Python lies, in the folder of the other programs
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH = struct.Struct("!I")
 
@@ -55,7 +60,8 @@ def read_at_import(environment) -> dict[str, str]:
 def call(address: str, arguments: list[str]) -> int:
     """Has the server run the arguments; returns the exit status, or becomes an ordinary Python."""
     cold = os.environ.get("PTUNING_TESTS_COLD") or not Path(address).exists()
-    cold = cold or any(os.isatty(number) for number in range(3))
+    if Path(address).parent.name != WORKERS:  # a worker writes to the terminal only what went wrong in pytest
+        cold = cold or any(os.isatty(number) for number in range(3))
     plain = [argument for argument in arguments[:1] if argument.startswith("-") and argument not in ("-u", "-m", "-c")]
     if cold or plain or not arguments:
         os.execv(sys.executable, [sys.executable, *arguments])
@@ -64,7 +70,8 @@ def call(address: str, arguments: list[str]) -> int:
         order = json.dumps(
             {"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
         ).encode()
-        socket.send_fds(server, [LENGTH.pack(len(order))], [0, 1, 2])
+        with open(NETWORK) as network:  # noqa: PTH123
+            socket.send_fds(server, [LENGTH.pack(len(order))], [0, 1, 2, network.fileno()])
         server.sendall(order)
         for number in PASSED_ON:
             signal.signal(number, lambda received, _: server.sendall(bytes([received])))
@@ -86,20 +93,29 @@ def call(address: str, arguments: list[str]) -> int:
 # ---- the server ----
 
 
-def serve(address: str, python: str) -> None:
+def serve(folder: Path, tests: list[str]) -> None:
     """Imports the package and answers calls until its standard input ends, which is when the tests do.
 
-    What a call starts with `sys.executable`, as torchrun does, is answered by `python` again.
+    What a call starts with `sys.executable`, as torchrun does, is answered by `python` again. If there are tests, a second
+    process answers the calls of xdist's workers, which has collected them.
     """
     given = dict(os.environ)
-    import gc
-
-    import deepspeed  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
     import torch
 
     import ptuning.cli
     import ptuning.main  # noqa: F401
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+    if tests and os.fork() == 0:
+        (folder / WORKERS / "pid").write_text(str(os.getpid()))
+        collect(tests)
+        listen(folder / WORKERS / "socket", given)
+        os._exit(0)
+
+    import deepspeed  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+
     from ptuning.evaluation.scores import official_scores
     from ptuning.report.page import templates
     from ptuning.report.svg import draw
@@ -110,12 +126,31 @@ def serve(address: str, python: str) -> None:
     for name in templates().list_templates():
         if name.endswith(".jinja"):
             templates().get_template(name)
-    torch.set_num_threads(1)
-    sys.executable = python
+    sys.executable = str(folder / "python")
+    listen(folder / "socket", given)
+
+
+def collect(tests: list[str]) -> None:
+    """Collects the tests as a worker will do it again, which leaves their modules imported."""
+    import pytest
+
+    printed = os.dup(1)
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 1)
+    os.environ["PYTEST_XDIST_WORKER"] = WORKERS
+    pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *tests])
+    del os.environ["PYTEST_XDIST_WORKER"]
+    os.dup2(printed, 1)
+    os.close(printed)
+
+
+def listen(address: Path, given: dict[str, str]) -> None:
+    """Answers calls; `given` is the environment before anything was imported."""
+    import gc
+
     added = {name: value for name, value in os.environ.items() if given.get(name) != value}
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{address}.new")
         listening.listen(64)
@@ -136,7 +171,7 @@ def serve(address: str, python: str) -> None:
 
 def answer(connection: socket.socket, given: dict[str, str], added: dict[str, str]) -> None:
     """Runs one call in a child; passes signals on to it and its exit status back."""
-    head, files, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
+    head, files, _, _ = socket.recv_fds(connection, LENGTH.size, 4)
     order = json.loads(connection.recv(LENGTH.unpack(head)[0], socket.MSG_WAITALL))
     environment = order["environment"]
     if read_at_import(added | environment) != read_at_import(given | added):
@@ -164,16 +199,25 @@ def answer(connection: socket.socket, given: dict[str, str], added: dict[str, st
 def become(arguments: list[str], environment: dict[str, str], folder: str, files: list[int]) -> None:
     """What `python ARGUMENTS…` does after its start. Doesn't return."""
     import atexit
+    import ctypes
+    import random
     import runpy
     import threading
     import traceback
 
+    import numpy
     import torch
 
     # After a fork torch makes its pool of threads anew when it is next needed; two threads that need it at once would fail.
     torch.set_num_threads(1)
+    random.seed()  # each process has numbers of its own
+    numpy.random.seed()
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
+    network = files.pop()
+    if os.fstat(network).st_ino != Path(NETWORK).stat().st_ino:  # under `ip netns exec`; os.setns is there from 3.12 on
+        assert ctypes.CDLL(None, use_errno=True).setns(network, 0) == 0, os.strerror(ctypes.get_errno())
+    os.close(network)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -221,23 +265,24 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
 
 
 @contextlib.contextmanager
-def start(folder: Path):
+def start(folder: Path, tests: list[str] = ()):
     """Runs a server and writes the commands `python`, `ptuning`, `torchrun`, … that it runs into the folder.
 
-    Until it answers (`wait`) these are ordinary Pythons.
+    Until it answers (`wait`) these are ordinary Pythons. `tests` are what pytest is told to collect; the Python of its workers
+    lies in the folder's `workers`.
     """
     import subprocess
 
-    address, real = folder / "socket", Path(sys.executable)
-    for name in ("python", "ptuning", "torchrun", "deepspeed", "accelerate"):
-        script = "" if name == "python" else f'"{real.with_name(name)}" '
-        (folder / name).write_text(f'#!/bin/sh\nexec "{real}" -IS "{__file__}" "{address}" {script}"$@"\n')
-        (folder / name).chmod(0o755)
+    (folder / WORKERS).mkdir(exist_ok=True)
+    write(folder / WORKERS / "python", folder / WORKERS / "socket")
+    write(folder / "python", folder / "socket")
+    for name in ("ptuning", "torchrun", "deepspeed", "accelerate"):
+        write(folder / name, folder / "socket", Path(sys.executable).with_name(name))
     if not hasattr(os, "pidfd_open"):  # only Linux has it; elsewhere each call is an ordinary Python
         yield folder
         return
     server = subprocess.Popen(
-        [real, __file__, "--serve", address, folder / "python"],
+        [sys.executable, __file__, "--serve", folder, *tests],
         stdin=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -249,21 +294,32 @@ def start(folder: Path):
         server.wait()
 
 
+def write(program: Path, *words: Path) -> None:
+    """A program that calls a server: its socket, and the script that is run if it isn't the caller who says which."""
+    given = " ".join(f'"{word}"' for word in words)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" {given} "$@"\n')
+    program.chmod(0o755)
+
+
 def wait(folder: Path) -> None:
     """Until the server of this folder answers."""
-    import psutil
-
     if not hasattr(os, "pidfd_open"):
         return
-    server = psutil.Process(int((folder / "pid").read_text()))
     while not (folder / "socket").exists():
-        assert server.status() != psutil.STATUS_ZOMBIE, "the server of warm Pythons didn't start"
+        pids = [file.read_text() for file in (folder.parent / "pid", folder / "pid") if file.exists()]
+        assert all(map(lives, filter(None, pids))), "the server of warm Pythons didn't start"
         select.select([], [], [], 0.01)
+
+
+def lives(pid: str) -> bool:
+    import psutil
+
+    return psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         sys.path[0] = str(Path(__file__).resolve().parents[1])
-        serve(*sys.argv[2:])
+        serve(Path(sys.argv[2]), sys.argv[3:])
     else:
         sys.exit(call(sys.argv[1], sys.argv[2:]))

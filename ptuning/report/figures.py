@@ -73,7 +73,28 @@ def loss_figure(run: Run) -> Drawing | None:
     training, evaluation = run.curves.get("loss"), run.curves.get("eval_loss")
     if max(len(curve or ()) for curve in (training, evaluation)) < FEWEST_POINTS:
         return None
-    keys = []
+    svg, keys = _loss_svg(
+        None if training is None else (tuple(training.steps), tuple(training.values)),
+        None if evaluation is None else (tuple(evaluation.steps), tuple(evaluation.values)),
+        best_point(run),
+        tuple(run.resumes),
+        words("step"),
+    )
+    return Drawing(words("loss"), svg, list(keys), _lost(training, evaluation), wide=True)
+
+
+@lru_cache(maxsize=8)  # as `_line_svg`; the word tells the languages apart
+def _loss_svg(
+    train_points: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    eval_points: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    best: tuple[float, float] | None,
+    resumes: tuple[int, ...],
+    across: str,
+) -> tuple[Markup, tuple[Key, ...]]:
+    training, evaluation = (
+        None if points is None else Curve(list(points[0]), list(points[1])) for points in (train_points, eval_points)
+    )
+    keys: list[Key] = []
 
     def plot(axes):
         if training:
@@ -81,18 +102,18 @@ def loss_figure(run: Run) -> Drawing | None:
         if evaluation:
             _line(axes, evaluation, color("s2"), marked=len(evaluation) <= 60)
             keys.append(Key(words("eval_loss"), "s2", "line"))
-            if point := best_point(run):
-                axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgewidth=1.8, color=color("best"))
-                keys.append(Key(words("best_eval_loss", value=point[1], step=point[0]), "best", "ring"))
-        for step in run.resumes:
+            if best:
+                axes.plot(*best, "o", markersize=9, markerfacecolor="none", markeredgewidth=1.8, color=color("best"))
+                keys.append(Key(words("best_eval_loss", value=best[1], step=best[0]), "best", "ring"))
+        for step in resumes:
             axes.axvline(step, color=color("muted"), linestyle=":", linewidth=1)
-        if run.resumes:
+        if resumes:
             keys.append(Key(words("resumed"), "muted", "dashed"))
         _scale(axes, [curve for curve in (training, evaluation) if curve])
-        axes.set_xlabel(words("step"))
+        axes.set_xlabel(across)
 
     svg = draw_wide(plot)  # which draws twice
-    return Drawing(words("loss"), svg, list(dict.fromkeys(keys)), _lost(training, evaluation), wide=True)
+    return svg, tuple(dict.fromkeys(keys))
 
 
 def _eval_keys(run: Run) -> list[str]:

@@ -256,18 +256,16 @@ def rows(file):
 """
 
 
-def run(code: str, *argv: object, launcher: tuple[object, ...] = ()) -> str:
-    command = [*map(str, launcher)] or [sys.executable, "-c", code]
-    done = subprocess.run([*command, *map(str, argv)], text=True, capture_output=True, timeout=600)
+def run(*command: object) -> str:
+    done = subprocess.run([*map(str, command)], text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path, template, monkeypatch):
+def test_memory_does_not_grow_with_the_rows(tmp_path, template, warm_bin):
     """From the file to batches. Memory-mapped files count as RSS, not as anonymous memory."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "own"))
     code = """
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -283,7 +281,7 @@ for file in sys.argv[2:]:
     for count in (2000, 5000, 30_000):
         rows = [{"prompt": f"问题 {i} 好好好好", "response": f"答案 {i} 很好很好"} for i in range(count)]
         files.append(write(tmp_path / f"{count}.jsonl", rows))
-    out = run(SCRIPT + code, template.tokenizer.vocab_file, *files)
+    out = run(warm_bin / "python", "-c", SCRIPT + code, template.tokenizer.vocab_file, *files)
     sizes = dict(map(int, line.split()) for line in out.splitlines())
     grown = (sizes[30_000] - sizes[5000]) * 1024
     assert grown < 20e6, f"{grown / 1e6:.0f} MB"  # as Python lists these rows take 80 MB
@@ -317,6 +315,6 @@ dist.destroy_process_group()
     )
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "", "response": "b"}])
     launcher = (warm_bin / "torchrun", "--nproc_per_node=2", f"--master_port={free_port}", script)
-    lines = sorted(run("", template.tokenizer.vocab_file, file, bad, launcher=launcher).splitlines())
+    lines = sorted(run(*launcher, template.tokenizer.vocab_file, file, bad).splitlines())
     sha = encode_split(load(file), Encoder(template, Lengths(60, 20))).rows.sha256
     assert lines == [f"0 ['_encode', 'valid_records'] {sha} True", f"1 ['valid_records'] {sha} True"]

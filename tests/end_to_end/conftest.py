@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from tests.conftest import WARM_BIN
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "chatglm2-tiny"
 BIN = WARM_BIN
-COLD_BIN = Path(sys.executable).parent  # for what hangs on how a process starts and ends
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,11 @@
 """Runs ptuning/main.py's main and looks inside: LOOK in the environment says at what, FOUND is a folder for what is found."""
 
+import atexit
 import ctypes
 import os
 import shutil
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -50,8 +52,15 @@ def logits(folder: Path) -> None:
 
 
 def poison(folder: Path) -> None:
-    """The loss of process 1 alone is NaN in step 2."""
+    """The loss of process 1 alone is NaN in step 2. The first that ends waits: torchrun stops the other one with it."""
     from transformers import Trainer
+
+    def wait():
+        (folder / f"ends-{RANK}").touch()
+        while not (folder / f"ends-{1 - RANK}").exists():
+            time.sleep(0.01)
+
+    atexit.register(wait)
 
     original = Trainer.compute_loss
 

@@ -11,7 +11,7 @@ from ptuning import load_model
 from ptuning.checkpoint.manifest import read_manifest
 from ptuning.errors import CheckpointError
 from ptuning.methods.prefix.attach import attach_prefix, prefix_of
-from tests.end_to_end.conftest import BIN, COLD_BIN, MODEL, ROOT, full_flags, losses
+from tests.end_to_end.conftest import BIN, MODEL, ROOT, full_flags, losses
 from tests.end_to_end.inside import IDS
 
 CONFIGS = ROOT / "configs"
@@ -151,8 +151,7 @@ def test_evaluation_in_step_equals_one_process(tmp_path, run_main, two_processes
 @pytest.mark.slow
 def test_a_nan_on_one_process_stops_both_with_the_same_message(tmp_path, run_main, two_processes):
     flags = full_flags(tmp_path / "run", deepspeed=CONFIGS / "zero3.json")
-    launcher = (COLD_BIN / "torchrun", *two_processes[1:])  # whose processes end slowly enough for both to say it
-    done = run_main(*flags, launcher=launcher, script=INSIDE, LOOK="poison", FOUND=str(tmp_path), check=False)
+    done = run_main(*flags, launcher=two_processes, script=INSIDE, LOOK="poison", FOUND=str(tmp_path), check=False)
     assert done.returncode != 0
     source = ROOT / "data" / "advertise" / "train.json"
     message = f"step 2: the loss is nan on {source}:7, {source}:8. No checkpoint had been saved yet."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.end_to_end.conftest import COLD_BIN, ROOT, losses
+from tests.end_to_end.conftest import BIN, ROOT, losses
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 PORT = 29500  # free, because nobody else is in these namespaces
@@ -67,11 +67,11 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def start(host: Host, rank: int, flags: list[str], *launcher: str) -> subprocess.Popen:
-    """torchrun on one host, as docs/distributed.md says; what BIN starts wouldn't be in the namespace."""
+    """torchrun on one host, as docs/distributed.md says."""
     network = {"GLOO_SOCKET_IFNAME": host.device, "TP_SOCKET_IFNAME": host.device, "OMP_NUM_THREADS": "1"}
     command = [
         *host.prefix,
-        str(COLD_BIN / "torchrun"),
+        str(BIN / "torchrun"),
         "--nnodes=2",
         "--nproc-per-node=1",
         f"--node-rank={rank}",
@@ -81,8 +81,7 @@ def start(host: Host, rank: int, flags: list[str], *launcher: str) -> subprocess
         str(ROOT / "ptuning" / "main.py"),
         *flags,
     ]
-    path = f"{COLD_BIN}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | network | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    env = os.environ | network | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(command, cwd="/", env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,23 @@ from tests.conftest import REPO
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL, ROWS = "THUDM/chatglm2-tiny", "someone/rows"
+TRAINED = "trained\n"
+# Two processes that import once: the second knows nothing of what the first has downloaded but what lies on disk.
+TWICE = """
+import os, sys
+import ptuning.main
+from ptuning.checkpoint.base import whole_folder
+from ptuning.cli import main
+
+if os.fork() == 0:
+    status = main(sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(status)
+assert os.wait()[1] == 0
+print("trained", flush=True)
+sys.stdin.readline()
+print(whole_folder(sys.argv[1]))
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -104,25 +122,27 @@ def test_a_base_and_rows_of_the_hub(tmp_path):
     rows.mkdir(parents=True)
     shutil.copy(REPO / "data" / "advertise" / "dev.json", rows / "train.json")
 
-    def run(*arguments, address):
-        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        environment |= {"HF_DATASETS_CACHE": str(tmp_path / "home" / "datasets")}
-        command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
     tuned = tmp_path / "tuned"
     train = ["train", "--model_name_or_path", MODEL, "--dataset_name", ROWS, "--output_dir", tuned, "--max_steps", 1]
     train += ["--prompt_column", "content", "--response_column", "summary", "--report_to", "none", "--pre_seq_len", 8]
+    train += ["--per_device_train_batch_size", 1]
     with hub(root) as (address, asked):
-        said = run("-m", "ptuning.cli", *train, "--per_device_train_batch_size", 1, address=address)
-        assert "320 rows of dataset:someone/rows:train" in said
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        environment |= {"HF_DATASETS_CACHE": str(tmp_path / "home" / "datasets")}
+        command = [sys.executable, "-c", TWICE, MODEL, *map(str, train)]
+        errors = tmp_path / "errors.txt"
+        with errors.open("w") as written:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=written, text=True
+            )
+        said = "".join(takewhile(TRAINED.__ne__, process.stdout))
+        assert "320 rows of dataset:someone/rows:train" in said, errors.read_text()[-3000:]
     assert f"{MODEL}/resolve/{COMMIT}/model.safetensors" in asked
     assert not [path for path in asked if path.endswith(".bin")], "the same weights in the older form"
     manifest = json.loads((tuned / MANIFEST).read_text())
     assert manifest["base"]["name_or_path"] == MODEL
 
-    again = "import sys; from ptuning.checkpoint.base import whole_folder; print(whole_folder(sys.argv[1]))"
-    folder = Path(run("-c", again, MODEL, address=address).strip())  # where nobody answers any more
+    out, _ = process.communicate("nobody answers any more\n", timeout=600)
+    assert process.returncode == 0, errors.read_text()[-3000:]
+    folder = Path(out.strip())
     assert (folder / "model.safetensors").is_file() and not (folder / "pytorch_model.bin").exists()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,6 @@ import pytest
 from tests.end_to_end.conftest import BIN, MODEL, ROOT
 
 DATA = ROOT / "data" / "advertise"
-
-
-def made_of_this_lock() -> bool:
-    """Whether scripts/setup.sh has nothing to install: a .venv may be a link to one that others use too."""
-    stamp = ROOT / ".venv" / ".installed"
-    if not stamp.is_file() or Path(sys.prefix).resolve() != stamp.resolve().parent:
-        return False
-    with (ROOT / "requirements.lock").open("rb") as lock:
-        wanted = subprocess.run(["cksum"], stdin=lock, text=True, capture_output=True, check=True).stdout
-    return stamp.read_text().strip() == wanted.strip()
-
-
-made_by_script = pytest.mark.skipif(
-    not made_of_this_lock(), reason="these tests don't run in the .venv that scripts/setup.sh made of this lock"
-)
 
 
 def bash(script, *args, cwd=ROOT, **env):
@@ -39,29 +23,28 @@ def bash(script, *args, cwd=ROOT, **env):
     )
 
 
-@made_by_script
-def test_train_ptuning_on_the_embedded_default(tmp_path):
-    small = ["--max_steps", 2, "--max_eval_samples", 4, "--max_predict_samples", 4, "--output_dir", tmp_path / "run"]
-    done = bash(ROOT / "scripts" / "train_ptuning.sh", *small)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "setup: installing" not in done.stdout  # a second run installs nothing
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("base ", "tuned "))}
-    assert rows.keys() == {"base", "tuned"}
-    assert f"ptuning chat --ptuning_checkpoint {tmp_path}/run" in done.stdout
-
-
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """This one, with a .venv whose Python starts fast."""
+    """This one, with a .venv whose Python starts fast; the one that scripts/setup.sh made serves in test_serving_process.py."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
-    for name in ("ptuning", "configs", "requirements.lock"):
+    for name in ("ptuning", "configs", "data", "models", "requirements.lock"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "python").symlink_to(BIN / "python")
     wanted = subprocess.run(["cksum"], stdin=(ROOT / "requirements.lock").open("rb"), capture_output=True, check=True)
     (folder / ".venv" / ".installed").write_bytes(wanted.stdout)
     return folder
+
+
+def test_train_ptuning_on_the_embedded_default(checkout, tmp_path):
+    small = ["--max_steps", 2, "--max_eval_samples", 4, "--max_predict_samples", 4, "--output_dir", tmp_path / "run"]
+    done = bash(checkout / "scripts" / "train_ptuning.sh", *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "setup: installing" not in done.stdout  # a second run installs nothing
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("base ", "tuned "))}
+    assert rows.keys() == {"base", "tuned"}
+    assert f"ptuning chat --ptuning_checkpoint {tmp_path}/run" in done.stdout
 
 
 def test_train_ptuning_on_another_model_from_another_directory(checkout, tmp_path):

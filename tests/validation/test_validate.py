@@ -294,7 +294,7 @@ def test_misuse(argv, problem):
     assert problem in str(caught.value)
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path, warm_bin):
     """30,000 rows of 2 KB, 54 MB of text, in each kind of file; the process has read a small one before."""
     text = "衣" * 600
     files = [tmp_path / f"big.{kind}" for kind in ("jsonl", "json", "csv")]
@@ -315,7 +315,7 @@ for file in sys.argv[1:]:
     assert validate_command([file]) == 0
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    command = [sys.executable, "-c", code, small, *map(str, files)]
+    command = [warm_bin / "python", "-c", code, small, *files]
     done = subprocess.run(command, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     unit = 1 if sys.platform == "darwin" else 1024
