@@ -5,7 +5,7 @@ alone: in evaluation mode every module computes as transformers wrote it, so tha
 with is what serves later. Only the library that multiplies may be another one there too, in evaluation and in serving alike.
 """
 
-from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss
+from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss, momentary_bytes
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.kernels.sequence import divide_positions
 from ptuning.kernels.swap import FAST, PLAIN, answer_with, compile_layers, give_loss, swap, swap_to_answer
@@ -24,6 +24,7 @@ __all__ = [
     "fastest_to_answer",
     "give_loss",
     "gpu_loss",
+    "momentary_bytes",
     "products",
     "swap",
     "swap_to_answer",

@@ -53,6 +53,11 @@ class Kernels:
     def fast(self) -> bool:
         return self.kernels == FAST
 
+    @property
+    def loss(self) -> str | None:
+        """What computes the loss without the logits of all labels; None: nothing does."""
+        return CHUNKS if self.fast else self.gpu_loss
+
     def to_dict(self) -> dict[str, Any]:
         """What a run's record holds."""
         return asdict(self)
@@ -113,15 +118,28 @@ def with_product(kernels: Kernels, config: Config, before: RunRecord | None = No
     return replace(kernels, product=of_main_process(fastest_product()), answers=of_main_process(fastest_to_answer()))
 
 
-def with_gpu_loss(kernels: Kernels, config: Config, method: Method | None, before: RunRecord | None = None) -> Kernels:
+def with_gpu_loss(
+    kernels: Kernels,
+    config: Config,
+    method: Method | None,
+    before: RunRecord | None = None,
+    *,
+    device_type: str | None = None,
+    deepspeed: bool | None = None,
+) -> Kernels:
     """The same with what computes the loss on a GPU beside a frozen base: that of the run that is continued where it is here, else
-    the better one."""
+    the better one. Arguments as `kernels_of`.
+
+    Args:
+        device_type: of another machine, which is taken to have no more than every installation has; default: this machine's.
+    """
     training = config.training
+    gpu = not training.use_cpu if device_type is None else device_type == "cuda"
     # What keeps the fast kernels away, but for the GPU itself, keeps this away too.
-    possible = training.do_train and not training.use_cpu and why_not(config, method, device_type="cpu") is None
+    possible = training.do_train and gpu and why_not(config, method, device_type="cpu", deepspeed=deepspeed) is None
     if kernels.fast or training.kernels == PLAIN or not possible:
         return replace(kernels, gpu_loss=None)
-    here = of_main_process(gpu_loss())
+    here = of_main_process(gpu_loss()) if device_type is None else CHUNKS
     if before is not None and here is not None and kernels.gpu_loss != LIGER:
         here = kernels.gpu_loss
     return replace(kernels, gpu_loss=here)
