@@ -162,7 +162,7 @@ def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
         one = 4 if work.frozen else work.weight_bytes
         fixed = {
             "weights": base + (4 * trained if work.frozen else 0),
-            "16-bit copies": 2 * work.plain_parameters if work.autocast else 0,
+            "16-bit copies": work.narrow_bytes + (2 * work.plain_parameters if work.autocast else 0),
             "optimizer": trained * work.optimizer_bytes * one // 4,
             "DDP buckets": one * trained if n > 1 else 0,
         }

@@ -8,6 +8,7 @@ import torch
 from ptuning.checkpoint.base import base_precision, read_base_config, resolve_base
 from ptuning.config import Config, TuningArguments
 from ptuning.families import Dimensions, family_of, read_config
+from ptuning.kernels import packed_bytes
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
 from ptuning.quantization import Precision, asked_precision
@@ -53,6 +54,7 @@ class Workload:
         split: attention keeps neither a mask nor repeated keys.
         kept_ffn: numbers that a layer's feed-forward part keeps, in its widths.
         micro_batch_tokens: a batch is taken in pieces of so many tokens at most; 0: in one.
+        narrow: the layers' matrices are there once more in bf16, packed for products.
     """
 
     shape: Dimensions
@@ -86,6 +88,7 @@ class Workload:
     kept_ffn: int = 3
     micro_batch_tokens: int = 0
     loss_by: str | None = None
+    narrow: bool = False
 
     @property
     def chunked(self) -> str | None:
@@ -122,6 +125,12 @@ class Workload:
         if self.precision is not None:
             stored = sum(self.precision.bytes_of(*each, self.scale_bytes) for each in self.shape.layer_matrices)
         return self.plain_parameters * self.weight_bytes + self.shape.layers * stored
+
+    @property
+    def narrow_bytes(self) -> int:
+        """Memory of the matrices that are packed in bf16."""
+        numbers = sum(rows * columns for rows, columns in self.shape.layer_matrices) if self.narrow else 0
+        return packed_bytes(self.shape.layers * numbers)
 
     @property
     def unpacked_bytes(self) -> int:
@@ -213,6 +222,7 @@ class Workload:
             kept_ffn=2 if kernels.fast and family.feed_forward and family.gates_with_silu(base) else 3,
             micro_batch_tokens=kernels.micro_batch_tokens,
             loss_by=kernels.loss,
+            narrow=kernels.narrow,
         )
 
     def with_batch(self, batch: int) -> "Workload":

@@ -436,6 +436,18 @@ def test_a_gpu_has_no_more_logits_than_its_loss_computes(official, tmp_path, fla
     assert zero2.chunked is None
 
 
+def test_matrices_in_bf16_lie_beside_the_base(official, tmp_path, monkeypatch):
+    """Packed twice, 4 bytes a number of the layers' matrices; the advice where it doesn't fit begins with leaving them."""
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--kernels", "bf16", "--dtype", "float32")
+    work = work_of(config, device_type="cpu", processes=(1, 1))
+    fast = replace(work, narrow=False)
+    assert need(work, 0).device["16-bit copies"] == 28 * 4 * (4096 * (4096 + 512) + 4096 * 4096 + 3 * 4096 * 13696)
+    assert need(work, 0).device_peak - need(fast, 0).device_peak == work.narrow_bytes
+    machine = Machine(host=40 * GB, disk=10**13, gpu=None)
+    with pytest.raises(ConfigError, match="nearest setting that fits: --kernels fast"):
+        estimate_of(config, machine, device_type="cpu", processes=(1, 1)).require_fit()
+
+
 def test_on_this_machine_it_is_the_loss_that_is_installed(official, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "gpu_loss", lambda: LIGER)
     config = config_of(official, tmp_path, "--pre_seq_len", 128)
