@@ -22,7 +22,7 @@ SHAPE = ["--layers", "4", "--hidden", "256", "--heads", "4", "--groups", "2", "-
 
 # Script → its flags here, in the order in which they run.
 SMALL = {
-    "train": [*SHAPE, "--samples", "64", "--ways", "ours", "official", "ours_lora", "peft_lora"],
+    "train": [*SHAPE, "--preload", "--samples", "64", "--ways", "ours", "official", "ours_lora", "peft_lora"],
     "full": [*SHAPE, "--samples", "48", "--ways", "plain", "--processes", "1"],
     "generate": [*SHAPE, "--rows", "96", "--single_rows", "4"],
     "serve": [

@@ -27,6 +27,7 @@ _SETTINGS = (
         "ffn",
         "vocab",
         "max_tokens",
+        "micro_batch_tokens",
         "think_s",
         "threads",
         "samples",

@@ -4,7 +4,8 @@
 
 Each way runs in processes of its own, one way after the other, on random weights of the widths given, through the same code as
 `ptuning/main.py`. The global batch is the same whatever the number of processes. `estimate_ratio` is `ptuning estimate` for
-the longest row divided by the measured peak. The last line of the output is JSON.
+the longest row divided by the measured peak. `samples_per_cpu_second`: of processor time of the first process, for its share of the
+samples. The last line of the output is JSON.
 """
 
 import argparse
@@ -44,6 +45,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help=f"timed samples; {WARMUP_STEPS} more steps warm up")
     parser.add_argument("--batch", type=int, default=16, help="rows a step, all processes together")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument(
+        "--micro_batch_tokens", type=int, default=0, help="of the ways without DeepSpeed; 0: whole batches"
+    )
     add_model_arguments(parser)
     return parser.parse_args()
 
@@ -58,6 +62,7 @@ def worker(args: argparse.Namespace) -> dict | None:
     from ptuning.main import build_model
     from ptuning.methods import method_of
     from ptuning.training.estimate import estimate_run
+    from ptuning.training.kernels import kernels_of
     from ptuning.training.machine import peak_rss
     from ptuning.training.run import build_trainer
 
@@ -75,7 +80,9 @@ def worker(args: argparse.Namespace) -> dict | None:
             "bf16": args.dtype == "bfloat16",
             "use_cpu": args.device == "cpu",
         }
-        if WAYS[args.worker] is not None:
+        if WAYS[args.worker] is None:
+            options["micro_batch_tokens"] = args.micro_batch_tokens
+        else:
             options["deepspeed"] = ROOT / "configs" / WAYS[args.worker]
         argv = ["--do_train", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
         config, _ = parse(argv, prepare=distributed.prepare)
@@ -84,27 +91,30 @@ def worker(args: argparse.Namespace) -> dict | None:
             distributed.start(config.training.deepspeed is not None, config.training.ddp_timeout)
             longest = max(lengths, key=sum)
             estimate = estimate_run(config, method, longest=(sum(longest), longest[1]))
-            model = build_model(config, method, print)
+            kernels = kernels_of(config, method)
+            model = build_model(config, method, print, kernels)
 
             class Clock(TrainerCallback):
-                started = ended = 0.0
+                started = ended = (0.0, 0.0)  # by the clock on the wall, and of this process alone
 
                 def on_step_end(self, training, state, control, **kwargs):
                     wait(args.device)
+                    self.ended = time.perf_counter(), time.process_time()
                     if state.global_step == WARMUP_STEPS:
-                        self.started = time.perf_counter()
-                    self.ended = time.perf_counter()
+                        self.started = self.ended
 
             clock = Clock()
-            trainer = build_trainer(config, model, Template(), method, {"train": rows}, None)
+            trainer = build_trainer(config, model, Template(), method, {"train": rows}, None, kernels=kernels)
             trainer.add_callback(clock)
             trainer.train()
+            seconds, cpu_seconds = (end - start for start, end in zip(clock.started, clock.ended, strict=True))
             sizes = torch.tensor([peak_rss()], dtype=torch.float64, device=config.training.device)
             total_rss = float(trainer.accelerator.reduce(sizes, "sum"))
             result = {
                 "processes": world,
-                "samples_per_second": round(args.samples / (clock.ended - clock.started), 3),
-                "tokens_per_second": round(sum(map(sum, lengths[-args.samples :])) / (clock.ended - clock.started)),
+                "samples_per_second": round(args.samples / seconds, 3),
+                "samples_per_cpu_second": round(args.samples / cpu_seconds / world, 3),
+                "tokens_per_second": round(sum(map(sum, lengths[-args.samples :])) / seconds),
                 "peak_rss_mb": round(total_rss / 2**20),
                 "estimate_ratio": round(estimate.need.host_peak / total_rss, 3),
             }
@@ -173,6 +183,7 @@ def main() -> None:
         "parameters": parameters,
         "batch": args.batch,
         "checkpointing": args.checkpointing,
+        "micro_batch_tokens": args.micro_batch_tokens,
         "real_lengths": args.lengths.exists(),
         "matmul_gflops": round(rate / 1e9, 1),
         **results,

@@ -5,7 +5,8 @@
 Each client asks, reads the streamed answer, thinks for an exponentially distributed time, and asks again, so that arrivals are
 Poisson. A third of the clients use the base, the others one of two prefixes. `--engine sequential` is what the official api.py
 does: the next request waits until the one before it is answered. Random weights; answers end at --max_tokens.
-"by_library": at --compare_at clients, with each library that torch multiplies with.
+"by_library": at --compare_at clients, with each library that torch multiplies with; "clients" are with the faster one by the
+server's own measurement.
 
 `--vllm_python .venv-vllm/bin/python` measures two engines and nothing else: this package's, and vLLM behind the same server
 (scripts/serve_vllm.sh), one after the other with the same clients. On a machine with other work one thread each, with
@@ -45,7 +46,7 @@ from ptuning.distributed import free_port
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.generation import Engine, GenerationRequest
 from ptuning.generation.pace import PAUSE, PIECE_TOKENS, Pace
-from ptuning.kernels import ONEDNN, products
+from ptuning.kernels import ONEDNN, fastest_to_answer, products
 from ptuning.methods.prefix.attach import attach_prefix, detach_prefix
 from ptuning.methods.prefix.checkpoint import save_prefix
 
@@ -105,11 +106,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.arrivals_only:
             print(json.dumps({"benchmark": "serve", "clock": args.clock, "arrivals": arrived}))
             return
-        with server(base, prefixes, "continuous", max(args.clients)) as (url, process):
+        chosen = fastest_to_answer()  # as the server would measure it
+        with server(base, prefixes, "continuous", max(args.clients), chosen) as (url, process):
             results = measure_all(url, args)
             memory = resident(process.pid)
-        by_library = {}
+        by_library = {chosen: results[str(args.compare_at)]} if str(args.compare_at) in results else {}
         for library in products():
+            if library in by_library:
+                continue
             with server(base, prefixes, "continuous", args.compare_at, library) as (url, _):
                 measure(url, args, 1, requests=1)
                 by_library[library] = measure(url, args, args.compare_at, args.requests)

@@ -6,6 +6,7 @@ same samples and the same model.
 Each way runs in a process of its own, one after the other:
 
     ours                a prefix, by default: batch 16 in length order, fast kernels, 512 tokens at a time
+    ours_bf16           the same with --kernels bf16, where the processor has such products; not by default
     ours_small          the same with 192 tokens at a time: the setting for little memory
     ours_plain          the same with --kernels plain: transformers' own modules, 16 rows at once
     ours_lora           a LoRA on q, k and v, by default; ours_lora_all: on all linear layers
@@ -20,10 +21,11 @@ matrix product rate is that of the faster of torch's two CPU libraries. The last
 
 import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,7 +44,7 @@ from benchmarks.common import (
 )
 
 WAYS = (
-    *("ours", "ours_small", "ours_plain", "official", "peft_prefix"),
+    *("ours", "ours_bf16", "ours_small", "ours_plain", "official", "peft_prefix"),
     *("ours_lora", "peft_lora", "ours_lora_all", "peft_lora_all"),
 )
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
@@ -54,14 +56,22 @@ SMALL = 192  # tokens at a time: a row of ADGEN, or two short ones
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", choices=WAYS, help="run one way in this process (used internally)")
-    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS)
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=[way for way in WAYS if way != "ours_bf16"])
     parser.add_argument("--samples", type=int, default=128, help=f"timed samples; {WARMUP} more warm up")
     parser.add_argument("--batch", type=int, default=16, help="rows a step of our ways and peft's")
     parser.add_argument("--micro_batch_tokens", type=int, help="of ours; default: the trainer's own")
+    parser.add_argument(
+        "--preload",
+        action="store_true",
+        help="import what all ways need once, in a process that they are forks of; memory reads about 100 MB less",
+    )
     parser.add_argument("--product", help="torch or onednn; default: the faster one by the trainer's own probe")
     add_model_arguments(parser)
     parser.add_argument("--pre_seq_len", type=int, default=128)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.preload and args.device != "cpu":
+        parser.error(f"--preload with --device {args.device}: CUDA doesn't live through a fork; leave it out")
+    return args
 
 
 def needed_flops(args: argparse.Namespace, lengths: list[tuple[int, int]]) -> float:
@@ -121,7 +131,7 @@ def _our_trainer(args, model, lengths, clock, folder):
     """Of this package, in our ways and in the official one."""
     from ptuning.config import TuningArguments
     from ptuning.data.batch import RowDataset
-    from ptuning.kernels import fastest_product, swap
+    from ptuning.kernels import BF16, fastest_product, swap
     from ptuning.methods.lora.attach import attach_lora
     from ptuning.methods.prefix.attach import attach_prefix
     from ptuning.training.kernels import MICRO_BATCH_TOKENS
@@ -137,7 +147,7 @@ def _our_trainer(args, model, lengths, clock, folder):
         attach_prefix(model, args.pre_seq_len)
     tokens = 0
     if fast and args.device == "cpu":
-        swap(model, args.product or fastest_product())
+        swap(model, BF16 if args.way == "ours_bf16" else args.product or fastest_product())
         tokens = SMALL if args.way == "ours_small" else MICRO_BATCH_TOKENS
         tokens = tokens if args.micro_batch_tokens is None else args.micro_batch_tokens
 
@@ -243,10 +253,13 @@ def main() -> None:
         print(json.dumps(run_way(args)))
         return
     results = {}
+    processes = multiprocessing.get_context("forkserver")
+    if args.preload:
+        processes.set_forkserver_preload(["ptuning.training.trainer", "ptuning.families.chatglm2.model"])
     for way in args.ways:
-        command = [sys.executable, __file__, "--way", way, *sys.argv[1:]]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results[way] = json.loads(output.splitlines()[-1])
+        args.way = way
+        with ProcessPoolExecutor(1, processes) as one:
+            results[way] = one.submit(run_way, args).result()
         print(way, results[way], flush=True)
     summary = {
         **stamp("train"),

@@ -283,8 +283,9 @@ class TuningArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "How a frozen base computes on a CPU: fast (default there), the same function in less time and memory, and in "
-            "evaluation by the faster of torch's libraries; plain: transformers' own modules.",
-            "choices": ["fast", "plain"],
+            "evaluation by the faster of torch's libraries; bf16: fast, with frozen matrices multiplied in bf16 while training, "
+            "less exact; plain: transformers' own modules.",
+            "choices": ["fast", "bf16", "plain"],
         },
     )
     micro_batch_tokens: int | None = field(

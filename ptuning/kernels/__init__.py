@@ -5,12 +5,14 @@ alone: in evaluation mode every module computes as transformers wrote it, so tha
 with is what serves later. Only the library that multiplies may be another one there too, in evaluation and in serving alike.
 """
 
-from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss
+from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss, momentary_bytes
+from ptuning.kernels.narrow import BF16, narrow_refusal, packed_bytes
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.kernels.sequence import divide_positions
 from ptuning.kernels.swap import FAST, PLAIN, answer_with, compile_layers, give_loss, swap, swap_to_answer
 
 __all__ = [
+    "BF16",
     "CHUNKS",
     "FAST",
     "LIGER",
@@ -24,6 +26,9 @@ __all__ = [
     "fastest_to_answer",
     "give_loss",
     "gpu_loss",
+    "momentary_bytes",
+    "narrow_refusal",
+    "packed_bytes",
     "products",
     "swap",
     "swap_to_answer",

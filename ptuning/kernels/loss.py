@@ -20,6 +20,29 @@ CHUNKS, LIGER = "chunks", "liger"  # what a loss without logits is computed by
 CHUNK = 1 << 24
 
 
+def rows_at_once(vocabulary: int, chunk: int = CHUNK) -> int:
+    """Labels whose logits `LabelLoss` computes at a time."""
+    return max(chunk // vocabulary, 1)
+
+
+def momentary_bytes(by: str, labels: int, hidden: int, vocabulary: int, itemsize: int) -> int:
+    """What the loss takes while it is computed, beside the gradient that it keeps; all labels' logits are none of it.
+
+    Args:
+        by: `CHUNKS` or `LIGER`.
+        labels: N.
+        hidden: H.
+        vocabulary: V.
+        itemsize: bytes of a number of the hidden states.
+    """
+    if by == LIGER:
+        # a chunk's logits, whose gradient takes their place: N H numbers or up to twice that, by its source (0.8.5)
+        rows = 1 << (-(-labels // -(-vocabulary // hidden)) - 1).bit_length()
+        return min(rows, labels) * vocabulary * itemsize
+    # a chunk's logits in fp32, once more inside logsumexp, or before and after it in the model's own numbers
+    return min(rows_at_once(vocabulary), labels) * vocabulary * (4 + max(4, itemsize))
+
+
 class LabelLoss(torch.autograd.Function):
     """Σ log Σ exp(h Wᵀ + b) − (h Wᵀ + b)[target], and dh = (softmax(h Wᵀ + b) − onehot) W with it.
 
@@ -30,7 +53,7 @@ class LabelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, bias_V, targets_N, multiply, chunk):
         losses, gradients = [], []
-        rows = max(chunk // len(weight_VH), 1)
+        rows = rows_at_once(len(weight_VH), chunk)
         for hidden, targets in zip(hidden_NH.split(rows), targets_N.split(rows), strict=True):
             logits = multiply(hidden, weight_VH, bias_V)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -39,6 +62,7 @@ class LabelLoss(torch.autograd.Function):
             losses.append((total - logits.gather(-1, at)).sum())
             share = logits.sub_(total).exp_().scatter_add_(-1, at, torch.full_like(total, -1.0))
             gradients.append(multiply(share.to(hidden.dtype), weight_VH.t(), None))
+            del logits, share  # before the next chunk's are made
         ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden_NH))
         return torch.stack(losses).sum() if losses else hidden_NH.new_zeros(())
 

@@ -115,7 +115,7 @@ class FrozenLinear(nn.Linear):
     trains, answers = True, False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not _takes(input, self.weight):
+        if not takes_onednn(input, self.weight):
             return super().forward(input)
         if self.training:
             if self.trains and not self.weight.requires_grad:
@@ -127,11 +127,12 @@ class FrozenLinear(nn.Linear):
 
 def frozen_product(linear: Any, x: torch.Tensor) -> Callable[..., torch.Tensor]:
     """(x, W, b) → x Wᵀ + b as a layer computes it in training."""
-    chosen = isinstance(linear, FrozenLinear) and linear.trains and _takes(x, linear.weight)
+    chosen = isinstance(linear, FrozenLinear) and linear.trains and takes_onednn(x, linear.weight)
     return _onednn if chosen else nn.functional.linear
 
 
-def _takes(*tensors: torch.Tensor) -> bool:
+def takes_onednn(*tensors: torch.Tensor) -> bool:
+    """Whether products of these are for oneDNN: in fp32 on a CPU, as they are."""
     plain = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
     return plain and not torch.is_autocast_enabled("cpu")
 

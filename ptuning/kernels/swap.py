@@ -22,6 +22,7 @@ from ptuning.families import family_of
 from ptuning.kernels.compiled import CompiledLayer, compiled_forward, leave_attention_apart
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
 from ptuning.kernels.loss import CHUNKS, LIGER, LossHead, liger_loss
+from ptuning.kernels.narrow import BF16, multiply_narrow
 from ptuning.kernels.product import ONEDNN, TORCH, FrozenLinear, fastest_to_answer
 from ptuning.messages import message
 from ptuning.quantization import precision_in
@@ -29,7 +30,7 @@ from ptuning.quantization import precision_in
 # Behind the name of the attention implementation. `sdpa_split` is sdpa itself, which without a prefix needs no mask; a prefix
 # registers its own form (methods/prefix/attention.py).
 SPLIT = "_split"
-FAST, PLAIN = "fast", "plain"  # --kernels
+FAST, PLAIN = "fast", "plain"  # --kernels, beside BF16: fast with products in bf16
 AttentionInterface.register("sdpa" + SPLIT, sdpa_attention_forward)
 AttentionMaskInterface.register("sdpa" + SPLIT, sdpa_mask)
 
@@ -39,10 +40,15 @@ def swap(model: PreTrainedModel, product: str, answers: str = TORCH) -> None:
 
     Args:
         model: with what trains already on it; what comes later keeps its own classes.
-        product: of `products()`, for the frozen linear layers.
-        answers: the same in evaluation mode.
+        product: of `products()`, or `BF16`, for the frozen linear layers. The output layer stays in fp32 with `BF16`.
+        answers: of `products()`, in evaluation mode.
+
+    Raises:
+        ConfigError: `BF16` on a base that isn't in fp32.
     """
-    family = family_of(model.config)
+    family, head = family_of(model.config), model.get_output_embeddings()
+    if product == BF16 and (why := _why_not_narrow(model)) is not None:
+        raise ConfigError(f"--kernels bf16: {why}; leave it out")
     for module in model.modules():
         kind = type(module)
         if kind is family.norm:
@@ -51,10 +57,19 @@ def swap(model: PreTrainedModel, product: str, answers: str = TORCH) -> None:
             module.__class__ = _lean(LeanFeedForward, kind)
         elif kind is nn.Linear and not any(p.requires_grad for p in module.parameters()):
             _give(module, product == ONEDNN, answers == ONEDNN)
+            if product == BF16 and module is not head:
+                multiply_narrow(module)
     give_loss(model, CHUNKS)
     attention = model.config._attn_implementation
     if attention + SPLIT in AttentionInterface().valid_keys():  # not where a family brings an attention of its own
         model.config._attn_implementation = attention + SPLIT
+
+
+def _why_not_narrow(model: PreTrainedModel) -> str | None:
+    if precision_in(model.config) is not None:
+        return "this base is quantised, and they are for the matrices of one in float32"
+    dtype = next(model.parameters()).dtype
+    return None if dtype == torch.float32 else f"they are for a base in float32, and this one is in {str(dtype)[6:]}"
 
 
 def give_loss(model: PreTrainedModel, by: str) -> None:
@@ -107,6 +122,8 @@ def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str
         why = f"they are for a base in float32 on a CPU, and this one is in {str(weight.dtype)[6:]} on {weight.device.type}"
     else:
         why = None
+    if asked == BF16:
+        raise ConfigError("--kernels bf16 is for training; leave it out")
     if asked == FAST and why is not None:
         raise ConfigError(f"--kernels fast: {why}; leave it out")
     if asked == PLAIN or why is not None or of_main_process(fastest_to_answer()) != ONEDNN:

@@ -174,8 +174,12 @@ def estimate_run(
 def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings that need less, nearest first: what costs only time, then how the weights are held, then what is tuned."""
     ways: list[tuple[list[str], Workload]] = [([], work)]
+    exact = []
+    if work.narrow:
+        exact, work = ["--kernels fast"], replace(work, narrow=False)
+        ways.append((exact, work))
     if work.frozen and work.precision is None and (work.zero is None or work.zero.stage < 3):
-        ways += [([each.option], replace(work, precision=each)) for each in precisions()]
+        ways += [([*exact, each.option], replace(work, precision=each)) for each in precisions()]
     if not work.cpu and work.precision is None:  # on a CPU the offloaded state lies in the same memory
         for file, zero in SHIPPED.items():
             frees_more = (
@@ -184,7 +188,7 @@ def _alternatives(work: Workload) -> Iterator[tuple[list[str], Workload]]:
             if frees_more and (work.processes > 1 or zero.offload_optimizer == "cpu"):
                 ways.append(([f"--deepspeed {file}"], replace(work, zero=zero)))
     elif work.precision is None and work.processes > 1 and (work.zero is None or work.zero.stage < 3):
-        ways.append((["--deepspeed configs/zero3.json"], replace(work, zero=SHIPPED["configs/zero3.json"])))
+        ways.append(([*exact, "--deepspeed configs/zero3.json"], replace(work, zero=SHIPPED["configs/zero3.json"])))
     for flags, way in ways:
         if flags:
             yield flags, way

@@ -5,7 +5,7 @@ Letters: H hidden, Q heads times head dimension, K groups times head dimension, 
 
 from dataclasses import dataclass
 
-from ptuning.kernels.loss import CHUNK
+from ptuning.kernels import momentary_bytes
 from ptuning.training.workload import Workload
 
 CUDA_CONTEXT = 600 << 20  # kernels and handles on the GPU; not measured here
@@ -92,7 +92,7 @@ def activations(work: Workload) -> int:
     )
     kept += s.hidden * tokens * _norm_bytes(work)  # final norm
     # the log softmax; or, of a loss in chunks, the gradient that comes with it
-    kept += _labels(work) * (s.hidden * work.compute_bytes if work.chunked else s.vocab * 4)
+    kept += _labels(work) * (s.vocab * 4 if work.chunked is None else s.hidden * work.compute_bytes)
     if not work.frozen:  # inputs of the final norm's weight and of the output layer
         kept += s.hidden * (tokens * _residual_bytes(work) + _labels(work) * work.compute_bytes)
     if work.checkpointing:
@@ -143,12 +143,12 @@ def _residual_bytes(work: Workload) -> int:
 
 
 def _momentary(work: Workload) -> int:
-    """What lives for an instant on top of the kept activations: the logits' gradient, or a layer's gradients."""
+    """What lives for an instant on top of the kept activations: the logits and their gradient, or a layer's gradients."""
     s, c = work.shape, work.compute_bytes
-    logits = _labels(work) * s.vocab
-    if work.chunked:
-        logits = 2 * min(logits, max(CHUNK, s.vocab))
-    logits *= 4 if c == 4 else 4 + c
+    if work.chunked is None:
+        logits = _labels(work) * s.vocab * (4 if c == 4 else 4 + c)
+    else:
+        logits = momentary_bytes(work.chunked, _labels(work), s.hidden, s.vocab, c)
     # what is trained beside a layer has gradients of its inputs too
     layer = work.tokens * ((5 * s.ffn + 4 * s.hidden) * c + work.inputs / s.layers)
     return int(max(logits, layer))
@@ -162,7 +162,7 @@ def _states(work: Workload) -> tuple[dict[str, int], int, int, dict[str, int]]:
         one = 4 if work.frozen else work.weight_bytes
         fixed = {
             "weights": base + (4 * trained if work.frozen else 0),
-            "16-bit copies": 2 * work.plain_parameters if work.autocast else 0,
+            "16-bit copies": work.narrow_bytes + (2 * work.plain_parameters if work.autocast else 0),
             "optimizer": trained * work.optimizer_bytes * one // 4,
             "DDP buckets": one * trained if n > 1 else 0,
         }

@@ -8,11 +8,12 @@ import torch
 from ptuning.checkpoint.base import base_precision, read_base_config, resolve_base
 from ptuning.config import Config, TuningArguments
 from ptuning.families import Dimensions, family_of, read_config
+from ptuning.kernels import packed_bytes
 from ptuning.loading import resolve_dtype
 from ptuning.methods import Method
 from ptuning.quantization import Precision, asked_precision
 from ptuning.training.deepspeed_file import ZeroSettings, read_deepspeed
-from ptuning.training.kernels import Kernels, kernels_of
+from ptuning.training.kernels import Kernels, kernels_of, with_gpu_loss
 from ptuning.training.machine import process_counts
 
 
@@ -48,10 +49,12 @@ class Workload:
         tokens_per_batch: what the batches are filled to; None: they are a number of rows. `batch` and `length` are then those
             of the batch that takes the most, and a row of `longest` tokens is a batch by itself at least.
         longest: tokens of the longest row.
-        lean: norms, feed-forward parts and the loss keep what the backward pass needs and no more (ptuning.kernels).
+        lean: norms and feed-forward parts keep what the backward pass needs and no more (ptuning.kernels).
+        loss_by: what computes the loss without all logits at once, where the output layer lets it; None: nothing does.
         split: attention keeps neither a mask nor repeated keys.
         kept_ffn: numbers that a layer's feed-forward part keeps, in its widths.
         micro_batch_tokens: a batch is taken in pieces of so many tokens at most; 0: in one.
+        narrow: the layers' matrices are there once more in bf16, packed for products.
     """
 
     shape: Dimensions
@@ -84,11 +87,14 @@ class Workload:
     split: bool = False
     kept_ffn: int = 3
     micro_batch_tokens: int = 0
+    loss_by: str | None = None
+    narrow: bool = False
 
     @property
-    def chunked(self) -> bool:
-        """Whether the loss is computed without all logits at once; an output layer that makes its matrix itself has them."""
-        return self.lean and not self.shape.output_copy
+    def chunked(self) -> str | None:
+        """What computes the loss without all logits at once; None: an output layer that makes its matrix itself has them all, and
+        so has DeepSpeed's."""
+        return None if self.shape.output_copy or self.zero is not None else self.loss_by
 
     @property
     def tokens(self) -> int:
@@ -121,6 +127,12 @@ class Workload:
         return self.plain_parameters * self.weight_bytes + self.shape.layers * stored
 
     @property
+    def narrow_bytes(self) -> int:
+        """Memory of the matrices that are packed in bf16."""
+        numbers = sum(rows * columns for rows, columns in self.shape.layer_matrices) if self.narrow else 0
+        return packed_bytes(self.shape.layers * numbers)
+
+    @property
     def unpacked_bytes(self) -> int:
         """Of the largest quantised matrix while it is multiplied: its whole numbers and what is made of them, at most fp32."""
         if self.precision is None:
@@ -147,7 +159,7 @@ class Workload:
             longest: tokens and labels of the longest row; default: what the length options allow.
             deepspeed: instead of the file in the options.
             processes: in all and on this node; default: from the launcher.
-            device_type: "cpu" or "cuda"; default: this machine's.
+            device_type: "cpu" or "cuda", of another machine; default: this machine's.
             kernels: to train with; default: what the options mean for a new run.
 
         Raises:
@@ -160,11 +172,13 @@ class Workload:
         base = read_config(folder)
         family = family_of(base)
         shape = family.dimensions(base)
-        device_type = device_type or _device_type(training.use_cpu)
+        other, device_type = device_type, device_type or _device_type(training.use_cpu)
         values = deepspeed if deepspeed is not None else read_deepspeed(training.deepspeed)
         terms = method.memory(shape)
         if kernels is None:
-            kernels = kernels_of(config, method, device_type=device_type, deepspeed=values is not None)
+            zero = values is not None
+            kernels = kernels_of(config, method, device_type=device_type, deepspeed=zero)
+            kernels = with_gpu_loss(kernels, config, method, device_type=other, deepspeed=zero)
         half = training.bf16 or training.fp16
         dtype = base_dtype(model.dtype, method, trains=True)
         if dtype == "auto" and device_type == "cuda":
@@ -207,6 +221,8 @@ class Workload:
             split=kernels.fast and model.attn_implementation in (None, "sdpa") and not shape.score_bias,
             kept_ffn=2 if kernels.fast and family.feed_forward and family.gates_with_silu(base) else 3,
             micro_batch_tokens=kernels.micro_batch_tokens,
+            loss_by=kernels.loss,
+            narrow=kernels.narrow,
         )
 
     def with_batch(self, batch: int) -> "Workload":

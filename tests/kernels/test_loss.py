@@ -9,7 +9,7 @@ from torch import nn
 
 from ptuning.families.logits import label_loss, logits_of_labels, loss_of
 from ptuning.kernels import CHUNKS, LIGER, ONEDNN, TORCH, give_loss, gpu_loss, products, swap
-from ptuning.kernels.loss import LabelLoss, LossHead, liger_loss
+from ptuning.kernels.loss import CHUNK, LabelLoss, LossHead, liger_loss, momentary_bytes
 from ptuning.kernels.product import _onednn
 
 LABELS, HIDDEN, VOCABULARY = 13, 24, 50
@@ -72,6 +72,28 @@ def test_it_keeps_the_gradient_alone():
     ):
         LabelLoss.apply(hidden, weight, None, torch.zeros(LABELS, dtype=torch.long), nn.functional.linear, 100)
     assert kept == [(LABELS, HIDDEN)]
+
+
+@pytest.mark.parametrize(("labels", "rows"), [(40, 32), (10, 10)])
+def test_what_it_takes_for_a_moment_is_what_the_estimate_counts(labels, rows):
+    hidden, weight = torch.randn(labels, 4, requires_grad=True), torch.randn(1 << 19, 4)
+    targets, held, most = torch.zeros(labels, dtype=torch.long), 0, 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        LabelLoss.apply(hidden, weight, None, targets, nn.functional.linear, CHUNK)
+    events = seen.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    counted = momentary_bytes(CHUNKS, labels, 4, 1 << 19, 4)
+    assert counted == rows * (1 << 19) * 8
+    assert counted <= most <= 1.001 * counted
+
+
+def test_what_liger_takes_for_a_moment():
+    """Of ChatGLM2-6B 4,000 / ceil(65,024 / 4,096) labels at a time, as a power of two, and never more than there are."""
+    assert momentary_bytes(LIGER, 4000, 4096, 65024, 2) == 256 * 65024 * 2
+    assert momentary_bytes(LIGER, 4097, 4096, 65024, 2) == 512 * 65024 * 2
+    assert momentary_bytes(LIGER, 3, 4096, 1000, 4) == 3 * 1000 * 4
 
 
 @pytest.mark.parametrize("product", products())

@@ -21,12 +21,12 @@ from ptuning.families.baichuan.model import BaichuanForCausalLM
 from ptuning.families.chatglm2.config import ChatGLMConfig
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration
 from ptuning.families.logits import loss_of
-from ptuning.kernels import products, swap
+from ptuning.kernels import CHUNKS, LIGER, products, swap
 from ptuning.loading import load_base
 from ptuning.methods import FullMethod, PrefixMethod, method_of
 from ptuning.methods.prefix.attach import attach_prefix
 from ptuning.quantization import chosen, precision_of
-from ptuning.training import estimate
+from ptuning.training import estimate, kernels
 from ptuning.training.estimate import Estimate, estimate_run
 from ptuning.training.machine import Machine, cgroup_left, free_disk, process_counts
 from ptuning.training.memory import activations, layer_activations, need
@@ -239,7 +239,7 @@ def test_activations_are_what_autograd_saves(prefix, fast, checkpointing):
     measured = saved_by_autograd(model)
     work = replace(small_work(config, prefix), batch=2, length=100, labels=60, checkpointing=checkpointing)
     if fast:
-        work = replace(work, lean=True, split=True, kept_ffn=2)
+        work = replace(work, lean=True, split=True, kept_ffn=2, loss_by=CHUNKS)
     counted = activations(work)
     if checkpointing:  # the hook sees neither the layer that is computed again nor what the checkpoints were given
         counted -= layer_activations(work)
@@ -268,7 +268,7 @@ def test_activations_of_a_lora_are_what_autograd_saves(tmp_path, given, fast, ch
     work = replace(small_work(model.config, None), batch=2, length=100, labels=60, checkpointing=checkpointing)
     work = replace(work, frozen=True, trained=terms.trained, inputs=4 * (terms.inputs + terms.dropped))
     if fast:
-        work = replace(work, lean=True, split=True, kept_ffn=2)
+        work = replace(work, lean=True, split=True, kept_ffn=2, loss_by=CHUNKS)
     counted = activations(work) - (layer_activations(work) if checkpointing else 0)
     # Without dropout query, key and value share one input in fp32, which is counted three times.
     shared = 2 * 512 * 4 * 200 * 3 if given.get("lora_dropout") == 0 and not checkpointing else 0
@@ -407,6 +407,54 @@ def test_a_batch_in_pieces_takes_the_memory_of_one(tmp_path):
     assert pieces.accumulates and not whole.accumulates
     # A row longer than a piece is a piece by itself.
     assert activations(replace(pieces, micro_batch_tokens=10)) == activations(replace(pieces, batch=1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "by"),
+    [
+        (["--pre_seq_len", 128], CHUNKS),
+        (["--method", "lora"], CHUNKS),
+        (["--method", "lora", "--quantization_bit", 4], CHUNKS),
+        (["--pre_seq_len", 128, "--kernels", "plain"], None),
+        (["--pre_seq_len", 128, "--bf16", "true"], None),
+        (["--pre_seq_len", 128, "--torch_compile", "true"], None),
+        (["--method", "full"], None),
+    ],
+)
+def test_a_gpu_has_no_more_logits_than_its_loss_computes(official, tmp_path, flags, by):
+    """65,024 logits a label in fp32 where plain modules compute the loss, else 4,096 numbers of its gradient in bf16."""
+    config = config_of(official, tmp_path, *flags, "--per_device_train_batch_size", 16)
+    work = work_of(config, device_type="cuda", processes=(1, 1))
+    assert work.chunked == by
+    all_logits, labels = replace(work, loss_by=None), 16 * 129
+    saved = labels * (65024 * 4 - 4096 * 2) if by else 0
+    assert activations(all_logits) - activations(work) == saved
+    if by:
+        peaks = [need(each, 0).device_peak for each in (all_logits, work)]
+        assert peaks[0] - peaks[1] > saved  # and the logits' gradient
+    zero2 = work_of(config, deepspeed=zero("zero2.json"), device_type="cuda", processes=(1, 1))
+    assert zero2.chunked is None
+
+
+def test_matrices_in_bf16_lie_beside_the_base(official, tmp_path, monkeypatch):
+    """Packed twice, 4 bytes a number of the layers' matrices; the advice where it doesn't fit begins with leaving them."""
+    config = config_of(official, tmp_path, "--pre_seq_len", 128, "--kernels", "bf16", "--dtype", "float32")
+    work = work_of(config, device_type="cpu", processes=(1, 1))
+    fast = replace(work, narrow=False)
+    assert need(work, 0).device["16-bit copies"] == 28 * 4 * (4096 * (4096 + 512) + 4096 * 4096 + 3 * 4096 * 13696)
+    assert need(work, 0).device_peak - need(fast, 0).device_peak == work.narrow_bytes
+    machine = Machine(host=40 * GB, disk=10**13, gpu=None)
+    with pytest.raises(ConfigError, match="nearest setting that fits: --kernels fast"):
+        estimate_of(config, machine, device_type="cpu", processes=(1, 1)).require_fit()
+
+
+def test_on_this_machine_it_is_the_loss_that_is_installed(official, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "gpu_loss", lambda: LIGER)
+    config = config_of(official, tmp_path, "--pre_seq_len", 128)
+    assert work_of(config, processes=(1, 1)).loss_by == CHUNKS  # on a CPU, by the fast kernels
+    config.training.use_cpu = False
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert work_of(config, processes=(1, 1)).loss_by == LIGER
 
 
 def write(path, text):

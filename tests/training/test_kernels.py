@@ -8,7 +8,7 @@ import torch
 
 from ptuning.config import parse
 from ptuning.errors import ConfigError
-from ptuning.kernels import CHUNKS, LIGER, ONEDNN, TORCH
+from ptuning.kernels import BF16, CHUNKS, LIGER, ONEDNN, TORCH, narrow_refusal
 from ptuning.main import main
 from ptuning.methods import defaults_of, method_of
 from ptuning.methods.prefix.read import read_prefix
@@ -23,6 +23,7 @@ BASE = REPO / "tests" / "golden" / "chatglm2-tiny"
 DEMO = REPO / "models" / "chatglm2-tiny"
 FAST = {"kernels": "fast", "product": "torch", "micro_batch_tokens": MICRO_BATCH_TOKENS, "answers": "torch"}
 FAST |= {"gpu_loss": None}
+NARROW = FAST | {"kernels": "bf16", "product": "bf16"}
 
 
 def config_of(*flags, trains=True):
@@ -76,10 +77,27 @@ def test_elsewhere_it_is_transformers_own(flags, known):
             True,
             "--kernels fast: --torch_compile makes kernels of its own; leave it out",
         ),
+        (
+            ["--method", "full", "--kernels", "bf16"],
+            True,
+            "--kernels bf16: they are for a frozen base (--method prefix or lora), and all weights train; leave it out",
+        ),
+        (
+            ["--dtype", "bfloat16", "--kernels", "bf16"],
+            True,
+            "--kernels bf16: they are for a base in float32, and --dtype makes it bfloat16; leave it out",
+        ),
+        (
+            ["--quantization_bit", "8", "--kernels", "bf16"],
+            True,
+            "--kernels bf16: they are for the matrices of a base in float32, and a quantised one multiplies in its own way; leave",
+        ),
+        (["--kernels", "bf16"], True, "--kernels bf16: no such instruction; leave it out"),
         (["--micro_batch_tokens", "64"], False, "--micro_batch_tokens is for training; leave it out"),
     ],
 )
-def test_what_refuses(flags, trains, said):
+def test_what_refuses(monkeypatch, flags, trains, said):
+    monkeypatch.setattr(kernels, "narrow_refusal", lambda: "no such instruction")
     config = config_of(*flags, trains=trains)
     with pytest.raises(ConfigError) as error:
         check_combinations(config, method_of(config.model, trains))
@@ -118,10 +136,28 @@ def test_a_number_below_0():
         (FAST, ["--kernels", "plain"], Kernels("plain", TORCH, MICRO_BATCH_TOKENS)),  # refused by the comparison
         (Kernels(micro_batch_tokens=7).to_dict(), [], Kernels(micro_batch_tokens=7)),
         (FAST, ["--micro_batch_tokens", 0], Kernels("fast", TORCH, 0)),
+        (NARROW, [], Kernels("bf16", BF16, MICRO_BATCH_TOKENS)),
+        (NARROW, ["--kernels", "fast"], Kernels("fast", TORCH, MICRO_BATCH_TOKENS)),  # refused by the comparison
+        (FAST, ["--kernels", "bf16"], Kernels("bf16", BF16, MICRO_BATCH_TOKENS)),  # too
     ],
 )
 def test_a_resumed_run_keeps_what_isnt_given(recorded, flags, expected):
     assert found(*flags, before=RunRecord(kernels=recorded)) == expected
+
+
+def test_products_in_bf16_arent_measured_and_go_on_where_they_can(monkeypatch):
+    monkeypatch.setattr(kernels, "fastest_product", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(kernels, "narrow_refusal", lambda: None)
+    config = config_of("--kernels", "bf16")
+    new = with_product(kernels_of(config, method_of(config.model, True)), config)
+    assert (new.kernels, new.product, new.fast, new.loss) == ("bf16", BF16, True, CHUNKS)
+    before = RunRecord(kernels=new.to_dict())
+    assert with_product(found(before=before), config_of(), before) == new
+    monkeypatch.setattr(kernels, "narrow_refusal", lambda: "this processor doesn't")
+    with pytest.raises(
+        ConfigError, match="was trained with --kernels bf16, and this processor doesn't; continue it on a mach"
+    ):
+        with_product(found(before=before), config_of(), before)
 
 
 def test_a_record_of_a_later_version():
@@ -184,15 +220,27 @@ def test_what_is_said():
         "(--kernels plain: transformers' own modules, slower)"
     )
     assert str(Kernels()) == "Training kernels: plain"
+    assert str(Kernels("bf16", BF16, 512)) == (
+        "Training kernels: bf16, frozen matrices multiplied in bf16 (less exact than fp32: --kernels fast), at most 512 tokens at "
+        "a time (--kernels plain: transformers' own modules, slower)"
+    )
 
 
 @pytest.mark.parametrize(
-    ("product", "options"), [(TORCH, []), (ONEDNN, ["--micro_batch_tokens", "80"]), (TORCH, ["--kernels", "plain"])]
+    ("product", "options"),
+    [
+        (TORCH, []),
+        (ONEDNN, ["--micro_batch_tokens", "80"]),
+        (TORCH, ["--kernels", "plain"]),
+        (BF16, ["--kernels", "bf16"]),
+    ],
 )
 def test_a_resumed_run_is_the_run_to_the_last_bit(tmp_path, monkeypatch, capsys, options, product):
     """Three steps at once, and two and one more, through the command line; the second start measures otherwise."""
-    if product not in kernels.products():
+    if product not in (*kernels.products(), BF16):
         pytest.skip("this torch has no oneDNN")
+    if product == BF16 and (why := narrow_refusal()) is not None:
+        pytest.skip(why)
     rows = tmp_path / "train.json"
     texts = ["类型#裙*" + "长袖*" * n for n in range(1, 13)]
     rows.write_text("\n".join(json.dumps({"q": text, "a": text[::-1]}) for text in texts), encoding="utf-8")
