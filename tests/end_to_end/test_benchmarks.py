@@ -33,7 +33,8 @@ TOY = [
     [
         (
             "train.py",
-            [*TOY, "--samples", "16", "--pre_seq_len", "4", "--ways", "ours", "official", "peft_prefix", "peft_lora"],
+            [*TOY, "--preload", "--samples", "16", "--pre_seq_len", "4"]
+            + ["--ways", "ours", "official", "peft_prefix", "peft_lora"],
             {"ratio", "ours", "official", "peft_lora"},
         ),
         (
