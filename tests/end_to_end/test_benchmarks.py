@@ -33,8 +33,19 @@ TOY = [
     [
         (
             "train.py",
-            [*TOY, "--preload", "--samples", "16", "--pre_seq_len", "4"]
-            + ["--ways", "ours", "official", "peft_prefix", "peft_lora"],
+            [
+                *TOY,
+                "--preload",
+                "--samples",
+                "16",
+                "--pre_seq_len",
+                "4",
+                "--ways",
+                "ours",
+                "official",
+                "peft_prefix",
+                "peft_lora",
+            ],
             {"ratio", "ours", "official", "peft_lora"},
         ),
         (
