@@ -122,8 +122,6 @@ def swap_to_answer(model: PreTrainedModel, asked: str | None, say: Callable[[str
         why = f"they are for a base in float32 on a CPU, and this one is in {str(weight.dtype)[6:]} on {weight.device.type}"
     else:
         why = None
-    if asked == BF16:
-        raise ConfigError("--kernels bf16 is for training; leave it out")
     if asked == FAST and why is not None:
         raise ConfigError(f"--kernels fast: {why}; leave it out")
     if asked == PLAIN or why is not None or of_main_process(fastest_to_answer()) != ONEDNN:

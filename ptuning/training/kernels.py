@@ -185,7 +185,11 @@ def check_kernels(config: Config, method: Method | None) -> list[str]:
     training, problems = config.training, []
     if not training.do_train:
         # Whether --kernels fast can be depends on the base, and is said where that is loaded (ptuning.kernels.swap_to_answer).
-        return ["--micro_batch_tokens is for training; leave it out"] if training.micro_batch_tokens is not None else []
+        given = {
+            "--kernels bf16": training.kernels == BF16,
+            "--micro_batch_tokens": training.micro_batch_tokens is not None,
+        }
+        return [f"{option} is for training; leave it out" for option, asked in given.items() if asked]
     if training.kernels in (FAST, BF16):
         why = why_not(config, method)
         if why is None and training.kernels == BF16:

@@ -94,6 +94,7 @@ def test_elsewhere_it_is_transformers_own(flags, known):
         ),
         (["--kernels", "bf16"], True, "--kernels bf16: no such instruction; leave it out"),
         (["--micro_batch_tokens", "64"], False, "--micro_batch_tokens is for training; leave it out"),
+        (["--kernels", "bf16"], False, "--kernels bf16 is for training; leave it out"),
     ],
 )
 def test_what_refuses(monkeypatch, flags, trains, said):
