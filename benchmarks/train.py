@@ -55,7 +55,6 @@ SMALL = 192  # tokens at a time: a row of ADGEN, or two short ones
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--way", choices=WAYS, help="run one way in this process (used internally)")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=[way for way in WAYS if way != "ours_bf16"])
     parser.add_argument("--samples", type=int, default=128, help=f"timed samples; {WARMUP} more warm up")
     parser.add_argument("--batch", type=int, default=16, help="rows a step of our ways and peft's")
@@ -249,9 +248,6 @@ def _clock(device: str, first: int):
 
 def main() -> None:
     args = arguments()
-    if args.way:
-        print(json.dumps(run_way(args)))
-        return
     results = {}
     processes = multiprocessing.get_context("forkserver")
     if args.preload:

@@ -11,7 +11,6 @@ if [ "${1:-}" = --python ]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
-unset PYTHONDONTWRITEBYTECODE # compiled tests stay in __pycache__: the next start is six seconds faster
 # One more than there are cores, because tests also wait for processes; each takes 1 to 3 GB.
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
 exec "$python" -m pytest -n $((workers < 4 ? workers : 4)) --dist loadfile --no-loadscope-reorder ${fast[@]+"${fast[@]}"} "$@"

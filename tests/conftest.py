@@ -74,7 +74,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """With several workers: one server of warm Pythons for all, and one that has collected the tests, from which they fork."""
     if session.config.getoption("numprocesses", None) and not WORKER:
         session.config.stash[WARM] = ExitStack()
-        session.config.stash[WARM].enter_context(warm.start(WARM_BIN, session.config.args))
+        session.config.stash[WARM].enter_context(warm.start(WARM_BIN, tuple(session.config.args)))
 
 
 @pytest.hookimpl(optionalhook=True)

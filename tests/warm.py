@@ -265,7 +265,7 @@ def become(arguments: list[str], environment: dict[str, str], folder: str, files
 
 
 @contextlib.contextmanager
-def start(folder: Path, tests: list[str] = ()):
+def start(folder: Path, tests: tuple[str, ...] = ()):
     """Runs a server and writes the commands `python`, `ptuning`, `torchrun`, … that it runs into the folder.
 
     Until it answers (`wait`) these are ordinary Pythons. `tests` are what pytest is told to collect; the Python of its workers

@@ -117,10 +117,9 @@ group:
         ]
         lines += [splat(f"%start{row}", f"%sum{row}", "i32", lanes)]
     lines += ["br label %step", "step:", "%k = phi i64 [%first, %group], [%k.next, %step]"]
+    # A tile that is alone in its block reads it once; what is read once shall not drive everything else out of the caches.
     ahead = ""
-    if (
-        rows < its.height // 2
-    ):  # alone in its block; read once, a matrix shall not drive everything else out of the caches
+    if rows < its.height // 2:
         ahead = (
             f"%ahead{{j}} = getelementptr i8, ptr %w.at{{j}}, i64 {_AHEAD}\n"
             "call void @llvm.prefetch.p0(ptr %ahead{j}, i32 0, i32 0, i32 1)\n"

@@ -63,7 +63,7 @@ class PackedInt8(Packed):
         # linear_dynamic would take one scale for the whole batch: beside a large row the others would be 40 % off.
         largest_N = x_NC.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         product = _QUANTIZED.linear_with_input_q_dq_qweight_dq_output_fp32(x_NC / largest_N, 1 / 127, 128, self._weight)
-        return _with_bias(product.mul_(largest_N), self._bias_R).to(dtype)
+        return _finished(product.mul_(largest_N), self._bias_R, dtype)
 
 
 class PackedInt4(Packed):
@@ -83,15 +83,15 @@ class PackedInt4(Packed):
     def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         # In fp32 the same operation takes 60 times as long.
         product = _ATEN._weight_int4pack_mm_for_cpu(x_NC.bfloat16(), self._weight, self._group, self._one)
-        return _with_bias(product.float().mul_(self._scale_R), self._bias_R).to(dtype)
+        return _finished(product.float().mul_(self._scale_R), self._bias_R, dtype)
 
     @staticmethod
     def takes(rows: int, columns: int) -> bool:
         return rows % 16 == 0 and columns % 32 == 0
 
 
-def _with_bias(product: torch.Tensor, bias_R: torch.Tensor | None) -> torch.Tensor:
-    return product if bias_R is None else product.add_(bias_R)
+def _finished(product: torch.Tensor, bias_R: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return (product if bias_R is None else product.add_(bias_R)).to(dtype)
 
 
 @cache

@@ -73,27 +73,18 @@ def loss_figure(run: Run) -> Drawing | None:
     training, evaluation = run.curves.get("loss"), run.curves.get("eval_loss")
     if max(len(curve or ()) for curve in (training, evaluation)) < FEWEST_POINTS:
         return None
-    svg, keys = _loss_svg(
-        None if training is None else (tuple(training.steps), tuple(training.values)),
-        None if evaluation is None else (tuple(evaluation.steps), tuple(evaluation.values)),
-        best_point(run),
-        tuple(run.resumes),
-        words("step"),
-    )
+    svg, keys = _loss_svg(training, evaluation, best_point(run), tuple(run.resumes), words("step"))
     return Drawing(words("loss"), svg, list(keys), _lost(training, evaluation), wide=True)
 
 
 @lru_cache(maxsize=8)  # as `_line_svg`; the word tells the languages apart
 def _loss_svg(
-    train_points: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    eval_points: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    training: Curve | None,
+    evaluation: Curve | None,
     best: tuple[float, float] | None,
     resumes: tuple[int, ...],
     across: str,
 ) -> tuple[Markup, tuple[Key, ...]]:
-    training, evaluation = (
-        None if points is None else Curve(list(points[0]), list(points[1])) for points in (train_points, eval_points)
-    )
     keys: list[Key] = []
 
     def plot(axes):
@@ -144,23 +135,11 @@ def _eval_figures(run: Run) -> list[Drawing]:
 def _line_figure(title: str, curve: Curve, name: str, bottom: float | None, noisy: bool = False) -> Drawing | None:
     if len(curve) < FEWEST_POINTS:
         return None
-
-    points = tuple(curve.steps), tuple(curve.values)
-    return Drawing(title, _line_svg(*points, name, bottom, noisy, title, words("step")), [], _lost(curve))
+    return Drawing(title, _line_svg(curve, name, bottom, noisy, title, words("step")), [], _lost(curve))
 
 
 @lru_cache(maxsize=32)  # once training has ended they stay the same, and the page is written twice more
-def _line_svg(
-    steps: tuple[float, ...],
-    values: tuple[float, ...],
-    name: str,
-    bottom: float | None,
-    noisy: bool,
-    title: str,
-    across: str,
-) -> Markup:
-    curve = Curve(list(steps), list(values))
-
+def _line_svg(curve: Curve, name: str, bottom: float | None, noisy: bool, title: str, across: str) -> Markup:
     def plot(axes):
         if noisy:
             _raw_and_smooth(axes, curve, name, title)

@@ -32,6 +32,10 @@ class Curve:
     lost: int = 0
     first_lost: float | None = None
 
+    def __hash__(self) -> int:
+        """Of its points, for figures that are kept: a curve that has been read stays as it is."""
+        return hash((tuple(self.steps), tuple(self.values)))
+
     def __len__(self) -> int:
         return len(self.steps)
 
