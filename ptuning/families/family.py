@@ -214,6 +214,9 @@ class Family(ABC):
     norm: type[nn.Module] | None = LlamaRMSNorm  # with `weight` and `variance_epsilon`; None: it has another kind
     # With a linear `gate_up_proj` whose two halves are gate and up, and `down_proj`; None: it has another kind.
     feed_forward: type[nn.Module] | None = None
+    # `input_layernorm`, `self_attn` with rotary in pairs of neighbours, `post_attention_layernorm`, `mlp`, the latter two kinds
+    # as above; None: it has other layers.
+    pre_norm_layer: type[nn.Module] | None = None
 
     def gates_with_silu(self, config: PreTrainedConfig) -> bool:
         """Whether the feed-forward part computes silu(gate) · up."""

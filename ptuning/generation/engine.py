@@ -30,6 +30,7 @@ from ptuning.generation.row import Row
 from ptuning.generation.sampling import choose
 from ptuning.generation.slots import SlotCache, row_dimensions
 from ptuning.generation.together import allow_together
+from ptuning.kernels import step_program
 from ptuning.methods import Companion, bare
 
 
@@ -83,6 +84,7 @@ class Engine:
         self._attention = self.model.config._attn_implementation
         self.model.config._attn_implementation = "sdpa"  # takes a mask of any shape, which flash kernels don't
         self._compute.apart = allow_together(self.model.config)
+        self._compute.step = step_program(self.model) if self._compute.apart else None
         self._together = self.pace.pause is not None and self._compute.apart
         return self
 
@@ -205,7 +207,7 @@ class Engine:
         """Of every running row."""
         self._reserve()
         with self.pace.measured(rows=True, prompt_tokens=0):
-            logits_NV = self._compute.logits(self.rows, 0, [row.ids[row.cached :] for row in self.rows])
+            logits_NV = self._compute.next_logits(self.rows)
             return self._chosen(list(self.rows), logits_NV)
 
     def _forward(self, prompts: list[Row], tokens: int) -> list[Token]:

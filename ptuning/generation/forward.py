@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ptuning.families.logits import logits_at
 from ptuning.generation.row import Row
 from ptuning.generation.slots import SlotCache
+from ptuning.generation.together import Attend, Layout
+from ptuning.kernels import StepProgram
 from ptuning.methods import Companion
 
 
@@ -22,12 +25,27 @@ class Forward:
     """
 
     apart = False  # whether the model's attention knows of layouts (together.py)
+    step: StepProgram | None = None  # which computes running rows where it can
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache):
         self.model, self.cache = model, cache
 
+    def next_logits(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Of the running rows' newest tokens: (rows, V) in fp32."""
+        new = [row.ids[row.cached :] for row in rows]
+        starts = torch.tensor([row.start for row in rows], device=self.model.device)
+        if self.step is None or any(row.request.prefix is not None and row.request.prefix.in_layers for row in rows):
+            layout = self.cache.begin_apart(starts, self._attend(starts)) if self.apart else None
+            return self._logits(rows, new, layout.rows_mask if layout else self.cache.begin(0, starts, 1), layout)
+        ids, positions = torch.tensor(new)[:, 0], torch.tensor([row.cached for row in rows])
+        hidden_NH = self.step(ids, positions, self.cache.store, starts)
+        logits_NV = self.model.get_output_embeddings()(hidden_NH).float()
+        for row in rows:
+            row.cached += 1
+        return logits_NV
+
     def logits(self, rows: Sequence[Row], first: int, new: Sequence[list[int]]) -> torch.Tensor:
-        """Each row's new tokens.
+        """Tokens of prompts.
 
         Args:
             rows: whose.
@@ -37,12 +55,15 @@ class Forward:
         Returns:
             (rows, V) in fp32: of each row's last token.
         """
+        starts = torch.tensor([row.start for row in rows], device=self.model.device)
+        return self._logits(rows, new, self.cache.begin(first, starts, max(map(len, new))))
+
+    def _logits(
+        self, rows: Sequence[Row], new: Sequence[list[int]], mask: torch.Tensor, layout: Layout | None = None
+    ) -> torch.Tensor:
         longest, device = max(map(len, new)), self.model.device
-        starts = torch.tensor([row.start for row in rows], device=device)
         positions = torch.tensor([row.cached for row in rows])[:, None] + torch.arange(longest)
         newest = torch.tensor([len(ids) - 1 for ids in new], device=device)
-        layout = self.cache.begin_apart(starts) if self.apart and longest == 1 and first == 0 else None
-        mask = self.cache.begin(first, starts, longest) if layout is None else layout.rows_mask
         with (
             _companions(self.model, rows),
             logits_at(self.model, torch.arange(longest, device=device) == newest[:, None]),
@@ -58,6 +79,9 @@ class Forward:
             row.cached += len(ids)
         return logits_NV
 
+    def _attend(self, starts: torch.Tensor) -> Attend | None:
+        return None if self.step is None else partial(self.step.operations.attend, lengths_N=starts + 1)
+
     def logits_together(self, rows: Sequence[Row], prompt: Row, piece: list[int]) -> torch.Tensor:
         """Every running row's newest token, and a piece of the prompt in the slot behind them (together.py).
 
@@ -68,7 +92,7 @@ class Forward:
         ids = [row.ids[-1] for row in rows] + piece
         positions = [row.cached for row in rows] + list(range(prompt.cached, prompt.cached + len(piece)))
         starts = torch.tensor([row.start for row in rows], device=device)
-        layout = self.cache.begin_together(starts, prompt.start, len(piece))
+        layout = self.cache.begin_together(starts, prompt.start, len(piece), self._attend(starts))
         wanted = torch.arange(len(ids), device=device)
         with (
             _companions(self.model, [*rows, *([prompt] * len(piece))]),

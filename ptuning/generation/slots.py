@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from ptuning.distributed import own_heads
 from ptuning.errors import GenerationError
 from ptuning.families import Dimensions, family_of
-from ptuning.generation.together import Layout, spans
+from ptuning.generation.together import Attend, Layout, spans
 
 _COLUMNS = 128  # columns are added in steps of this many
 
@@ -128,17 +128,20 @@ class SlotCache(Cache):
         self.places = torch.arange(count, device=starts.device)[:, None], columns
         return (torch.arange(self.width, device=starts.device) <= columns[:, :, None])[:, None]
 
-    def begin_apart(self, starts: torch.Tensor) -> Layout | None:
-        """Prepares a forward call of the first rows' next tokens whose lengths differ so much that short ones are better
-        computed apart from long ones; None where they don't.
+    def begin_apart(self, starts: torch.Tensor, attend: Attend | None) -> Layout | None:
+        """Prepares a forward call of the first rows' next tokens which `attend` computes, or whose lengths differ so much that
+        short ones are better computed apart from long ones; None where neither is so.
 
         Args:
             starts: (n,) columns in use of each row.
+            attend: of a layout.
         """
         apart = spans([start + 1 for start in starts.tolist()], starts.device)
-        return Layout(len(starts), self.begin(0, starts, 1), apart) if len(apart) > 1 else None
+        if attend is None and len(apart) == 1:
+            return None
+        return Layout(len(starts), self.begin(0, starts, 1), apart, attend=attend)
 
-    def begin_together(self, starts: torch.Tensor, start: int, new_tokens: int) -> Layout:
+    def begin_together(self, starts: torch.Tensor, start: int, new_tokens: int, attend: Attend | None = None) -> Layout:
         """Prepares a forward call of the first rows' next tokens and a piece of the prompt in the slot behind them, which takes
         and gives keys and values of N = n + new_tokens single tokens.
 
@@ -146,6 +149,7 @@ class SlotCache(Cache):
             starts: (n,) columns in use of each row.
             start: of the prompt.
             new_tokens: of the prompt.
+            attend: of a layout.
         """
         rows_mask = self.begin(0, starts, 1)
         stop, device = start + new_tokens, starts.device
@@ -154,7 +158,7 @@ class SlotCache(Cache):
         ahead = torch.arange(stop, device=device) > torch.arange(start, stop, device=device)[:, None]
         piece_mask = torch.zeros(ahead.shape, dtype=self.store.dtype, device=device).masked_fill_(ahead, -torch.inf)
         apart = spans([start + 1 for start in starts.tolist()], device)
-        return Layout(len(starts), rows_mask, apart, piece_mask[None, None])
+        return Layout(len(starts), rows_mask, apart, piece_mask[None, None], attend)
 
     def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
         """Writes (L, 2, G, n, D), of which this process may have a share, into a row from column `start` on."""

@@ -7,7 +7,7 @@ long ones have a call of their own too, so that they aren't computed as wide as 
 Shapes: N = r + p tokens, H heads, G key/value groups, C columns, D head dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ _CALL = {"cpu": 256}  # columns that take as long as a call of the kernel; on an
 _CALL_ELSEWHERE = 16384
 _UNGROUPED = nn.Module()  # of an attention whose heads have keys each
 
+# query (r, H, 1, D), key and value (r, G, C, D), scaling → (r, 1, H, D)
+Attend = Callable[..., torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,12 +35,14 @@ class Layout:
         spans: of rows that are computed in one call: first, end, columns.
         piece_mask: (1, 1, p, columns of the prompt), added to scores: sdpa would make that of true and false again in each layer;
             None without one.
+        attend: computes the rows; None: the plain kernel does, in spans.
     """
 
     rows: int
     rows_mask: torch.Tensor
     spans: Sequence[tuple[int, int, int]]
     piece_mask: torch.Tensor | None = None
+    attend: Attend | None = None
 
 
 def spans(widths: Sequence[int], device: torch.device) -> list[tuple[int, int, int]]:
@@ -79,12 +84,13 @@ def _attention(
     """query (N, H, 1, D), key and value (r + 1, G, C, D), all slots in use. Without a layout: the plain kernel."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    r = layout.rows
+    r, outputs = layout.rows, []
+    if layout.attend is not None:
+        outputs.append(layout.attend(query[:r], key[:r], value[:r], scaling=kwargs["scaling"]))
     parts = [
         (query[first:end], slice(first, end), layout.rows_mask[first:end, :, :, :width])
-        for first, end, width in layout.spans
+        for first, end, width in (layout.spans if layout.attend is None else ())
     ]
-    outputs = []
     for part, slots, mask in parts:
         width, mask = mask.shape[3], mask.to(query.device)
         found, _ = sdpa_attention_forward(module, part, key[slots, :, :width], value[slots, :, :width], mask, **kwargs)

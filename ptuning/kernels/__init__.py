@@ -9,6 +9,7 @@ from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss, momentary_bytes
 from ptuning.kernels.narrow import BF16, narrow_refusal, packed_bytes
 from ptuning.kernels.product import ONEDNN, TORCH, fastest_product, fastest_to_answer, products
 from ptuning.kernels.sequence import divide_positions
+from ptuning.kernels.step import StepProgram, step_program
 from ptuning.kernels.swap import FAST, PLAIN, answer_with, compile_layers, give_loss, swap, swap_to_answer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ONEDNN",
     "PLAIN",
     "TORCH",
+    "StepProgram",
     "answer_with",
     "compile_layers",
     "divide_positions",
@@ -30,6 +32,7 @@ __all__ = [
     "narrow_refusal",
     "packed_bytes",
     "products",
+    "step_program",
     "swap",
     "swap_to_answer",
 ]

@@ -23,6 +23,7 @@ from ptuning.kernels.compiled import CompiledLayer, compiled_forward, leave_atte
 from ptuning.kernels.elementwise import LeanFeedForward, LeanNorm
 from ptuning.kernels.loss import CHUNKS, LIGER, LossHead, liger_loss
 from ptuning.kernels.narrow import BF16, multiply_narrow
+from ptuning.kernels.operations import CompiledFeedForward, CompiledNorm, Operations
 from ptuning.kernels.product import ONEDNN, TORCH, FrozenLinear, fastest_to_answer
 from ptuning.messages import message
 from ptuning.quantization import precision_in
@@ -135,6 +136,17 @@ def answer_with(model: PreTrainedModel, product: str) -> None:
     for module in model.modules():
         if type(module) in (nn.Linear, FrozenLinear):
             _give(module, isinstance(module, FrozenLinear) and module.trains, product == ONEDNN)
+
+
+def answer_by_operations(model: PreTrainedModel, operations: Operations) -> None:
+    """Makes the norms and feed-forward parts of a base that only answers compute with compiled functions."""
+    family = family_of(model.config)
+    part: Any
+    for part in model.modules():
+        if type(part) is family.norm:
+            part.__class__, part.operations = _lean(CompiledNorm, type(part)), operations
+        elif type(part) is family.feed_forward:
+            part.__class__, part.operations = _lean(CompiledFeedForward, type(part)), operations
 
 
 def _give(linear: Any, trains: bool, answers: bool) -> None:

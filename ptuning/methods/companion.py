@@ -22,3 +22,8 @@ class Companion:
     def on(self, model: PreTrainedModel, rows: Sequence[int]) -> AbstractContextManager:
         """Inside, a forward call of the bare model computes these rows of the batch with it."""
         return nullcontext()
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether layers compute something else with it."""
+        return type(self).on is not Companion.on

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from string import Template
 
-from ptuning.quantization.int4_tile import GROUP, STEP, Instructions, dot_declaration, each, splat, tile
+from ptuning.quantization.int4_tile import GROUP, STEP, Instructions, dot_declaration, tile
+from ptuning.quantization.llvm import ATTRIBUTES, declare, each, loads, number, splat, wide
 
 MULTIPLE = 16  # of columns: so many are rounded at a time
 SMALLEST = 2.0**-100  # taken for a group's largest number where that is smaller
-_SMALLEST = "0x39B0000000000000"  # the same, as LLVM writes it
 
 # What `run` is told, each in 64 bits: addresses (of x, w, …), numbers; `rows` and `blocks` are counters and begin at 0.
 ARGUMENTS = (
@@ -45,7 +45,12 @@ def source(instructions: Instructions) -> str:
     whole tiles; out (N, R) fp32 or bf16; q (N, C) int8 and sums, steps (N, groups) 32 bit are room to work in.
     """
     tiles = [tile(instructions, rows) for rows in range(1, instructions.height + 1)]
-    words = _loads() | {"height": instructions.height, "less": instructions.height - 1, "group": GROUP, "step": STEP}
+    words = loads(ARGUMENTS, _ADDRESSES) | {
+        "height": instructions.height,
+        "less": instructions.height - 1,
+        "group": GROUP,
+        "step": STEP,
+    }
     words |= {"width": instructions.width, "half": instructions.width // 2, "last": GROUP - 1}
     words["cases"] = each("i64 {m}, label %of{m}", m=range(1, instructions.height + 1))
     words["calls"] = each(
@@ -54,23 +59,18 @@ def source(instructions: Instructions) -> str:
         m=range(1, instructions.height + 1),
     )
     words["tiles"] = Template(_TILES).substitute(words)
-    parts = [dot_declaration(instructions), _DECLARATIONS.replace("LANES", str(instructions.lanes)), *tiles]
+    parts = [
+        dot_declaration(instructions),
+        declare(16),
+        ATTRIBUTES,
+        _DECLARATIONS.replace("LANES", str(instructions.lanes)),
+        *tiles,
+    ]
     return "\n".join([*parts, *map(_row, _LOADS), Template(_QUANTISE + _PRODUCT + _RUN).substitute(words)])
 
 
-def _loads() -> dict[str, str]:
-    """`$load_NAME` of each argument, and `$at_NAME`, its place; `%a` are the arguments."""
-    words = {}
-    for n, name in enumerate(ARGUMENTS):
-        words[f"at_{name}"] = f"%{name}.at = getelementptr i64, ptr %a, i64 {n}"
-        words[f"load_{name}"] = (
-            words[f"at_{name}"] + f"\n%{name} = load {'ptr' if n < _ADDRESSES else 'i64'}, ptr %{name}.at"
-        )
-    return words
-
-
 def _row(kind: str) -> str:
-    words = {"kind": kind, "group": GROUP, "smallest": _SMALLEST}
+    words = {"kind": kind, "group": GROUP, "smallest": number(SMALLEST)}
     words |= {"load_v": _load(kind, "v", "%k"), "load_y": _load(kind, "y", "%j")}
     words["factors"] = splat("%factors", "%factor", "float", 16)
     store = "%four{e} = extractelement <4 x i32> %fours, i64 {e}\n%to{e} = getelementptr i32, ptr %q.k, i64 %m{e}\n"
@@ -86,26 +86,18 @@ def _load(kind: str, name: str, column: str) -> str:
 
 
 _DECLARATIONS = """
+declare i64 @llvm.smin.i64(i64, i64)
+declare float @llvm.maximum.f32(float, float)
 declare void @llvm.masked.store.vLANESf32.p0(<LANES x float>, ptr, i32, <LANES x i1>)
 declare void @llvm.masked.store.vLANESi16.p0(<LANES x i16>, ptr, i32, <LANES x i1>)
-declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
-declare <16 x float> @llvm.maximum.v16f32(<16 x float>, <16 x float>)
-declare float @llvm.maximum.f32(float, float)
 declare float @llvm.vector.reduce.fmaximum.v16f32(<16 x float>)
-declare <16 x float> @llvm.rint.v16f32(<16 x float>)
-declare <16 x i32> @llvm.fptosi.sat.v16i32.v16f32(<16 x float>)
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
-attributes #0 = { nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512" }
 """
 
 _LOADS = {
     "f32": "%NAME = load <16 x float>, ptr %NAME.at, align 4",
-    "bf16": """%NAME.16 = load <16 x i16>, ptr %NAME.at, align 2
-%NAME.32 = zext <16 x i16> %NAME.16 to <16 x i32>
-%NAME.bits = shl <16 x i32> %NAME.32, splat (i32 16)
-%NAME = bitcast <16 x i32> %NAME.bits to <16 x float>""",
+    "bf16": wide("%NAME", "%NAME.at"),
 }
 
 # One row of a tile of m. q, sums and steps point at its own first one.
@@ -177,7 +169,7 @@ _TILES = """%N.up = add i64 %N, $less
 %groups = udiv i64 %C.up, $group"""
 
 _QUANTISE = """
-define internal void @quantise(ptr %a) #0 {
+define void @quantise(ptr %a) #0 {
 entry:
 $load_x
 $load_distance
@@ -231,7 +223,7 @@ ret void
 """
 
 _PRODUCT = """
-define internal void @product(ptr %a) #0 {
+define void @product(ptr %a) #0 {
 entry:
 $load_w
 $load_scale

@@ -6,18 +6,18 @@ import contextlib
 import ctypes
 import importlib.util
 import mmap
-from collections.abc import Callable
 from functools import cache
 
 import torch
 
 from ptuning.quantization.int4_code import ARGUMENTS, MULTIPLE, source
 from ptuning.quantization.int4_tile import GROUP, SETS, STEP, Instructions
+from ptuning.quantization.llvm import compiled, of_openmp
 from ptuning.quantization.packed import Packed
 
-_ENGINES: list[object] = []  # the code lives as long as they do
 _BLOCKS = 16  # of outputs, packed at a time
 _HUGE = 2 << 20  # bytes of a large page
+_PARALLEL = "GOMP_parallel"
 _ALONE = 2 << 20  # products that take less time than a second thread takes to wake up
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
@@ -43,7 +43,8 @@ class CompiledInt4(Packed):
         its = instructions or _best()
         if its is None:
             raise RuntimeError("this processor has none of the instructions")
-        self._run = _compiled(its)
+        self.functions, self.lanes = _functions(its), its.lanes
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.functions["run"])
         self._rows, self._columns = whole_RC.shape
         width = its.width
         blocks = -(-self._rows // width)
@@ -64,35 +65,54 @@ class CompiledInt4(Packed):
             x_NC = x_NC.float()
         if x_NC.stride(1) != 1:
             x_NC = x_NC.contiguous()
-        rows, groups = len(x_NC), -(-self._columns // GROUP)
+        rows = len(x_NC)
         product = torch.empty(rows, self._rows, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
         if not rows:
             return product.to(dtype)
-        room = torch.empty(rows * (self._columns + 8 * groups), dtype=torch.int8)
-        q = room.data_ptr()
-        sums = q + rows * self._columns
-        steps = sums + 4 * rows * groups
+        room = torch.empty(room_bytes(rows, self._columns), dtype=torch.uint8)
+        alone = rows * self._rows * self._columns < _ALONE
         self._run(
             _Arguments(
-                x_NC.data_ptr(),
-                self._weight.data_ptr(),
-                self._scale_R.data_ptr(),
-                product.data_ptr(),
-                q,
-                sums,
-                steps,
-                self._bias_R.data_ptr(),
-                _parallel(),
-                x_NC.stride(0),
-                rows,
-                self._columns,
-                self._rows,
-                1 if rows * self._rows * self._columns < _ALONE else torch.get_num_threads(),
-                x_NC.dtype == torch.bfloat16,
-                product.dtype == torch.bfloat16,
+                *self.arguments(
+                    x_NC, product, room, rows, distance=x_NC.stride(0), threads=1 if alone else torch.get_num_threads()
+                )
             )
         )
         return product.to(dtype)
+
+    def arguments(
+        self, x: torch.Tensor, out: torch.Tensor, room: torch.Tensor, rows: int, distance: int, threads: int = 1
+    ) -> tuple[int, ...]:
+        """What the functions are told, but for the counters, which begin at 0.
+
+        Args:
+            x: (rows, C) fp32 or bf16 lie there, `distance` numbers from one to the next.
+            out: (rows, R) fp32 or bf16 will lie there.
+            room: `room_bytes` for the rounded rows.
+            rows: N.
+            threads: of `run`.
+        """
+        q = room.data_ptr()
+        sums = q + rows * self._columns
+        steps = sums + 4 * rows * -(-self._columns // GROUP)
+        return (
+            x.data_ptr(),
+            self._weight.data_ptr(),
+            self._scale_R.data_ptr(),
+            out.data_ptr(),
+            q,
+            sums,
+            steps,
+            self._bias_R.data_ptr(),
+            of_openmp(_PARALLEL),
+            distance,
+            rows,
+            self._columns,
+            self._rows,
+            threads,
+            x.dtype == torch.bfloat16,
+            out.dtype == torch.bfloat16,
+        )
 
     @staticmethod
     def takes(rows: int, columns: int) -> bool:
@@ -104,7 +124,12 @@ class CompiledInt4(Packed):
             return "no_llvmlite"
         if _best() is None:
             return "no_byte_products"
-        return "no_openmp" if _parallel() == 0 else None
+        return "no_openmp" if of_openmp(_PARALLEL) == 0 else None
+
+
+def room_bytes(rows: int, columns: int) -> int:
+    """For rows of 8-bit numbers, and a sum and a scale of each of their groups."""
+    return rows * (columns + 8 * -(-columns // GROUP))
 
 
 def runs_on(instructions: Instructions) -> bool:
@@ -120,31 +145,8 @@ def _best() -> Instructions | None:
 
 
 @cache
-def _parallel() -> int:
-    """Address of the function that runs another one on all threads of torch's OpenMP library, which is in this process already: so
-    there is no second pool of threads beside torch's. 0: torch is built otherwise."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
-    except (AttributeError, OSError):
-        return 0
-
-
-@cache
-def _compiled(instructions: Instructions) -> Callable[[ctypes.Array], object]:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(source(instructions))
-    module.verify()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("run"))
-    _ENGINES.append(engine)
-    return run
+def _functions(instructions: Instructions) -> dict[str, int]:
+    return compiled(source(instructions), "run", "quantise", "product")
 
 
 def _room(size: int) -> torch.Tensor:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from ptuning.quantization.llvm import each, narrow, splat
+
 GROUP = 128  # columns
 STEP = 8  # columns of `width` outputs lie together: the first four in the bytes' low halves, the other four in the high ones
 VECTORS = 2  # of outputs in a tile
@@ -47,21 +49,6 @@ SETS = (
     Instructions(("avx2", "avxvnni"), lanes=8, height=4),
     Instructions(("avx2",), lanes=8, height=4, dots=False),
 )
-
-
-def each(template: str, **over: range) -> str:
-    """Lines for all combinations; the last one varies fastest."""
-    names = list(over)
-    return "\n".join(
-        template.format(**dict(zip(names, each, strict=True))) for each in itertools.product(*over.values())
-    )
-
-
-def splat(name: str, value: str, kind: str, lanes: int) -> str:
-    return (
-        f"{name}.one = insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0\n"
-        f"{name} = shufflevector <{lanes} x {kind}> {name}.one, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer"
-    )
 
 
 def dot_declaration(its: Instructions) -> str:
@@ -210,20 +197,7 @@ exit:
         each(_store(lanes, "float", "%y{j}.{i}"), j=j, i=i),
         "ret void",
         "bf16:",
-        # By whole numbers: LLVM's own rounding asks for a library where a processor has no instruction for it.
-        each(
-            f"""%bits{{j}}.{{i}} = bitcast {floats} %y{{j}}.{{i}} to {vector}
-%above{{j}}.{{i}} = lshr {vector} %bits{{j}}.{{i}}, splat (i32 16)
-%odd{{j}}.{{i}} = and {vector} %above{{j}}.{{i}}, splat (i32 1)
-%half{{j}}.{{i}} = add {vector} %odd{{j}}.{{i}}, splat (i32 {0x7FFF})
-%up{{j}}.{{i}} = add {vector} %bits{{j}}.{{i}}, %half{{j}}.{{i}}
-%is.nan{{j}}.{{i}} = fcmp uno {floats} %y{{j}}.{{i}}, %y{{j}}.{{i}}
-%right{{j}}.{{i}} = select <{lanes} x i1> %is.nan{{j}}.{{i}}, {vector} splat (i32 {0x7FC00000}), {vector} %up{{j}}.{{i}}
-%upper{{j}}.{{i}} = lshr {vector} %right{{j}}.{{i}}, splat (i32 16)
-%n{{j}}.{{i}} = trunc {vector} %upper{{j}}.{{i}} to <{lanes} x i16>""",
-            j=j,
-            i=i,
-        ),
+        *(narrow(f"%n{block}.{row}", f"%y{block}.{row}", lanes) for block, row in itertools.product(j, i)),
         each(_store(lanes, "i16", "%n{j}.{i}"), j=j, i=i),
         "ret void\n}",
     ]

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from transformers import GlmConfig, PreTrainedTokenizerBase
-from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
+from transformers.models.glm.modeling_glm import (
+    GlmDecoderLayer,
+    GlmMLP,
+    GlmRMSNorm,
+    GlmRotaryEmbedding,
+    eager_attention_forward,
+)
 
 from ptuning.families.chatglm2.config import SUPPORTED, ChatGLMConfig, check_architecture
 from ptuning.families.chatglm2.model import ChatGLMForConditionalGeneration, official_sources, register_weight_names
@@ -36,7 +42,7 @@ class ChatGLM2(Family):
     layer_prefix = "transformer.encoder.layers."
     layer_bias = ".self_attention.query_key_value.bias"
     eager_attention = staticmethod(eager_attention_forward)
-    norm, feed_forward = GlmRMSNorm, GlmMLP
+    norm, feed_forward, pre_norm_layer = GlmRMSNorm, GlmMLP, GlmDecoderLayer
 
     # What a relative with the same network and files has of its own
     config_class: type[ChatGLMConfig] = ChatGLMConfig

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from transformers import GlmConfig
-from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, GlmRotaryEmbedding, eager_attention_forward
+from transformers.models.glm.modeling_glm import (
+    GlmDecoderLayer,
+    GlmMLP,
+    GlmRMSNorm,
+    GlmRotaryEmbedding,
+    eager_attention_forward,
+)
 
 from ptuning.families.chatglm2.family import rotate_interleaved
 from ptuning.families.family import Family
@@ -31,7 +37,7 @@ class GLM4(Family):
     example = "THUDM/glm-4-9b-chat-hf"
     tokenizer_files = ("tokenizer.json",)
     eager_attention = staticmethod(eager_attention_forward)
-    norm, feed_forward = GlmRMSNorm, GlmMLP
+    norm, feed_forward, pre_norm_layer = GlmRMSNorm, GlmMLP, GlmDecoderLayer
 
     def check(self, values: Mapping[str, Any], folder: Path) -> None:
         check_sizes(values, _SIZES, folder)
