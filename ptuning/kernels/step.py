@@ -158,7 +158,7 @@ class StepProgram:
         x, rounded, records = self._room[source], self._room["rounded"], []
         last = len(linears) - 1
         for n, (target, linear) in enumerate(linears.items()):
-            told = linear.packed.arguments(x, self._room[target], rounded, rows, x.shape[1])
+            told = linear.packed.arguments(x, self._room[target], rounded, rows, x.shape[1], torch.get_num_threads())
             if n == 0:
                 records.append(self.operations.record(linear.packed.functions["quantise"], *told))
             records.append(self.operations.record(linear.packed.functions["product"], *told, wait=n == last))

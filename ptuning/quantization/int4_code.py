@@ -39,7 +39,8 @@ _ADDRESSES = 9  # the first ones
 
 
 def source(instructions: Instructions) -> str:
-    """A module with `run(arguments)`, which computes on as many threads as it is told, by OpenMP's `GOMP_parallel`.
+    """A module with `run(arguments)`, which computes on as many threads as it is told, by OpenMP's `GOMP_parallel`. A
+    thread takes half of its share of the blocks that are left at a time, neighbours: long stretches of memory are read fastest.
 
     x (N, C) fp32 or bf16, `distance` numbers from row to row; w as `CompiledInt4` packs it; scale and bias (R,) fp32, padded to
     whole tiles; out (N, R) fp32 or bf16; q (N, C) int8 and sums, steps (N, groups) 32 bit are room to work in.
@@ -51,7 +52,12 @@ def source(instructions: Instructions) -> str:
         "group": GROUP,
         "step": STEP,
     }
-    words |= {"width": instructions.width, "half": instructions.width // 2, "last": GROUP - 1}
+    words |= {
+        "width": instructions.width,
+        "half": instructions.width // 2,
+        "last": GROUP - 1,
+        "last_of_block": instructions.width - 1,
+    }
     words["cases"] = each("i64 {m}, label %of{m}", m=range(1, instructions.height + 1))
     words["calls"] = each(
         "of{m}:\ncall void @tile_{m}(ptr %w.b, ptr %q.t, ptr %sums.t, ptr %steps.t, i64 %all, ptr %out.t, i64 %row, ptr %scale.b, "
@@ -87,6 +93,7 @@ def _load(kind: str, name: str, column: str) -> str:
 
 _DECLARATIONS = """
 declare i64 @llvm.smin.i64(i64, i64)
+declare i64 @llvm.smax.i64(i64, i64)
 declare float @llvm.maximum.f32(float, float)
 declare void @llvm.masked.store.vLANESf32.p0(<LANES x float>, ptr, i32, <LANES x i1>)
 declare void @llvm.masked.store.vLANESi16.p0(<LANES x i16>, ptr, i32, <LANES x i1>)
@@ -236,6 +243,7 @@ $load_steps
 $load_N
 $load_C
 $load_R
+$load_threads
 $at_blocks
 $tiles
 %all = udiv i64 %C, $step
@@ -243,13 +251,30 @@ $tiles
 %narrow = icmp ne i64 %to_bf16, 0
 %size = select i1 %narrow, i64 2, i64 4
 %row = mul i64 %R, %size
+%R.up = add i64 %R, $last_of_block
+%all.blocks = udiv i64 %R.up, $width
+%parts = shl i64 %threads, 1
 br label %next
 next:
-%b = atomicrmw add ptr %blocks.at, i64 1 monotonic
-%r = mul i64 %b, $width
-%over = icmp sge i64 %r, %R
-br i1 %over, label %exit, label %block
+%seen = load atomic i64, ptr %blocks.at monotonic, align 8
+br label %try
+try:
+%first.block = phi i64 [%seen, %next], [%found, %take]
+%left.blocks = sub i64 %all.blocks, %first.block
+%over = icmp sle i64 %left.blocks, 0
+br i1 %over, label %exit, label %take
+take:
+%share = udiv i64 %left.blocks, %parts
+%some = call i64 @llvm.smax.i64(i64 %share, i64 1)
+%end.block = add i64 %first.block, %some
+%taken = cmpxchg ptr %blocks.at, i64 %first.block, i64 %end.block monotonic monotonic
+%found = extractvalue { i64, i1 } %taken, 0
+%mine = extractvalue { i64, i1 } %taken, 1
+br i1 %mine, label %block, label %try
 block:
+%b = phi i64 [%first.block, %take], [%b.next, %blocked]
+%b.next = add i64 %b, 1
+%r = mul i64 %b, $width
 %w.offset = mul i64 %b, %bytes
 %w.b = getelementptr i8, ptr %w, i64 %w.offset
 %scale.b = getelementptr float, ptr %scale, i64 %r
@@ -278,7 +303,10 @@ $cases
 $calls
 tiled:
 %more = icmp slt i64 %end, %N
-br i1 %more, label %tile, label %next
+br i1 %more, label %tile, label %blocked
+blocked:
+%more.blocks = icmp slt i64 %b.next, %end.block
+br i1 %more.blocks, label %block, label %next
 exit:
 ret void
 }
