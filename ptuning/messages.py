@@ -164,6 +164,7 @@ message = Texts(
             "llvmlite is not installed, pip install 'ptuning[cpu]'",
         ),
         "no_byte_products": ("这个 CPU 没有 AVX2", "this CPU has no AVX2"),
+        "no_vnni": ("这个 CPU 没有 VNNI", "this CPU has no VNNI"),
         "no_openmp": ("这个 torch 没有用 OpenMP", "this torch is built without OpenMP"),
         "wrong_products": ("在本机上结果不对", "its results are wrong on this machine"),
         "answers_by_onednn": (

@@ -22,8 +22,8 @@ from ptuning.kernels.operations import Operations, attend_arguments, bits
 from ptuning.kernels.step_code import MULTIPLE
 from ptuning.kernels.swap import answer_by_operations
 from ptuning.quantization.cpu_kernels import PackedLinear
-from ptuning.quantization.int4_product import CompiledInt4
-from ptuning.quantization.int4_product import room_bytes as product_bytes
+from ptuning.quantization.int_product import Compiled
+from ptuning.quantization.int_product import room_bytes as product_bytes
 
 Record = tuple[int, ...]
 _programs: WeakKeyDictionary[PreTrainedModel, StepProgram] = WeakKeyDictionary()
@@ -51,14 +51,14 @@ def _layers(model: PreTrainedModel) -> list[Any]:
         return []
     layers = [part for part in model.modules() if isinstance(part, kind)]
     linears = [part for layer in layers for part in layer.modules() if isinstance(part, nn.Linear)]
-    packed = all(isinstance(part, PackedLinear) and isinstance(part.packed, CompiledInt4) for part in linears)
+    packed = all(isinstance(part, PackedLinear) and isinstance(part.packed, Compiled) for part in linears)
     return layers if packed and len(linears) == 6 * len(layers) else []
 
 
 class StepProgram:
     """Args:
     model: whose embedding, rotary and last norm it takes.
-    layers: of norm, attention with rotary in pairs of neighbours, norm and feed-forward part, all products int4.
+    layers: of norm, attention with rotary in pairs of neighbours, norm and feed-forward part, all products compiled.
     """
 
     def __init__(self, model: PreTrainedModel, layers: list[Any]):

@@ -141,12 +141,15 @@ def answer_with(model: PreTrainedModel, product: str) -> None:
 def answer_by_operations(model: PreTrainedModel, operations: Operations) -> None:
     """Makes the norms and feed-forward parts of a base that only answers compute with compiled functions."""
     family = family_of(model.config)
-    part: Any
-    for part in model.modules():
-        if type(part) is family.norm:
-            part.__class__, part.operations = _lean(CompiledNorm, type(part)), operations
-        elif type(part) is family.feed_forward:
-            part.__class__, part.operations = _lean(CompiledFeedForward, type(part)), operations
+    for module in model.modules():
+        if type(module) is family.norm:
+            _equip(module, CompiledNorm, operations)
+        elif type(module) is family.feed_forward:
+            _equip(module, CompiledFeedForward, operations)
+
+
+def _equip(module: Any, kernel: type, operations: Operations) -> None:
+    module.__class__, module.operations = _lean(kernel, type(module)), operations
 
 
 def _give(linear: Any, trains: bool, answers: bool) -> None:

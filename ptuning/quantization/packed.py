@@ -48,7 +48,7 @@ class Packed(ABC):
 class PackedInt8(Packed):
     """int8 × int8: each row of the input is rounded to 8 bit too, by its own largest value."""
 
-    about = "int8 × int8"
+    about = "int8 × int8 (torch)"
 
     def __init__(self, whole_RC: torch.Tensor, scale_R: torch.Tensor, bias_R: torch.Tensor | None = None):
         self._bias_R = bias_R

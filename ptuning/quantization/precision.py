@@ -12,7 +12,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ptuning.errors import ConfigError
-from ptuning.quantization.int4_product import CompiledInt4
+from ptuning.quantization.int_product import CompiledInt4, CompiledInt8
 from ptuning.quantization.packed import Packed, PackedInt4, PackedInt8
 
 METHOD = "chatglm"  # quant_method inside transformers; where it stands in files is the family's matter
@@ -118,7 +118,7 @@ class RowWise(Precision):
 class Int8(RowWise):
     """One number a byte."""
 
-    bits, top, packed = 8, 127, (PackedInt8,)
+    bits, top, packed = 8, 127, (CompiledInt8, PackedInt8)
 
     def pack(self, whole_RC: torch.Tensor) -> torch.Tensor:
         return whole_RC

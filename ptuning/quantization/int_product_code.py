@@ -1,4 +1,4 @@
-"""A program for LLVM around the tiles of `int4_tile.py`: rows are rounded to 8 bit, then threads take blocks of outputs in turn.
+"""A program for LLVM around the tiles of `int_tile.py`: rows are rounded to 8 bit, then threads take blocks of outputs in turn.
 
 Each row is rounded by itself, in groups of `GROUP` columns: scale = largest / 127, q = round(x · 127 / largest), ties to even. NaN
 is kept in the scale. N rows are divided into tiles of equal height, give or take one; a tile's q lie as [C / 4][rows][4].
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from string import Template
 
-from ptuning.quantization.int4_tile import GROUP, STEP, Instructions, dot_declaration, tile
+from ptuning.quantization.int_tile import GROUP, STEP, Instructions, dot_declaration, tile
 from ptuning.quantization.llvm import ATTRIBUTES, declare, each, loads, number, splat, wide
 
 MULTIPLE = 16  # of columns: so many are rounded at a time
@@ -38,14 +38,14 @@ ARGUMENTS = (
 _ADDRESSES = 9  # the first ones
 
 
-def source(instructions: Instructions) -> str:
+def source(instructions: Instructions, bits: int) -> str:
     """A module with `run(arguments)`, which computes on as many threads as it is told, by OpenMP's `GOMP_parallel`. A
     thread takes half of its share of the blocks that are left at a time, neighbours: long stretches of memory are read fastest.
 
-    x (N, C) fp32 or bf16, `distance` numbers from row to row; w as `CompiledInt4` packs it; scale and bias (R,) fp32, padded to
+    x (N, C) fp32 or bf16, `distance` numbers from row to row; w as `Compiled` packs it; scale and bias (R,) fp32, padded to
     whole tiles; out (N, R) fp32 or bf16; q (N, C) int8 and sums, steps (N, groups) 32 bit are room to work in.
     """
-    tiles = [tile(instructions, rows) for rows in range(1, instructions.height + 1)]
+    tiles = [tile(instructions, rows, bits) for rows in range(1, instructions.height + 1)]
     words = loads(ARGUMENTS, _ADDRESSES) | {
         "height": instructions.height,
         "less": instructions.height - 1,
@@ -54,7 +54,7 @@ def source(instructions: Instructions) -> str:
     }
     words |= {
         "width": instructions.width,
-        "half": instructions.width // 2,
+        "column": instructions.width * bits // 8,
         "last": GROUP - 1,
         "last_of_block": instructions.width - 1,
     }
@@ -72,11 +72,13 @@ def source(instructions: Instructions) -> str:
         _DECLARATIONS.replace("LANES", str(instructions.lanes)),
         *tiles,
     ]
-    return "\n".join([*parts, *map(_row, _LOADS), Template(_QUANTISE + _PRODUCT + _RUN).substitute(words)])
+    return "\n".join(
+        [*parts, *(_row(kind, bits) for kind in _LOADS), Template(_QUANTISE + _PRODUCT + _RUN).substitute(words)]
+    )
 
 
-def _row(kind: str) -> str:
-    words = {"kind": kind, "group": GROUP, "smallest": number(SMALLEST)}
+def _row(kind: str, bits: int) -> str:
+    words = {"zero": 1 << (bits - 1), "kind": kind, "group": GROUP, "smallest": number(SMALLEST)}
     words |= {"load_v": _load(kind, "v", "%k"), "load_y": _load(kind, "y", "%j")}
     words["factors"] = splat("%factors", "%factor", "float", 16)
     store = "%four{e} = extractelement <4 x i32> %fours, i64 {e}\n%to{e} = getelementptr i32, ptr %q.k, i64 %m{e}\n"
@@ -156,7 +158,7 @@ $stores
 br i1 %more.j, label %write, label %done
 done:
 %total = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %sum.next)
-%start = mul i32 %total, -8
+%start = mul i32 %total, -$zero
 %of.group = mul i64 %g, %m
 %sums.at = getelementptr i32, ptr %sums, i64 %of.group
 store i32 %start, ptr %sums.at
@@ -247,7 +249,7 @@ $load_threads
 $at_blocks
 $tiles
 %all = udiv i64 %C, $step
-%bytes = mul i64 %C, $half
+%bytes = mul i64 %C, $column
 %narrow = icmp ne i64 %to_bf16, 0
 %size = select i1 %narrow, i64 2, i64 4
 %row = mul i64 %R, %size

@@ -1,4 +1,4 @@
-"""int8 × int4 by a program that llvmlite compiles when it is first asked for (a fifth of a second)."""
+"""int8 × int4 and int8 × int8 by programs that llvmlite compiles when they are first asked for (a fifth of a second)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import importlib.util
 import mmap
+from abc import abstractmethod
 from functools import cache
 
 import torch
 
-from ptuning.quantization.int4_code import ARGUMENTS, MULTIPLE, source
-from ptuning.quantization.int4_tile import GROUP, SETS, STEP, Instructions
+from ptuning.quantization.int_product_code import ARGUMENTS, MULTIPLE, source
+from ptuning.quantization.int_tile import GROUP, SETS, STEP, Instructions
 from ptuning.quantization.llvm import compiled, of_openmp
 from ptuning.quantization.packed import Packed
 
@@ -22,8 +23,8 @@ _ALONE = 2 << 20  # products that take less time than a second thread takes to w
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
-class CompiledInt4(Packed):
-    """int8 × int4: each row of the input is rounded to 8 bit too, in groups of 128 columns, each by its own largest value.
+class Compiled(Packed):
+    """Each row of the input is rounded to 8 bit, in groups of 128 columns, each by its own largest value.
 
     Computed on torch's own threads, as many as torch would take. Any number of threads may call it at the same time.
 
@@ -31,7 +32,8 @@ class CompiledInt4(Packed):
         instructions: default: the best that this processor has.
     """
 
-    about = "int8 × int4"
+    bits: int
+    lacking: str  # what a processor without the instructions lacks, as a name in `messages.py`
 
     def __init__(
         self,
@@ -40,25 +42,29 @@ class CompiledInt4(Packed):
         bias_R: torch.Tensor | None = None,
         instructions: Instructions | None = None,
     ):
-        its = instructions or _best()
+        its = instructions or _best(self.bits)
         if its is None:
             raise RuntimeError("this processor has none of the instructions")
-        self.functions, self.lanes = _functions(its), its.lanes
+        self.functions, self.lanes = _functions(its, self.bits), its.lanes
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.functions["run"])
         self._rows, self._columns = whole_RC.shape
         width = its.width
         blocks = -(-self._rows // width)
-        self._weight = _room(blocks * width * self._columns // 2)
-        packed = self._weight.view(torch.int32).view(blocks, self._columns // STEP, width)
+        self._weight = _room(blocks * width * self._columns * self.bits // 8)
+        packed = self._weight.view(torch.int32).view(blocks, self._columns // STEP, -1, width)
         for first in range(0, blocks, _BLOCKS):
-            rows = whole_RC[first * width : (first + _BLOCKS) * width] + 8
+            rows = whole_RC[first * width : (first + _BLOCKS) * width]
             rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % width))
-            low, high = rows.view(torch.int32).view(-1, width, self._columns // STEP, 2).unbind(-1)  # four numbers each
-            packed[first : first + _BLOCKS] = (low | high << 4).transpose(1, 2)
+            packed[first : first + _BLOCKS] = self._words(rows).unflatten(0, (-1, width)).movedim(1, 3)
         self._scale_R, self._bias_R = torch.zeros(2, blocks * width)
         self._scale_R[: self._rows] = scale_R
         if bias_R is not None:
             self._bias_R[: self._rows] = bias_R
+
+    @staticmethod
+    @abstractmethod
+    def _words(whole_RC: torch.Tensor) -> torch.Tensor:
+        """int8 → (R, C / 8, words) int32: of 8 columns each."""
 
     def __call__(self, x_NC: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         if x_NC.dtype not in (torch.float32, torch.bfloat16):
@@ -122,9 +128,30 @@ class CompiledInt4(Packed):
     def missing(cls) -> str | None:
         if importlib.util.find_spec("llvmlite") is None:
             return "no_llvmlite"
-        if _best() is None:
-            return "no_byte_products"
+        if _best(cls.bits) is None:
+            return cls.lacking
         return "no_openmp" if of_openmp(_PARALLEL) == 0 else None
+
+
+class CompiledInt4(Compiled):
+    """Half a byte a number."""
+
+    about, bits, lacking = "int8 × int4", 4, "no_byte_products"
+
+    @staticmethod
+    def _words(whole_RC: torch.Tensor) -> torch.Tensor:
+        low, high = (whole_RC + 8).view(torch.int32).unflatten(1, (-1, 2)).unbind(-1)  # four numbers each
+        return (low | high << 4)[..., None]
+
+
+class CompiledInt8(Compiled):
+    """A byte a number."""
+
+    about, bits, lacking = "int8 × int8", 8, "no_vnni"
+
+    @staticmethod
+    def _words(whole_RC: torch.Tensor) -> torch.Tensor:
+        return (whole_RC ^ -0x80).view(torch.int32).unflatten(1, (-1, 2))  # the sign bit turned over is 128 added
 
 
 def room_bytes(rows: int, columns: int) -> int:
@@ -140,13 +167,13 @@ def runs_on(instructions: Instructions) -> bool:
 
 
 @cache
-def _best() -> Instructions | None:
-    return next((each for each in SETS if runs_on(each)), None)
+def _best(bits: int) -> Instructions | None:
+    return next((each for each in SETS if (each.dots or bits == 4) and runs_on(each)), None)
 
 
 @cache
-def _functions(instructions: Instructions) -> dict[str, int]:
-    return compiled(source(instructions), "run", "quantise", "product")
+def _functions(instructions: Instructions, bits: int) -> dict[str, int]:
+    return compiled(source(instructions, bits), "run", "quantise", "product")
 
 
 def _room(size: int) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""The inner part of the product of int8 rows and an int4 matrix, as text for LLVM: torch has no operator for a processor's dot
-product of bytes.
+"""The inner part of the product of int8 rows and an int4 or int8 matrix, as text for LLVM: torch has no operator for a processor's
+dot product of bytes.
 
-A matrix's numbers lie in memory as w + 8 in 0 … 15, two a byte, in the order in which they are read; they are unpacked into
-registers and multiplied with a tile of rows there, so that memory is read once for all rows of a batch. A row of the input has
-8-bit numbers q, in groups of `GROUP` columns with a scale each. A group's sum is exact in whole numbers (it starts at -8 Σ q); the
-groups' sums are added in fp32 in one order, whatever else is in the batch.
+A matrix's numbers lie in memory as w + 8 in 0 … 15, two a byte, or as w + 128, in the order in which they are read; they are
+unpacked into registers and multiplied with a tile of rows there, so that memory is read once for all rows of a batch. A row of the
+input has 8-bit numbers q, in groups of `GROUP` columns with a scale each. A group's sum is exact in whole numbers (it starts at
+-8 Σ q or -128 Σ q); the groups' sums are added in fp32 in one order, whatever else is in the batch.
 
 Shapes: R outputs, C inputs of the matrix; a tile is `height` rows or fewer × `width` outputs.
 """
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from ptuning.quantization.llvm import each, narrow, splat
 
 GROUP = 128  # columns
-STEP = 8  # columns of `width` outputs lie together: the first four in the bytes' low halves, the other four in the high ones
+# Columns of `width` outputs lie together: of 4 bit the first four in the bytes' low halves, the other four in the high ones; of 8
+# bit the first four of all outputs, then the others.
+STEP = 8
 VECTORS = 2  # of outputs in a tile
 _AHEAD = 4096  # bytes of the matrix that are asked for before they are needed
 
@@ -30,7 +32,8 @@ class Instructions:
         needs: LLVM's names of its features.
         lanes: 32-bit sums in a register.
         height: rows of a tile; its sums stay in registers.
-        dots: whether it has the dot product of four bytes each (VNNI); else it is put together of two instructions.
+        dots: whether it has the dot product of four bytes each (VNNI); else it is put together of two instructions, whose sums of
+            two products have 16 bit: enough for a matrix of 4 bit.
     """
 
     needs: tuple[str, ...]
@@ -76,7 +79,7 @@ def _dot(its: Instructions, name: str, total: str, weights: str, inputs: str) ->
 {name} = add {vector} {total}, {name}.four"""
 
 
-def tile(its: Instructions, rows: int) -> str:
+def tile(its: Instructions, rows: int, bits: int) -> str:
     """`tile_ROWS`: so many rows times `width` outputs, all columns. Sums of few rows are kept in two halves: each addition waits
     for the one before it, and with so few of them there is time to wait."""
     lanes, vector, floats = its.lanes, f"<{its.lanes} x i32>", f"<{its.lanes} x float>"
@@ -116,19 +119,25 @@ group:
         phi = f"%a{{j}}.{{i}}.{half} = phi {vector} [{start}, %group], [%a{{j}}.{{i}}.{half}.next, %step]"
         lines += [each(phi, j=j, i=i)]
     lines += [
-        f"""%w.offset = mul i64 %k, {STEP // 2 * its.width}
+        f"""%w.offset = mul i64 %k, {STEP * bits // 8 * its.width}
 %q.offset = mul i64 %k, {STEP * rows}
 %w.k = getelementptr i8, ptr %w, i64 %w.offset
 %q.k = getelementptr i8, ptr %q, i64 %q.offset""",
         each(
             f"""%w.at{{j}} = getelementptr {vector}, ptr %w.k, i64 {{j}}
-%both{{j}} = load {vector}, ptr %w.at{{j}}, align {4 * lanes}
-{ahead}%w{{j}}.0 = and {vector} %both{{j}}, {low}
-%high{{j}} = lshr {vector} %both{{j}}, splat (i32 4)
-%w{{j}}.1 = and {vector} %high{{j}}, {low}""",
-            j=j,
+{ahead}%both{{j}} = load {vector}, ptr %w.at{{j}}, align {4 * lanes}""",
+            j=range(VECTORS * bits // 4),
         ),
     ]
+    if bits == 4:
+        lines += [
+            each(
+                f"""%w{{j}}.0 = and {vector} %both{{j}}, {low}
+%high{{j}} = lshr {vector} %both{{j}}, splat (i32 4)
+%w{{j}}.1 = and {vector} %high{{j}}, {low}""",
+                j=j,
+            )
+        ]
     for half, row in itertools.product(range(2), i):
         four = f"{half}.{row}"
         lines += [
@@ -142,7 +151,8 @@ group:
                 before, after = f"{sum_of}.{half}", f"{sum_of}.{half}.next"
             else:
                 before, after = (f"{sum_of}.0", f"{sum_of}.mid") if half == 0 else (f"{sum_of}.mid", f"{sum_of}.0.next")
-            lines += [_dot(its, after, before, f"%w{block}.{half}", f"%x{four}")]
+            weights = f"%w{block}.{half}" if bits == 4 else f"%both{half * VECTORS + block}"
+            lines += [_dot(its, after, before, weights, f"%x{four}")]
     lines += [
         "%k.next = add i64 %k, 1",
         "%more = icmp slt i64 %k.next, %end",
