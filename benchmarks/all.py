@@ -40,7 +40,7 @@ SMALL = {
         "200",
     ],
     "long": ["--small", "--kernels", "fast", "--tokens", "1024", "2048"],
-    "cpu_serving": ["--small", "--engines", "int8", "--rounds", "2", "--threads", "1"],
+    "cpu_serving": ["--small", "--engines", "int8", "--turns", "4", "--threads", "1"],
     "size": ["--small", "--bases", "int4", "--train", "--threads", "1"],
 }
 # These have no small form that says anything.

@@ -1,14 +1,15 @@
 """Answering with a quantised base on a CPU at the shape of ChatGLM2-6B, beside llama.cpp. Prints one JSON line last.
 
-    python benchmarks/cpu_serving.py                        int8, int4 and llama.cpp: 15 GB of disk, 8 GB of memory
+    python benchmarks/cpu_serving.py                        int8, int4 and llama.cpp: 15 GB of disk, 20 GB of memory
     python benchmarks/cpu_serving.py --engines int8 int4    without llama.cpp
     python benchmarks/cpu_serving.py --small                a tiny shape
 
-Random weights are written into --folder (default: a temporary one, deleted at the end). Each engine runs in a process of its own,
-one after the other, --rounds times. Our rows are answered with the base and two prefixes in turn. llama.cpp comes from
-llama-cpp-python, built in an environment of its own (--llama_venv keeps it). A rate is the median of the steps; `fastest` beside
-it tells how busy the machine was. `--clock cpu --threads 1` counts a thread's own seconds of processor time, in which waiting for a
-busy machine doesn't count.
+Random weights are written into --folder (default: a temporary one, deleted at the end). Each engine is a process of its own; all
+are loaded at once (int8 7 GB, int4 5, llama.cpp 7) and take turns, because a machine's memory is half as fast again when its
+neighbours are quiet, for minutes. Our rows are answered with the base and two prefixes in turn. llama.cpp comes from
+llama-cpp-python, built in an environment of its own (--llama_venv keeps it). A rate is the median of all steps, `to_llama_cpp` the
+median of the turns' ratios. `--clock cpu --threads 1` counts a thread's own seconds of processor time, in which waiting for a busy
+machine doesn't count.
 """
 
 import argparse
@@ -21,7 +22,11 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+from typing import Any, TextIO
 
 from common import SIX_B, TINY_SHAPE, write_base
 
@@ -38,12 +43,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prompts", type=int, nargs="+", default=[128, 128, 32], help="tokens of a prompt, for each of --rows"
     )
-    parser.add_argument("--steps", type=int, default=16, help="timed, of each number of rows")
-    parser.add_argument("--prompt_rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=6, help="of all engines, for each number of rows and for prompts")
+    parser.add_argument("--steps", type=int, default=5, help="timed in a turn")
     parser.add_argument("--pre_seq_len", type=int, default=128)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--rounds", type=int, default=2, help="of all engines")
     parser.add_argument("--folder", type=Path, help="for the weights; kept")
     parser.add_argument(
         "--llama_venv", type=Path, help="environment with llama-cpp-python and gguf; made if it isn't there, kept"
@@ -59,28 +63,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     if args.worker:
-        print(json.dumps(worker(args)))
+        worker(args)
         return
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = args.folder or Path(temporary)
         require_disk(folder, args)
-        runs: dict[str, list[dict]] = {engine: [] for engine in args.engines}
         commands = {engine: prepared(engine, folder, Path(temporary), args) for engine in args.engines}
-        for _ in range(args.rounds):
+        with ExitStack() as stack:
+            engines = {}
             for engine, command in commands.items():
-                runs[engine].append(last_line(command, args.threads))
-                print(engine, json.dumps(summary(runs[engine][-1:])), flush=True)
-    results = {engine: summary(found) for engine, found in runs.items()}
-    if LLAMA in results:
-        theirs = results[LLAMA]
-        for engine in results.keys() - {LLAMA}:
-            ours = results[engine]
-            ratios = {
-                rows: round(ours["rows"][rows]["median"] / theirs["rows"][rows]["median"], 2) for rows in ours["rows"]
-            }
-            ours["to_llama_cpp"] = ratios | {"prompt": round(ours["prompt"]["median"] / theirs["prompt"]["median"], 2)}
+                errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+                engines[engine] = Started(command, args.threads, errors)
+                stack.callback(engines[engine].process.kill)
+            results = measured(engines, args)
     shape = TINY_SHAPE if args.small else SIX_B
     print(
         json.dumps(
@@ -119,39 +116,84 @@ def prepared(engine: str, folder: Path, temporary: Path, args: argparse.Namespac
     install = [str(python), "-m", "pip", "install", "-q", "llama-cpp-python", "gguf"]
     settings = os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
     subprocess.run(install, check=True, env=settings)
-    names = ("rows", "prompts", "steps", "prompt_rounds", "threads", "clock")
-    options = json.dumps({"shape": shape, **{name: getattr(args, name) for name in names}})
-    command = [str(python), str(ROOT / "benchmarks" / "llama_cpp_rate.py"), options, str(folder / "q4_0.gguf")]
+    columns = max(args.prompts) + args.steps * (args.turns + 1) + 8
+    options = {"shape": shape, "rows": max(args.rows), "columns": columns, "threads": args.threads, "clock": args.clock}
+    command = [
+        str(python),
+        str(ROOT / "benchmarks" / "llama_cpp_rate.py"),
+        json.dumps(options),
+        str(folder / "q4_0.gguf"),
+    ]
     if not (folder / "q4_0.gguf").exists():
         subprocess.run(command, check=True)
     return command
 
 
-def last_line(command: list[str], threads: int) -> dict:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+class Started:
+    """An engine in a process of its own, which waits for orders: a JSON line each, answered by one."""
+
+    def __init__(self, command: list[str], threads: int, errors: TextIO):
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        self.command, self.errors = command, errors
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=self.errors
+        )
+        self.ask()
+
+    def ask(self, **order: Any) -> Any:
+        """Without an order: waits until it is loaded."""
+        if order:
+            print(json.dumps(order), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise SystemExit(f"{' '.join(self.command)}\n{self.errors.read()[-3000:]}")
+        return json.loads(line)
 
 
-def summary(runs: list[dict]) -> dict:
-    """Of the best round each: a busy neighbour makes a round slow, nothing makes it fast."""
+def measured(engines: dict[str, Started], args: argparse.Namespace) -> dict[str, dict]:
+    """Rates of each engine: of prompts, and of each number of rows."""
+    rates: dict[str, dict[str, list[list[float]]]] = {name: {} for name in engines}  # of each turn
+    settings = {"prompt": {"prompt": max(args.prompts)}}
+    settings |= {str(rows): {"steps": args.steps} for rows in args.rows}
+    for setting, order in settings.items():
+        for engine in engines.values():
+            if setting != "prompt":
+                length = args.prompts[args.rows.index(int(setting))]
+                engine.ask(rows=int(setting), length=length, room=args.steps * (args.turns + 1) + 1)
+        for turn in range(args.turns + 1):
+            for name, engine in engines.items():
+                found = engine.ask(**order)
+                if turn:  # the first one warms up
+                    rates[name].setdefault(setting, []).append(found)
+        print(
+            setting, {name: round(statistics.median(chain(*rates[name][setting])), 2) for name in engines}, flush=True
+        )
+    results = {name: summary(found) | engines[name].ask(end=True) for name, found in rates.items()}
+    for name in results.keys() - {LLAMA} if LLAMA in results else ():
+        results[name]["to_llama_cpp"] = {
+            setting: round(
+                statistics.median(statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs), 2
+            )
+            for setting in settings
+            for pairs in [list(zip(rates[name][setting], rates[LLAMA][setting], strict=True))]
+        }
+    return results
 
-    def best(rates: list[list[float]]) -> dict[str, float]:
-        chosen = max(rates, key=statistics.median)
-        return {"median": round(statistics.median(chosen), 2), "fastest": round(max(map(max, rates)), 2)}
 
-    return {
-        "rows": {rows: best([run["rows"][rows] for run in runs]) for rows in runs[0]["rows"]},
-        "prompt": best([run["prompt"] for run in runs]),
-        **{name: round(runs[-1][name], 2) for name in ("resident_gb", "peak_gb") if name in runs[-1]},
-    }
+def summary(rates: dict[str, list[list[float]]]) -> dict:
+    def of(turns: list[list[float]]) -> dict[str, float]:
+        every = list(chain(*turns))
+        return {"median": round(statistics.median(every), 2), "fastest": round(max(every), 2)}
+
+    found = {setting: of(turns) for setting, turns in rates.items()}
+    return {"prompt": found.pop("prompt"), "rows": found}
 
 
-def worker(args: argparse.Namespace) -> dict:
-    """Rates of the engine in this process."""
+def worker(args: argparse.Namespace) -> None:
+    """The engine in this process: follows the orders of `measured`."""
     from ptuning.generation import Engine, GenerationRequest, Prefix
     from ptuning.loading import load_base
     from ptuning.methods.prefix.encoder import PrefixEncoder, PrefixShape
@@ -162,13 +204,11 @@ def worker(args: argparse.Namespace) -> dict:
     choose_kernels(model, args.kernels, lambda line: print(line, file=sys.stderr))
     encoder = PrefixEncoder(PrefixShape.of(model.config), args.pre_seq_len)
     companions = [Prefix.of("one", encoder, model.dtype), Prefix.of("two", encoder, model.dtype), None]
-    vocab, result = model.config.vocab_size, {"rows": {}}
+    vocab, clock = model.config.vocab_size, time.process_time if args.clock == "cpu" else time.perf_counter
 
     def requests(rows: int, length: int, new: int) -> list[GenerationRequest]:
         ids = [[3 + (row + n) % (vocab - 3) for n in range(length)] for row in range(rows)]
         return [GenerationRequest(row, each, new, prefix=companions[row % 3]) for row, each in enumerate(ids)]
-
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
 
     def timed(work) -> float:
         started = clock()
@@ -176,23 +216,29 @@ def worker(args: argparse.Namespace) -> dict:
         return clock() - started
 
     with Engine(model, []) as engine:
-        longest, rates = max(args.prompts), []
-        for _ in range(args.prompt_rounds + 1):
-            engine.add(requests(1, longest, 1)[0])
-            rates.append(longest / timed(engine.step))
-        result["prompt"] = rates[1:]
-        for rows, length in zip(args.rows, args.prompts, strict=True):
-            for request in requests(rows, length, args.steps + 2):
-                engine.add(request)
-            while len(engine.rows) < rows:
-                engine.step()
-            engine.step()  # warms up
-            result["rows"][rows] = [rows / timed(engine.step) for _ in range(args.steps)]
-            while engine.has_work:
-                engine.step()
-        result["resident_gb"] = resident() / 1e9
-    result["peak_gb"] = peak_rss() / 1e9
-    return result
+        for order in orders():
+            if "prompt" in order:
+                engine.add(requests(1, order["prompt"], 1)[0])
+                answer: Any = [order["prompt"] / timed(engine.step)]
+            elif "rows" in order:
+                for row in list(engine.rows):
+                    engine.cancel(row.request.id)
+                for request in requests(order["rows"], order["length"], order["room"]):
+                    engine.add(request)
+                while len(engine.rows) < order["rows"]:
+                    engine.step()
+                answer = []
+            elif "steps" in order:
+                answer = [len(engine.rows) / timed(engine.step) for _ in range(order["steps"])]
+            else:
+                answer = {"resident_gb": round(resident() / 1e9, 2), "peak_gb": round(peak_rss() / 1e9, 2)}
+            print(json.dumps(answer), flush=True)
+
+
+def orders() -> Iterator[dict]:
+    print("[]", flush=True)  # loaded
+    for line in sys.stdin:
+        yield json.loads(line)
 
 
 def resident() -> int:

@@ -1,6 +1,7 @@
 """llama.cpp's rates on random Q4_0 weights, for cpu_serving.py. Runs in an environment of its own: llama-cpp-python, gguf.
 
-    python benchmarks/llama_cpp_rate.py OPTIONS_AS_JSON FILE.gguf      writes the file if it isn't there; prints one JSON line last
+    python benchmarks/llama_cpp_rate.py OPTIONS_AS_JSON FILE.gguf      writes the file if it isn't there; else follows orders, a
+                                                                       JSON line each, and answers each by one
 
 As `llama-quantize … q4_0` has it: layers and embedding Q4_0, output layer Q6_K, norms and biases fp32. Attention as in the official
 ChatGLM2 (llama.cpp's `chatglm`), without a vocabulary.
@@ -114,24 +115,29 @@ def main() -> None:
     if not path.exists():
         write(path, options["shape"])
         return
-    steps, vocab = options["steps"], options["shape"]["vocab"]
-    most = max(options["rows"])
-    model = Model(path, most, max(options["prompts"]) + steps + 8, options["threads"], options["clock"])
-    prompt = [(0, position, 3 + position % (vocab - 3)) for position in range(max(options["prompts"]))]
-    model.decode(prompt)  # warms up
-    seconds = []
-    for _ in range(options["prompt_rounds"]):
-        model.forget()
-        seconds.append(model.decode(prompt))
-    result = {"prompt": [len(prompt) / s for s in seconds], "rows": {}}
-    for rows, length in zip(options["rows"], options["prompts"], strict=True):
-        model.forget()
-        for row in range(rows):
-            model.decode([(row, position, 3 + (row + position) % (vocab - 3)) for position in range(length)])
-        found = [model.decode([(row, length + n, 5 + n) for row in range(rows)]) for n in range(steps)]
-        result["rows"][rows] = [rows / s for s in found]
-    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps(result))
+    vocab, rows, position = options.pop("shape")["vocab"], 0, 0
+    model = Model(path, **options)
+    print("[]", flush=True)  # loaded
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "prompt" in order:
+            model.forget()
+            tokens = [(0, place, 3 + place % (vocab - 3)) for place in range(order["prompt"])]
+            answer = [len(tokens) / model.decode(tokens)]
+        elif "rows" in order:
+            model.forget()
+            rows, position = order["rows"], order["length"]
+            for row in range(rows):
+                model.decode([(row, place, 3 + (row + place) % (vocab - 3)) for place in range(position)])
+            answer = []
+        elif "steps" in order:
+            answer = []
+            for _ in range(order["steps"]):
+                answer.append(rows / model.decode([(row, position, 5 + position) for row in range(rows)]))
+                position += 1
+        else:
+            answer = {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

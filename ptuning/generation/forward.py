@@ -32,17 +32,16 @@ class Forward:
 
     def next_logits(self, rows: Sequence[Row]) -> torch.Tensor:
         """Of the running rows' newest tokens: (rows, V) in fp32."""
-        new = [row.ids[row.cached :] for row in rows]
         starts = torch.tensor([row.start for row in rows], device=self.model.device)
-        if self.step is None or any(row.request.prefix is not None and row.request.prefix.in_layers for row in rows):
-            layout = self.cache.begin_apart(starts, self._attend(starts)) if self.apart else None
-            return self._logits(rows, new, layout.rows_mask if layout else self.cache.begin(0, starts, 1), layout)
-        ids, positions = torch.tensor(new)[:, 0], torch.tensor([row.cached for row in rows])
-        hidden_NH = self.step(ids, positions, self.cache.store, starts)
-        logits_NV = self.model.get_output_embeddings()(hidden_NH).float()
-        for row in rows:
-            row.cached += 1
-        return logits_NV
+        if self.step is not None and not any(row.request.prefix and row.request.prefix.in_layers for row in rows):
+            ids, positions = torch.tensor([[row.ids[row.cached], row.cached] for row in rows]).t()
+            hidden_NH = self.step(ids, positions, self.cache.store, starts)
+            for row in rows:
+                row.cached += 1
+            return self.model.get_output_embeddings()(hidden_NH).float()
+        layout = self.cache.begin_apart(starts, self._attend(starts)) if self.apart else None
+        mask = self.cache.begin(0, starts, 1) if layout is None else layout.rows_mask
+        return self._logits(rows, [row.ids[row.cached :] for row in rows], mask, layout)
 
     def logits(self, rows: Sequence[Row], first: int, new: Sequence[list[int]]) -> torch.Tensor:
         """Tokens of prompts.

@@ -3,6 +3,8 @@
 Each replacement is a named autograd function with its formulas, held to plain torch by tests/kernels. They work in training mode
 alone: in evaluation mode every module computes as transformers wrote it, so that what a run's answers and losses are measured
 with is what serves later. Only the library that multiplies may be another one there too, in evaluation and in serving alike.
+
+And how a packed base, which only answers, computes what lies between its products (step.py, operations.py).
 """
 
 from ptuning.kernels.loss import CHUNKS, LIGER, gpu_loss, momentary_bytes

@@ -76,18 +76,12 @@ class Compiled(Packed):
         if not rows:
             return product.to(dtype)
         room = torch.empty(room_bytes(rows, self._columns), dtype=torch.uint8)
-        alone = rows * self._rows * self._columns < _ALONE
-        self._run(
-            _Arguments(
-                *self.arguments(
-                    x_NC, product, room, rows, distance=x_NC.stride(0), threads=1 if alone else torch.get_num_threads()
-                )
-            )
-        )
+        threads = 1 if rows * self._rows * self._columns < _ALONE else torch.get_num_threads()
+        self._run(_Arguments(*self.arguments(x_NC, product, room, rows, x_NC.stride(0), threads)))
         return product.to(dtype)
 
     def arguments(
-        self, x: torch.Tensor, out: torch.Tensor, room: torch.Tensor, rows: int, distance: int, threads: int = 1
+        self, x: torch.Tensor, out: torch.Tensor, room: torch.Tensor, rows: int, distance: int, threads: int
     ) -> tuple[int, ...]:
         """What the functions are told, but for the counters, which begin at 0.
 

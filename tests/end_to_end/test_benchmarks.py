@@ -56,7 +56,7 @@ TOY = [
         ("full.py", [*TOY, "--samples", "16", "--ways", "plain", "zero3", "--processes", "1"], {"plain", "zero3"}),
         (
             "cpu_serving.py",
-            ["--small", "--engines", "int8", "--rounds", "1", "--rows", "2", "--prompts", "8", "--steps", "1"],
+            ["--small", "--engines", "int8", "--turns", "1", "--rows", "2", "--prompts", "8", "--steps", "1"],
             {"int8", "threads"},
         ),
         ("proof.py", ["--seconds", "2", "--clients", "8", "--most_growth", "1000"], {"equal", "good", "exit_status"}),
