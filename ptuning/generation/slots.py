@@ -136,8 +136,8 @@ class SlotCache(Cache):
             starts: (n,) columns in use of each row.
             attend: of a layout.
         """
-        apart = spans([start + 1 for start in starts.tolist()], starts.device)
-        if attend is None and len(apart) == 1:
+        apart = _apart(starts) if attend is None else []
+        if len(apart) == 1:
             return None
         return Layout(len(starts), self.begin(0, starts, 1), apart, attend=attend)
 
@@ -157,7 +157,7 @@ class SlotCache(Cache):
         self.width = max(self.width, stop)
         ahead = torch.arange(stop, device=device) > torch.arange(start, stop, device=device)[:, None]
         piece_mask = torch.zeros(ahead.shape, dtype=self.store.dtype, device=device).masked_fill_(ahead, -torch.inf)
-        apart = spans([start + 1 for start in starts.tolist()], device)
+        apart = _apart(starts) if attend is None else []
         return Layout(len(starts), rows_mask, apart, piece_mask[None, None], attend)
 
     def put(self, row: int, start: int, key_values: torch.Tensor) -> None:
@@ -172,6 +172,11 @@ class SlotCache(Cache):
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first columns of one row over another."""
         self.store[:, :, target, :, :columns] = self.store[:, :, source, :, :columns]
+
+
+def _apart(starts: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Spans of rows that take their next tokens."""
+    return spans([start + 1 for start in starts.tolist()], starts.device)
 
 
 def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -32,10 +32,10 @@ class Layout:
     Args:
         rows: r.
         rows_mask: (r, 1, 1, columns of the rows).
-        spans: of rows that are computed in one call: first, end, columns.
+        spans: of rows that the plain kernel computes in one call: first, end, columns.
         piece_mask: (1, 1, p, columns of the prompt), added to scores: sdpa would make that of true and false again in each layer;
             None without one.
-        attend: computes the rows; None: the plain kernel does, in spans.
+        attend: computes the rows, and there are no spans; None: the plain kernel does.
     """
 
     rows: int
@@ -89,7 +89,7 @@ def _attention(
         outputs.append(layout.attend(query[:r], key[:r], value[:r], scaling=kwargs["scaling"]))
     parts = [
         (query[first:end], slice(first, end), layout.rows_mask[first:end, :, :, :width])
-        for first, end, width in (layout.spans if layout.attend is None else ())
+        for first, end, width in layout.spans
     ]
     for part, slots, mask in parts:
         width, mask = mask.shape[3], mask.to(query.device)

@@ -81,12 +81,12 @@ class Operations:
         Returns:
             (N, 1, G P, D).
         """
-        (rows, heads, _, head_dim), groups = query.shape, key.shape[1]
+        rows, heads, _, head_dim = query.shape
         query, lengths_N = query.contiguous(), lengths_N.contiguous()
         columns, threads = int(lengths_N.max()), torch.get_num_threads()
-        room = torch.empty(threads * room_bytes(columns, head_dim, self.lanes), dtype=torch.uint8)
+        room = torch.empty(threads, room_bytes(columns, head_dim, self.lanes), dtype=torch.uint8)
         out = query.new_empty(rows, 1, heads, head_dim)
-        told = attend_arguments(query, key, value, lengths_N, out, room, groups, scaling, room.numel() // threads)
+        told = attend_arguments(query, key, value, lengths_N, out, room, scaling)
         self._alone("attend", rows * heads * columns, *told)
         return out
 
@@ -102,17 +102,15 @@ def attend_arguments(
     lengths_N: torch.Tensor,
     out: torch.Tensor,
     room: torch.Tensor,
-    groups: int,
     scaling: float,
-    room_of_one: int,
 ) -> tuple[int, ...]:
-    """What `attend` is told. query (N, G P, …, D) in one piece; keys and values (N, G, columns, D), the same for both."""
-    rows, heads, head_dim = query.shape[0], query.shape[1], query.shape[-1]
+    """What `attend` is told. query (N, G P, …, D) in one piece; key and value (N, G, columns, D) lie alike; room (threads, …)."""
+    rows, heads, head_dim, groups = query.shape[0], query.shape[1], query.shape[-1], key.shape[1]
     size = query.element_size()
     return (
         *(each.data_ptr() for each in (query, key, value, lengths_N, out, room)),
         *(size * heads * head_dim, size * head_dim, size * key.stride(0), size * key.stride(1)),
-        *(rows, groups, heads // groups, head_dim, bits(scaling), room_of_one),
+        *(rows, groups, heads // groups, head_dim, bits(scaling), room.shape[1]),
     )
 
 

@@ -101,7 +101,7 @@ class StepProgram:
         """Makes the program where it isn't there."""
         threads = torch.get_num_threads()
         made_for = (store.data_ptr(), store.shape, threads)
-        if made_for != self._made_for or rows > len(self._room["x"]):
+        if made_for != self._made_for:
             self._programs.clear()
             self._make_room(store.shape[2], store.shape[4], threads)
             self._made_for = made_for
@@ -167,17 +167,7 @@ class StepProgram:
     def _attention(self, rows: int, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> list[Record]:
         sizes, room = self.sizes, self._room
         query = room["query"].view(-1, sizes.heads, sizes.head_dim)
-        told = attend_arguments(
-            query[:rows],
-            keys,
-            values,
-            room["lengths"],
-            room["seen"],
-            room["scores"],
-            sizes.groups,
-            scaling,
-            room["scores"].shape[1],
-        )
+        told = attend_arguments(query[:rows], keys, values, room["lengths"], room["seen"], room["scores"], scaling)
         names = ("query", "key", "value", "cos", "sin")
         slot, group = (keys.element_size() * keys.stride(n) for n in range(2))
         rotate = self.operations.record(

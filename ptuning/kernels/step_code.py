@@ -19,8 +19,8 @@ SLOTS = 18
 RECORD = 2 + SLOTS
 MULTIPLE = 16  # of H, D, F and the rotary's width
 CHUNK = 2048  # of F that a thread takes at a time
-_COUNTERS = {"at_next": f"%next.at = getelementptr i64, ptr %a, i64 {SLOTS - 2}"}
-_COUNTERS |= {"at_entered": f"%entered.at = getelementptr i64, ptr %a, i64 {SLOTS - 1}"}
+_COUNTERS = f"""%next.at = getelementptr i64, ptr %a, i64 {SLOTS - 2}
+%entered.at = getelementptr i64, ptr %a, i64 {SLOTS - 1}"""
 
 # What each function is told; addresses first.
 NORM = ("x", "add", "weight", "out", "N", "H", "epsilon")
@@ -46,7 +46,7 @@ def source(lanes: int) -> str:
 
 def _told(arguments: tuple[str, ...]) -> str:
     words = loads(arguments, _ADDRESSES[arguments])
-    return "\n".join([*(words[f"load_{name}"] for name in arguments), *_COUNTERS.values()])
+    return "\n".join([*(words[f"load_{name}"] for name in arguments), _COUNTERS])
 
 
 _DECLARATIONS = """
